@@ -1,0 +1,3 @@
+//! Leaves with the status that the command line decided, nothing else.
+#![forbid(unsafe_code)]
+fn main() {}
