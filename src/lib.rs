@@ -5,3 +5,6 @@
 pub mod clock;
 pub mod secret;
 pub mod sys;
+
+#[global_allocator]
+static ALLOCATOR: sys::alloc::Populating = sys::alloc::Populating;

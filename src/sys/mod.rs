@@ -3,4 +3,11 @@
 //! Invariant: functions take and return owned descriptors; a bare pid leaves only as part of a fact.
 #![allow(unsafe_code)]
 
+pub mod alloc;
+pub mod cgroup;
+pub mod device;
+pub mod mount;
+pub mod pidfd;
+pub mod proc;
+pub mod process;
 pub mod shm;
