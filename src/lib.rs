@@ -3,6 +3,7 @@
 //! The prose manual is `manual`; `SECURITY.md` says what is promised and what is not.
 
 pub mod clock;
+pub mod execution;
 pub mod secret;
 pub mod sys;
 

@@ -1,0 +1,201 @@
+//! Open files, in a table that the next worker reads: a handle means the same to each of them.
+//!
+//! A slot is eight words: commit word, principal, inode, the request that opened it, the time of
+//! its last record, flags. The commit word holds the slot's generation when it is in use, zero when
+//! free; it is stored last on opening and first on releasing. A file handle is `generation << 20 |
+//! slot`, so that a handle of an earlier life of the slot is not mistaken for this one.
+//!
+//! Invariant: a handle is valid exactly if its slot's commit word holds its generation.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::sys::shm::Region;
+
+use super::state::{HANDLE_BYTES, MAX_HANDLES, OFFSET_HANDLE_GENERATION, OFFSET_HANDLES, State};
+
+const SLOT_BITS: u32 = 20;
+const COMMIT: usize = 0;
+const PRINCIPAL: usize = 8;
+const INODE: usize = 16;
+const REQUEST: usize = 24;
+const RECORDED_AT: usize = 32;
+/// The principal number that stands for "nobody".
+const NOBODY: u64 = 0;
+
+/// One open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handle {
+    /// Who opened it; `None` for a file that anybody may read.
+    pub principal: Option<u64>,
+    /// What.
+    pub inode: u64,
+}
+
+/// The table.
+pub struct Handles {
+    region: Arc<Region>,
+    /// Free slots, ours alone: rebuilt from the table at each start.
+    free: Mutex<Vec<u32>>,
+    /// Opens whose request may come again, by request id: kept until a second passes over them.
+    resent: Mutex<HashMap<u64, u64>>,
+}
+
+fn slot_offset(slot: u32) -> usize {
+    OFFSET_HANDLES + slot as usize * HANDLE_BYTES
+}
+
+impl Handles {
+    /// Takes over the table.
+    pub fn open(state: &State) -> Self {
+        let region = state.region().clone();
+        let mut free = Vec::new();
+        let mut resent = HashMap::new();
+        // From the top, so that low slots, whose pages exist, are used first.
+        for slot in (0..u32::try_from(MAX_HANDLES).unwrap_or(0)).rev() {
+            let generation = region.load(slot_offset(slot) + COMMIT, Ordering::Acquire);
+            if generation == 0 {
+                free.push(slot);
+            } else {
+                let request = region.load(slot_offset(slot) + REQUEST, Ordering::Relaxed);
+                resent.insert(request, handle_number(generation, slot));
+            }
+        }
+        Self { region, free: Mutex::new(free), resent: Mutex::new(resent) }
+    }
+
+    /// Opens: a request that an earlier worker carried out and did not answer gets its handle again.
+    /// `None` when the table is full.
+    pub fn insert(&self, handle: Handle, request: u64, is_resent: bool) -> Option<u64> {
+        if is_resent {
+            let resent = self.resent.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(fh) = resent.get(&request).copied()
+                && self.get(fh) == Some(handle)
+            {
+                return Some(fh);
+            }
+        }
+        let slot = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        let at = slot_offset(slot);
+        let generation = self.region.fetch_add(OFFSET_HANDLE_GENERATION, 1, Ordering::AcqRel) + 1;
+        self.region.store(at + PRINCIPAL, handle.principal.unwrap_or(NOBODY), Ordering::Relaxed);
+        self.region.store(at + INODE, handle.inode, Ordering::Relaxed);
+        self.region.store(at + REQUEST, request, Ordering::Relaxed);
+        self.region.store(at + RECORDED_AT, 0, Ordering::Relaxed);
+        self.region.store(at + COMMIT, generation, Ordering::Release);
+        Some(handle_number(generation, slot))
+    }
+
+    /// What `fh` stands for.
+    pub fn get(&self, fh: u64) -> Option<Handle> {
+        let at = self.valid(fh)?;
+        let principal = self.region.load(at + PRINCIPAL, Ordering::Relaxed);
+        let inode = self.region.load(at + INODE, Ordering::Relaxed);
+        let handle = Handle { principal: (principal != NOBODY).then_some(principal), inode };
+        // Still the same after the loads: a release in between makes them meaningless.
+        self.valid(fh).map(|_| handle)
+    }
+
+    /// When a read of `fh` was last recorded, in seconds since 1970; 0 for never.
+    pub fn recorded_at(&self, fh: u64) -> u64 {
+        self.valid(fh).map_or(0, |at| self.region.load(at + RECORDED_AT, Ordering::Relaxed))
+    }
+
+    /// Notes that a read of `fh` was recorded at `unix_secs`.
+    pub fn set_recorded_at(&self, fh: u64, unix_secs: u64) {
+        if let Some(at) = self.valid(fh) {
+            self.region.store(at + RECORDED_AT, unix_secs, Ordering::Relaxed);
+        }
+    }
+
+    /// Releases `fh`; a second release, as a resent request is, changes nothing.
+    pub fn remove(&self, fh: u64) {
+        let Some(at) = self.valid(fh) else { return };
+        let generation = fh >> SLOT_BITS;
+        // Whoever clears the word gives the slot back, once.
+        if self.region.compare_exchange(at + COMMIT, generation, 0).is_ok() {
+            let slot = u32::try_from(fh & ((1 << SLOT_BITS) - 1)).unwrap_or(0);
+            self.free.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+        }
+    }
+
+    /// Files open now.
+    pub fn len(&self) -> usize {
+        MAX_HANDLES - self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether no file is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn valid(&self, fh: u64) -> Option<usize> {
+        let slot = u32::try_from(fh & ((1 << SLOT_BITS) - 1)).ok()?;
+        if slot as usize >= MAX_HANDLES {
+            return None;
+        }
+        let generation = fh >> SLOT_BITS;
+        let at = slot_offset(slot);
+        (generation != 0 && self.region.load(at + COMMIT, Ordering::Acquire) == generation)
+            .then_some(at)
+    }
+}
+
+fn handle_number(generation: u64, slot: u32) -> u64 {
+    generation << SLOT_BITS | u64::from(slot)
+}
+
+impl std::fmt::Debug for Handles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handles").field("open", &self.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: Handle = Handle { principal: Some(3), inode: 77 };
+
+    #[test]
+    fn a_handle_means_the_same_to_the_next_worker() {
+        let state = State::create().unwrap();
+        let fh = Handles::open(&state).insert(SAMPLE, 10, false).unwrap();
+        let next = Handles::open(&state);
+        assert_eq!(next.get(fh), Some(SAMPLE));
+        assert_eq!(next.len(), 1);
+        next.remove(fh);
+        next.remove(fh);
+        assert_eq!(next.get(fh), None);
+        assert_eq!(next.len(), 0);
+    }
+
+    #[test]
+    fn a_resent_open_gets_the_handle_that_it_had() {
+        let state = State::create().unwrap();
+        let fh = Handles::open(&state).insert(SAMPLE, 10, false).unwrap();
+        let next = Handles::open(&state);
+        assert_eq!(next.insert(SAMPLE, 10, true), Some(fh));
+        assert_eq!(next.len(), 1);
+        // Another file under the same number is another open.
+        let other = Handle { inode: 78, ..SAMPLE };
+        assert_ne!(next.insert(other, 10, true), Some(fh));
+    }
+
+    #[test]
+    fn a_handle_of_an_earlier_life_of_its_slot_is_invalid() {
+        let state = State::create().unwrap();
+        let handles = Handles::open(&state);
+        let first = handles.insert(SAMPLE, 1, false).unwrap();
+        handles.remove(first);
+        let second = handles.insert(Handle { principal: None, inode: 5 }, 2, false).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(handles.get(first), None);
+        assert_eq!(handles.get(second), Some(Handle { principal: None, inode: 5 }));
+        handles.set_recorded_at(first, 9);
+        assert_eq!(handles.recorded_at(second), 0);
+        assert_eq!(handles.get(u64::MAX), None);
+    }
+}
