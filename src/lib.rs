@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod execution;
+pub mod identity;
 pub mod secret;
 pub mod sys;
 
