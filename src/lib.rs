@@ -2,8 +2,11 @@
 //!
 //! The prose manual is `manual`; `SECURITY.md` says what is promised and what is not.
 
+pub mod broker;
 pub mod clock;
 pub mod execution;
+pub mod fs;
+pub mod fuse;
 pub mod identity;
 pub mod secret;
 pub mod sys;

@@ -38,7 +38,7 @@ impl Cgroup {
     /// What mkdir(2) and open(2) report.
     pub fn create(path: &Path) -> io::Result<Self> {
         match fs::create_dir(path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
             _ => Self::open(path),
         }
     }

@@ -1,0 +1,365 @@
+//! The directory tree that callers see, each their own.
+//!
+//! ```text
+//! /                 answers by caller: an agent's files, or `.identity` alone
+//! /.agents/TOKEN/   a principal's own directory; found by whoever knows the token, listed by nobody
+//! ```
+//!
+//! Invariant: whether a *directory* exists never depends on who asks, files always do. Danger: a
+//! stranger's `ENOENT` on a directory drops it from the shared dentry cache, under the feet of those
+//! who work in it (`pitfalls` in the manual). Inode numbers 1 to 3 are fixed, all others random.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use crate::broker::{Broker, FileFact, Node, Range, Refusal, Request, Standing};
+use crate::clock::Timestamp;
+use crate::identity::Caller;
+use crate::identity::attestor::PrincipalNumber;
+
+/// The root directory (`FUSE_ROOT_ID`).
+pub const ROOT: u64 = 1;
+/// `/.agents`.
+pub const AGENTS: u64 = 2;
+/// The `.identity` that strangers see.
+pub const STRANGER_IDENTITY: u64 = 3;
+/// Inode numbers below this are fixed.
+pub const FIRST_RANDOM: u64 = 1 << 10;
+
+/// Name of the directory that holds the principals' directories.
+pub const AGENTS_NAME: &str = ".agents";
+/// Name of the file that says who the caller is.
+pub const IDENTITY_NAME: &str = ".identity";
+
+/// Attributes of a secret are the same for all who see its inode, so the kernel may keep them.
+const SECRET_ATTR_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a stranger reads in `.identity`: the same for all, since they share the inode.
+const STRANGER_TEXT: &[u8] = b"{\n  \"principal\": null,\n  \
+    \"reason\": \"this process belongs to no execution\",\n  \
+    \"hint\": \"start it with `strongroom run`; `strongroom explain --pid PID` tells more\"\n}\n";
+
+/// The two kinds of thing in the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+}
+
+/// Attributes of an inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// Inode number.
+    pub inode: u64,
+    /// File or directory.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Exact size in bytes.
+    pub size_bytes: u64,
+    /// Owner.
+    pub uid: u32,
+    /// Owner's group.
+    pub gid: u32,
+    /// Modification time.
+    pub modified: Timestamp,
+    /// How long the kernel may keep them.
+    pub timeout: Duration,
+}
+
+/// One line of a directory listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Name.
+    pub name: String,
+    /// Inode number.
+    pub inode: u64,
+    /// File or directory.
+    pub kind: Kind,
+}
+
+/// What an open file is, as the adapter must treat it. All are direct I/O without FLUSH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// The handle to give to the kernel.
+    pub handle: u64,
+}
+
+/// The open file that a READ names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenFile {
+    /// Its inode.
+    pub inode: u64,
+    /// The handle that its open gave.
+    pub handle: u64,
+    /// Whether the request carries a lock owner, which every read(2) does and no fill of the page
+    /// cache.
+    pub owned: bool,
+}
+
+/// The handle of every file that holds no secret.
+const PLAIN_HANDLE: u64 = 0;
+
+/// The tree over a broker.
+#[derive(Debug)]
+pub struct Tree<B> {
+    broker: B,
+}
+
+impl<B: Broker> Tree<B> {
+    /// A tree that asks `broker`.
+    pub fn new(broker: B) -> Self {
+        Self { broker }
+    }
+
+    /// The broker behind it.
+    pub fn broker(&self) -> &B {
+        &self.broker
+    }
+
+    /// Finds `name` in directory `parent`.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn lookup(&self, caller: Caller, parent: u64, name: &[u8]) -> Result<Attributes, Refusal> {
+        // A name that is not UTF-8 can be no name of ours.
+        let name = std::str::from_utf8(name).map_err(|_| Refusal::Missing)?;
+        match parent {
+            ROOT if name == AGENTS_NAME => Ok(directory(AGENTS, 0o711)),
+            ROOT => match self.broker.standing(caller)? {
+                Standing::Agent(principal) => self.lookup_file(caller, principal, name),
+                Standing::Stranger => stranger_file(name),
+            },
+            AGENTS => {
+                self.broker.directory(name).map(|i| directory(i, 0o555)).ok_or(Refusal::Missing)
+            }
+            _ => match self.broker.node(parent) {
+                Some(Node::Directory(owner)) => match self.broker.standing(caller)? {
+                    Standing::Agent(principal) if principal == owner => {
+                        self.lookup_file(caller, principal, name)
+                    }
+                    Standing::Agent(_) | Standing::Stranger => stranger_file(name),
+                },
+                Some(Node::Identity(_) | Node::Secret(_)) | None => Err(Refusal::Missing),
+            },
+        }
+    }
+
+    fn lookup_file(
+        &self,
+        caller: Caller,
+        principal: PrincipalNumber,
+        name: &str,
+    ) -> Result<Attributes, Refusal> {
+        if name == IDENTITY_NAME {
+            return self.identity_attributes(principal);
+        }
+        self.broker.file(principal, name, caller).map(|f| secret(&f)).ok_or(Refusal::Missing)
+    }
+
+    fn identity_attributes(&self, principal: PrincipalNumber) -> Result<Attributes, Refusal> {
+        let (_, inode) = self.broker.inodes(principal).ok_or(Refusal::Missing)?;
+        let (uid, gid) = self.broker.owner(principal).ok_or(Refusal::Missing)?;
+        Ok(Attributes {
+            inode,
+            kind: Kind::File,
+            mode: 0o400,
+            size_bytes: self.broker.identity(principal).len() as u64,
+            uid,
+            gid,
+            modified: Timestamp::UNIX_EPOCH,
+            // Its text changes with the last refusal.
+            timeout: Duration::ZERO,
+        })
+    }
+
+    /// Attributes of an inode that the caller already holds.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn attributes(&self, caller: Caller, inode: u64) -> Result<Attributes, Refusal> {
+        match inode {
+            ROOT => Ok(directory(ROOT, 0o555)),
+            AGENTS => Ok(directory(AGENTS, 0o711)),
+            STRANGER_IDENTITY => Ok(stranger_attributes()),
+            _ => match self.broker.node(inode) {
+                None => Err(Refusal::Missing),
+                Some(Node::Directory(_)) => Ok(directory(inode, 0o555)),
+                Some(Node::Identity(owner)) => {
+                    self.require(caller, owner)?;
+                    self.identity_attributes(owner)
+                }
+                Some(Node::Secret(file)) => match self.broker.standing(caller)? {
+                    Standing::Agent(principal) if self.sees(principal, inode) => Ok(secret(&file)),
+                    Standing::Agent(_) | Standing::Stranger => Err(Refusal::ForeignHandle),
+                },
+            },
+        }
+    }
+
+    fn sees(&self, principal: PrincipalNumber, inode: u64) -> bool {
+        self.broker.files(principal).iter().any(|f| f.inode == inode)
+    }
+
+    fn require(&self, caller: Caller, owner: PrincipalNumber) -> Result<(), Refusal> {
+        match self.broker.standing(caller)? {
+            Standing::Agent(principal) if principal == owner => Ok(()),
+            Standing::Agent(_) | Standing::Stranger => Err(Refusal::ForeignHandle),
+        }
+    }
+
+    /// Lists directory `inode` as `caller` sees it, `.` and `..` first.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn list(&self, caller: Caller, inode: u64) -> Result<Vec<Listed>, Refusal> {
+        let dir = |name: &str, inode| Listed { name: name.into(), inode, kind: Kind::Directory };
+        let file = |name: &str, inode| Listed { name: name.into(), inode, kind: Kind::File };
+        let viewer = match inode {
+            // The tokens are not listed anywhere.
+            AGENTS => return Ok(vec![dir(".", AGENTS), dir("..", ROOT)]),
+            ROOT => match self.broker.standing(caller)? {
+                Standing::Agent(principal) => Some(principal),
+                Standing::Stranger => None,
+            },
+            _ => match self.broker.node(inode) {
+                Some(Node::Directory(owner)) => match self.broker.standing(caller)? {
+                    Standing::Agent(principal) if principal == owner => Some(principal),
+                    Standing::Agent(_) | Standing::Stranger => None,
+                },
+                Some(Node::Identity(_) | Node::Secret(_)) | None => return Err(Refusal::Missing),
+            },
+        };
+        let mut listed = vec![dir(".", inode), dir("..", ROOT)];
+        match viewer.and_then(|p| self.broker.inodes(p).map(|(_, identity)| (p, identity))) {
+            Some((principal, identity)) => {
+                listed.push(file(IDENTITY_NAME, identity));
+                let files = self.broker.files(principal);
+                listed.extend(files.iter().map(|f| file(&f.name, f.inode)));
+            }
+            None => listed.push(file(IDENTITY_NAME, STRANGER_IDENTITY)),
+        }
+        Ok(listed)
+    }
+
+    /// Opens file `inode`; `writing` for any open that could change it.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn open(
+        &self,
+        caller: Caller,
+        inode: u64,
+        writing: bool,
+        request: Request,
+    ) -> Result<Opened, Refusal> {
+        if writing {
+            return Err(Refusal::ReadOnly);
+        }
+        if inode == STRANGER_IDENTITY {
+            return Ok(Opened { handle: PLAIN_HANDLE });
+        }
+        match self.broker.node(inode) {
+            Some(Node::Identity(owner)) => {
+                self.require(caller, owner)?;
+                Ok(Opened { handle: PLAIN_HANDLE })
+            }
+            Some(Node::Secret(_)) => match self.broker.standing(caller)? {
+                Standing::Agent(principal) => self
+                    .broker
+                    .open(principal, inode, caller, request)
+                    .map(|handle| Opened { handle }),
+                Standing::Stranger => {
+                    // Reached without a lookup of its own: through a descriptor that was passed.
+                    self.broker.refused(None, inode, caller, Refusal::ForeignHandle);
+                    Err(Refusal::ForeignHandle)
+                }
+            },
+            Some(Node::Directory(_)) | None => Err(Refusal::Missing),
+        }
+    }
+
+    /// Reads from an open file.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; `reply` was not called then.
+    pub fn read(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        range: Range,
+        request: Request,
+        reply: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Refusal> {
+        let OpenFile { inode, handle, owned } = file;
+        if !owned {
+            self.broker.refused(None, inode, caller, Refusal::Uncacheable);
+            return Err(Refusal::Uncacheable);
+        }
+        if inode == STRANGER_IDENTITY {
+            reply(range.of(STRANGER_TEXT));
+            return Ok(());
+        }
+        match self.broker.node(inode) {
+            Some(Node::Identity(owner)) => {
+                self.require(caller, owner)?;
+                reply(range.of(&self.broker.identity(owner)));
+                Ok(())
+            }
+            Some(Node::Secret(_)) => self.broker.read(handle, caller, range, request, reply),
+            Some(Node::Directory(_)) | None => Err(Refusal::Missing),
+        }
+    }
+
+    /// Ends an open file's life.
+    pub fn release(&self, handle: u64) {
+        if handle != PLAIN_HANDLE {
+            self.broker.release(handle);
+        }
+    }
+}
+
+fn stranger_file(name: &str) -> Result<Attributes, Refusal> {
+    if name == IDENTITY_NAME { Ok(stranger_attributes()) } else { Err(Refusal::Missing) }
+}
+
+fn stranger_attributes() -> Attributes {
+    Attributes {
+        inode: STRANGER_IDENTITY,
+        kind: Kind::File,
+        mode: 0o444,
+        size_bytes: STRANGER_TEXT.len() as u64,
+        uid: 0,
+        gid: 0,
+        modified: Timestamp::UNIX_EPOCH,
+        timeout: SECRET_ATTR_TIMEOUT,
+    }
+}
+
+fn directory(inode: u64, mode: u16) -> Attributes {
+    Attributes {
+        inode,
+        kind: Kind::Directory,
+        mode,
+        size_bytes: 0,
+        uid: 0,
+        gid: 0,
+        modified: Timestamp::UNIX_EPOCH,
+        timeout: SECRET_ATTR_TIMEOUT,
+    }
+}
+
+fn secret(file: &FileFact) -> Attributes {
+    Attributes {
+        inode: file.inode,
+        kind: Kind::File,
+        mode: 0o400,
+        size_bytes: file.size_bytes,
+        uid: file.uid,
+        gid: file.gid,
+        modified: file.modified,
+        timeout: SECRET_ATTR_TIMEOUT,
+    }
+}
