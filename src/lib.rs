@@ -3,5 +3,6 @@
 //! The prose manual is `manual`; `SECURITY.md` says what is promised and what is not.
 
 pub mod clock;
+pub mod config;
 pub mod secret;
 pub mod sys;
