@@ -4,10 +4,12 @@
 
 pub mod broker;
 pub mod clock;
+pub mod config;
 pub mod execution;
 pub mod fs;
 pub mod fuse;
 pub mod identity;
+pub mod keeper;
 pub mod secret;
 pub mod sys;
 

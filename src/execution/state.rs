@@ -120,14 +120,15 @@ impl State {
         self.region.load(OFFSET_GENERATION, Ordering::Acquire)
     }
 
-    /// Keeps the kernel's INIT request for every worker to come.
+    /// Keeps the INIT request of a new mount for every worker to come.
     ///
     /// # Errors
     /// `InvalidInput` for one that is longer than any kernel sends.
-    pub fn set_init(&self, request: &[u8]) -> io::Result<()> {
+    pub fn reset_init(&self, request: &[u8]) -> io::Result<()> {
         if request.len() > MAX_INIT_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "INIT is too long"));
         }
+        self.region.store(OFFSET_INIT_ANSWERED, 0, Ordering::Release);
         self.region.write(OFFSET_INIT, request);
         self.region.store(OFFSET_INIT_LEN, request.len() as u64, Ordering::Release);
         Ok(())
@@ -164,7 +165,7 @@ mod tests {
     fn a_second_worker_finds_what_the_first_noted() {
         let first = State::create().unwrap();
         assert_eq!(first.next_generation(), 1);
-        first.set_init(b"init request").unwrap();
+        first.reset_init(b"init request").unwrap();
         assert!(!first.init_answered());
         first.set_init_answered();
         let fd = first.region().as_fd().try_clone_to_owned().unwrap();

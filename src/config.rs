@@ -1,0 +1,1009 @@
+//! Where everything lies and how the daemon is to behave, read once and checked as a whole.
+//!
+//! Invariant: a [`Config`] that exists was checked: no unknown key, no impossible value, nothing of
+//! the daemon's own beneath its own mount (it would wait for itself). Danger: a misspelt key that
+//! silently leaves a default in force; unknown keys are errors that name the near miss and the line.
+//! Errors never quote values of the file, since a webhook's address may hold a token.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The variable that names the directory which holds everything, like `--home`.
+pub const HOME_VARIABLE: &str = "STRONGROOM_HOME";
+
+/// The longest configuration file that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file is there but cannot be read.
+    #[error("configuration {} cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A key that no version of this program knows, or not in this place.
+    #[error("configuration {} line {line} column {column}: unknown key `{key}`", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// The key as written.
+        key: String,
+        /// The known key that was probably meant.
+        near: Option<String>,
+        /// What may stand there.
+        known: Vec<String>,
+    },
+    /// The file is not TOML, or a value is of the wrong kind.
+    #[error("configuration {} line {line} column {column}: {problem}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong, without the value.
+        problem: String,
+    },
+    /// Every value is of the right kind, but together they make no sense.
+    #[error("configuration {}: {problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to write instead.
+        remedy: String,
+    },
+    /// A place that the environment ought to name is not named.
+    #[error("{variable} is not set, so there is no place for {what}")]
+    NoPlace {
+        /// The variable.
+        variable: &'static str,
+        /// What would lie there.
+        what: &'static str,
+    },
+}
+
+impl Error {
+    /// The next step for a person.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Read { path, .. } => {
+                format!("check the owner and mode of {}", path.display())
+            }
+            Self::UnknownKey { near: Some(near), .. } => format!("did you mean `{near}`?"),
+            Self::UnknownKey { known, .. } => format!("known here: {}", known.join(", ")),
+            Self::Syntax { path, .. } => {
+                format!("correct {}, then: strongroom config check", path.display())
+            }
+            Self::Invalid { remedy, .. } => remedy.clone(),
+            Self::NoPlace { .. } => {
+                format!("name one directory for everything: --home DIR or {HOME_VARIABLE}")
+            }
+        }
+    }
+}
+
+/// Whose daemon it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Started by root; agents are separated by cgroups.
+    System,
+    /// Started by a person; mounts through `fusermount3`.
+    User,
+}
+
+impl Mode {
+    /// The mode of a process with this effective uid.
+    pub fn of_uid(uid: u32) -> Self {
+        if uid == 0 { Self::System } else { Self::User }
+    }
+}
+
+/// What the process was started with, as far as it decides where things lie.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// The effective uid.
+    pub uid: u32,
+    /// `--home`, else `STRONGROOM_HOME`.
+    pub strongroom_home: Option<OsString>,
+    /// `HOME`.
+    pub home: Option<OsString>,
+    /// `XDG_CONFIG_HOME`.
+    pub xdg_config_home: Option<OsString>,
+    /// `XDG_STATE_HOME`.
+    pub xdg_state_home: Option<OsString>,
+    /// `XDG_RUNTIME_DIR`.
+    pub xdg_runtime_dir: Option<OsString>,
+}
+
+impl Surroundings {
+    /// Reads them from this process; `home` is the value of `--home`, which wins.
+    pub fn of_this_process(home: Option<&Path>) -> Self {
+        Self {
+            uid: nix::unistd::geteuid().as_raw(),
+            strongroom_home: home
+                .map(|h| h.as_os_str().to_owned())
+                .or_else(|| std::env::var_os(HOME_VARIABLE)),
+            home: std::env::var_os("HOME"),
+            xdg_config_home: std::env::var_os("XDG_CONFIG_HOME"),
+            xdg_state_home: std::env::var_os("XDG_STATE_HOME"),
+            xdg_runtime_dir: std::env::var_os("XDG_RUNTIME_DIR"),
+        }
+    }
+}
+
+/// Where everything lies; all absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Paths {
+    /// Whose daemon it is.
+    pub mode: Mode,
+    /// The one directory that holds everything, when one was named.
+    pub home: Option<PathBuf>,
+    /// `strongroom.toml`.
+    pub config_file: PathBuf,
+    /// What survives a reboot: vault, audit log, event store.
+    pub state_dir: PathBuf,
+    /// The encrypted store.
+    pub vault_file: PathBuf,
+    /// The audit log's directory.
+    pub audit_dir: PathBuf,
+    /// The event store.
+    pub events_dir: PathBuf,
+    /// What does not survive a reboot: socket, lock.
+    pub runtime_dir: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// The mount point.
+    pub mount: PathBuf,
+}
+
+impl Paths {
+    /// Decides from facts alone.
+    ///
+    /// # Errors
+    /// [`Error::NoPlace`] where a person's environment names no place.
+    pub fn of(from: &Surroundings) -> Result<Self, Error> {
+        let mode = Mode::of_uid(from.uid);
+        if let Some(home) = given(from.strongroom_home.as_ref()) {
+            let home = std::path::absolute(&home)
+                .map_err(|source| Error::Read { path: home.clone(), source })?;
+            return Ok(Self {
+                mode,
+                config_file: home.join("strongroom.toml"),
+                vault_file: home.join("vault.redb"),
+                audit_dir: home.join("audit"),
+                events_dir: home.join("events"),
+                runtime_dir: home.join("run"),
+                socket: home.join("run/control.sock"),
+                mount: home.join("mnt"),
+                state_dir: home.clone(),
+                home: Some(home),
+            });
+        }
+        let (config, state, runtime, mount) = match mode {
+            Mode::System => (
+                PathBuf::from("/etc/strongroom"),
+                PathBuf::from("/var/lib/strongroom"),
+                PathBuf::from("/run/strongroom"),
+                PathBuf::from("/run/secrets"),
+            ),
+            Mode::User => {
+                let runtime = given(from.xdg_runtime_dir.as_ref()).ok_or(Error::NoPlace {
+                    variable: "XDG_RUNTIME_DIR",
+                    what: "the control socket",
+                })?;
+                (
+                    below_home(
+                        from.xdg_config_home.as_ref(),
+                        from,
+                        ".config",
+                        "the configuration",
+                    )?
+                    .join("strongroom"),
+                    below_home(from.xdg_state_home.as_ref(), from, ".local/state", "the vault")?
+                        .join("strongroom"),
+                    runtime.join("strongroom"),
+                    runtime.join("secrets"),
+                )
+            }
+        };
+        Ok(Self {
+            mode,
+            home: None,
+            config_file: config.join("strongroom.toml"),
+            vault_file: state.join("vault.redb"),
+            audit_dir: state.join("audit"),
+            events_dir: state.join("events"),
+            socket: runtime.join("control.sock"),
+            state_dir: state,
+            runtime_dir: runtime,
+            mount,
+        })
+    }
+
+    /// [`Paths::of`] this process; `home` is the value of `--home`.
+    ///
+    /// # Errors
+    /// As [`Paths::of`].
+    pub fn of_this_process(home: Option<&Path>) -> Result<Self, Error> {
+        Self::of(&Surroundings::of_this_process(home))
+    }
+
+    /// The same with what the configuration moves elsewhere.
+    #[must_use]
+    pub fn with(mut self, config: &Config) -> Self {
+        if let Some(mount) = &config.mount.path {
+            self.mount = self.beside_config(mount);
+        }
+        if let Some(events) = &config.events.dir {
+            self.events_dir = self.beside_config(events);
+        }
+        self
+    }
+
+    /// A path of the configuration: relative ones start at the configuration file's directory.
+    pub fn beside_config(&self, path: &Path) -> PathBuf {
+        self.config_file.parent().unwrap_or(Path::new("/")).join(path)
+    }
+}
+
+/// A path from the environment; empty and relative ones count as unset, as XDG demands. The home
+/// itself may be relative: it is what a person typed.
+fn given(value: Option<&OsString>) -> Option<PathBuf> {
+    value.filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+fn below_home(
+    xdg: Option<&OsString>,
+    from: &Surroundings,
+    default: &str,
+    what: &'static str,
+) -> Result<PathBuf, Error> {
+    if let Some(path) = given(xdg).filter(|p| p.is_absolute()) {
+        return Ok(path);
+    }
+    let home = given(from.home.as_ref()).filter(|p| p.is_absolute());
+    Ok(home.ok_or(Error::NoPlace { variable: "HOME", what })?.join(default))
+}
+
+/// A span of time as people write it: `90s`, `10m`, `24h`, `7d`, `1h30m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Period(pub Duration);
+
+impl Period {
+    /// That many seconds.
+    pub const fn secs(secs: u64) -> Self {
+        Self(Duration::from_secs(secs))
+    }
+}
+
+impl From<Period> for Duration {
+    fn from(period: Period) -> Self {
+        period.0
+    }
+}
+
+/// Units of [`Period`], largest first: name and milliseconds.
+const UNITS: [(&str, u64); 6] = [
+    ("w", 604_800_000),
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1000),
+    ("ms", 1),
+];
+
+/// A text that is no [`Period`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a span of time; write a number and a unit, like 90s, 10m, 24h, 7d or 1h30m")]
+pub struct BadPeriod;
+
+impl FromStr for Period {
+    type Err = BadPeriod;
+
+    fn from_str(text: &str) -> Result<Self, BadPeriod> {
+        let mut rest = text.trim();
+        let mut total_ms = 0_u64;
+        if rest.is_empty() {
+            return Err(BadPeriod);
+        }
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let number: u64 = rest[..digits].parse().map_err(|_| BadPeriod)?;
+            rest = &rest[digits..];
+            let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
+            let (_, ms) =
+                UNITS.iter().find(|(unit, _)| *unit == &rest[..letters]).ok_or(BadPeriod)?;
+            let part = number.checked_mul(*ms).ok_or(BadPeriod)?;
+            total_ms = total_ms.checked_add(part).ok_or(BadPeriod)?;
+            rest = &rest[letters..];
+        }
+        Ok(Self(Duration::from_millis(total_ms)))
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        if left == 0 {
+            return f.write_str("0s");
+        }
+        // Weeks are read but not written: 7d says the same and is what people type.
+        for (unit, ms) in &UNITS[1..] {
+            if left >= *ms {
+                write!(f, "{}{unit}", left / ms)?;
+                left %= ms;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Period {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Period {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Period".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "description": "a span of time: number and unit (ms, s, m, h, d, w), repeated",
+            "pattern": "^([0-9]+(ms|s|m|h|d|w))+$",
+        })
+    }
+}
+
+/// The whole of `strongroom.toml`; a missing file means all defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Environments that may prefix a secret's name.
+    pub environments: Vec<String>,
+    /// How the daemon opens the vault at start.
+    pub unlock: Unlock,
+    /// The audit log.
+    pub audit: Audit,
+    /// The mount.
+    pub mount: Mount,
+    /// Versions and their ends.
+    pub rotation: Rotation,
+    /// The event store.
+    pub events: Events,
+    /// Asking the operator again.
+    pub operator: Operator,
+    /// Who may do what over the control socket; none means the default of the mode.
+    #[serde(rename = "role")]
+    pub roles: Vec<Role>,
+    /// Who is told what.
+    #[serde(rename = "alert")]
+    pub alerts: Vec<Alert>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            environments: ["dev", "staging", "prod"].map(str::to_owned).to_vec(),
+            unlock: Unlock::default(),
+            audit: Audit::default(),
+            mount: Mount::default(),
+            rotation: Rotation::default(),
+            events: Events::default(),
+            operator: Operator::default(),
+            roles: Vec::new(),
+            alerts: Vec::new(),
+        }
+    }
+}
+
+/// `[unlock]`: how the daemon opens the vault at start; without a method it starts locked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Unlock {
+    /// The method; none: locked until `strongroom unlock`.
+    pub method: Option<UnlockMethod>,
+    /// `key-file`: the file. `systemd-credential`: the credential's name.
+    pub path: Option<PathBuf>,
+    /// `command`: program and arguments.
+    pub command: Vec<String>,
+    /// The slot's label, where several slots have the same method.
+    pub label: Option<String>,
+}
+
+/// How a slot's master key is obtained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnlockMethod {
+    /// A program that wraps and unwraps 32 bytes.
+    Command,
+    /// A file that holds the key.
+    KeyFile,
+    /// Words that a person knows.
+    Passphrase,
+    /// A file in `$CREDENTIALS_DIRECTORY`.
+    SystemdCredential,
+}
+
+impl fmt::Display for UnlockMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Command => "command",
+            Self::KeyFile => "key-file",
+            Self::Passphrase => "passphrase",
+            Self::SystemdCredential => "systemd-credential",
+        })
+    }
+}
+
+/// `[audit]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// When a record reaches the disk.
+    pub sync: Sync,
+    /// A signed checkpoint at least this often, while there are records.
+    pub checkpoint: Period,
+    /// A signed checkpoint at least after so many records.
+    pub checkpoint_records: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { sync: Sync::Batch, checkpoint: Period::secs(300), checkpoint_records: 10_000 }
+    }
+}
+
+/// When a record reaches the disk; in order of rising durability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sync {
+    /// When the system writes it.
+    Os,
+    /// Within some milliseconds after the answer.
+    Batch,
+    /// Before the bytes leave.
+    Each,
+}
+
+/// `[mount]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mount {
+    /// The mount point, when not the mode's own.
+    pub path: Option<PathBuf>,
+    /// Threads that serve requests (1 to 64); more than four were slower.
+    pub threads: usize,
+}
+
+impl Default for Mount {
+    fn default() -> Self {
+        Self { path: None, threads: 4 }
+    }
+}
+
+/// `[rotation]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rotation {
+    /// A pending version is promoted after this time even if executions still hold the old one.
+    pub drain: Period,
+    /// How long `rollback` can bring the previous version back.
+    pub keep_previous: Period,
+    /// How long a retired version is kept for redaction before it is destroyed.
+    pub keep_retired: Period,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self {
+            drain: Period::secs(24 * 3600),
+            keep_previous: Period::secs(7 * 86_400),
+            keep_retired: Period::secs(90 * 86_400),
+        }
+    }
+}
+
+/// `[events]`: sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Events {
+    /// The store's directory, when not the mode's own.
+    pub dir: Option<PathBuf>,
+    /// The user that owns stored files; none: the daemon's.
+    pub owner: Option<String>,
+    /// The group of stored files; none: the daemon's.
+    pub group: Option<String>,
+    /// Permission bits of stored files, in octal, like `"0640"`.
+    pub mode: String,
+    /// Stored files of ended executions are removed after this time; none: never.
+    pub keep: Option<Period>,
+    /// The longest event file.
+    pub max_file: u64,
+    /// The most that the store may hold.
+    pub max_total: u64,
+    /// The most that is held back in memory.
+    pub max_held: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            owner: None,
+            group: None,
+            mode: "0600".to_owned(),
+            keep: None,
+            max_file: 1 << 30,
+            max_total: 16 << 30,
+            max_held: 64 << 20,
+        }
+    }
+}
+
+/// `[operator]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Operator {
+    /// Ask for the passphrase again at a terminal when the last time is longer ago than this.
+    pub confirm: Option<Period>,
+}
+
+/// What a role allows.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Permission {
+    /// Read records, `access`, `explain`, `doctor`; never values.
+    Audit,
+    /// Start executions and agents.
+    Launch,
+    /// Change secrets, groups, projects, chains and keys.
+    Operate,
+    /// See a value in clear.
+    Reveal,
+    /// Revoke a version and end who has it.
+    Revoke,
+}
+
+impl Permission {
+    /// All, in the order of tables.
+    pub const ALL: [Self; 5] =
+        [Self::Launch, Self::Operate, Self::Reveal, Self::Revoke, Self::Audit];
+
+    /// The word used in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Audit => "audit",
+            Self::Launch => "launch",
+            Self::Operate => "operate",
+            Self::Reveal => "reveal",
+            Self::Revoke => "revoke",
+        }
+    }
+}
+
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// `[[role]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Role {
+    /// A name for messages and records.
+    pub name: String,
+    /// Users that have the role.
+    #[serde(default)]
+    pub uids: Vec<u32>,
+    /// Groups whose members have the role (the peer's effective group).
+    #[serde(default)]
+    pub gids: Vec<u32>,
+    /// What the role allows.
+    pub may: Vec<Permission>,
+    /// Only these chains; none listed: all. A trailing `*` stands for any rest.
+    #[serde(default)]
+    pub chains: Vec<String>,
+    /// Only these environments; none listed: all. `-` stands for no environment.
+    #[serde(default)]
+    pub environments: Vec<String>,
+}
+
+/// `[[alert]]`: one of `command` and `webhook`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alert {
+    /// A name for messages and records.
+    pub name: String,
+    /// Only these events; none listed: all alerts.
+    #[serde(default)]
+    pub on: Vec<String>,
+    /// Program and arguments; gets JSON on stdin.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// An address that gets the JSON by POST.
+    #[serde(default)]
+    pub webhook: Option<String>,
+    /// How long one try may take.
+    #[serde(default = "alert_timeout")]
+    pub timeout: Period,
+}
+
+const fn alert_timeout() -> Period {
+    Period::secs(10)
+}
+
+impl Config {
+    /// Reads and checks the file that `paths` names; a missing file means all defaults.
+    ///
+    /// # Errors
+    /// Every variant but [`Error::NoPlace`].
+    pub fn load(paths: &Paths) -> Result<Self, Error> {
+        let path = &paths.config_file;
+        let failed = |source| Error::Read { path: path.clone(), source };
+        let text = match std::fs::metadata(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(failed(e)),
+            Ok(meta) if meta.len() > MAX_CONFIG_BYTES => {
+                return Err(Error::Invalid {
+                    path: path.clone(),
+                    problem: format!("the file is longer than {MAX_CONFIG_BYTES} bytes"),
+                    remedy: "a configuration is a page; is this the right file?".to_owned(),
+                });
+            }
+            Ok(_) => std::fs::read_to_string(path).map_err(failed)?,
+        };
+        let config = Self::parse(&text, path)?;
+        config.check(paths)?;
+        Ok(config)
+    }
+
+    /// Parses the text of a file, which `path` names in errors.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`] and [`Error::Syntax`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        toml::from_str(text).map_err(|e| describe(&e, text, path))
+    }
+
+    /// Checks what no single value shows.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check(&self, paths: &Paths) -> Result<(), Error> {
+        let invalid = |problem: String, remedy: &str| {
+            Err(Error::Invalid {
+                path: paths.config_file.clone(),
+                problem,
+                remedy: remedy.to_owned(),
+            })
+        };
+        for environment in &self.environments {
+            if !is_environment(environment) {
+                return invalid(
+                    "environments: a name is [a-z][a-z0-9-]*, at most 64 characters".to_owned(),
+                    "write them like environments = [\"dev\", \"staging\", \"prod\"]",
+                );
+            }
+        }
+        if !(1..=64).contains(&self.mount.threads) {
+            return invalid("mount.threads is not 1 to 64".to_owned(), "4 is a good number");
+        }
+        if self.audit.checkpoint_records == 0 || self.audit.checkpoint.0.is_zero() {
+            return invalid(
+                "audit: a checkpoint after nothing would never end".to_owned(),
+                "leave out checkpoint and checkpoint_records for the defaults",
+            );
+        }
+        self.check_unlock().or_else(|(problem, remedy)| invalid(problem.to_owned(), remedy))?;
+        match u32::from_str_radix(&self.events.mode, 8) {
+            Ok(mode) if mode <= 0o777 => {}
+            _ => {
+                return invalid("events.mode is no octal mode".to_owned(), "write mode = \"0640\"");
+            }
+        }
+        for role in &self.roles {
+            if role.uids.is_empty() && role.gids.is_empty() {
+                return invalid(
+                    format!("role `{}` has neither uids nor gids", role.name),
+                    "nobody could have it: add uids = [..] or remove the role",
+                );
+            }
+            let known = |e: &String| e == "-" || self.environments.contains(e);
+            if let Some(unknown) = role.environments.iter().find(|e| !known(e)) {
+                return invalid(
+                    format!("role `{}` names the environment `{unknown}`", role.name),
+                    "list it under environments first (\"-\" stands for none)",
+                );
+            }
+        }
+        for alert in &self.alerts {
+            if alert.command.is_empty() == alert.webhook.is_none() {
+                return invalid(
+                    format!("alert `{}` needs one of command and webhook", alert.name),
+                    "write command = [\"/usr/local/bin/page-me\"] or webhook = \"https://..\"",
+                );
+            }
+        }
+        let moved = paths.clone().with(self);
+        let own = [&moved.config_file, &moved.state_dir, &moved.events_dir, &moved.runtime_dir];
+        let key = self.unlock.path.as_ref().map(|p| moved.beside_config(p));
+        for path in own.into_iter().chain(key.as_ref()) {
+            if path.starts_with(&moved.mount) {
+                return invalid(
+                    format!("{} lies beneath the mount {}", path.display(), moved.mount.display()),
+                    "the daemon would wait for itself; move one of them",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn check_unlock(&self) -> Result<(), (&'static str, &'static str)> {
+        let unlock = &self.unlock;
+        match unlock.method {
+            Some(UnlockMethod::KeyFile) if unlock.path.is_none() => {
+                Err(("unlock.method key-file without a path", "add path = \"/path/to/key\""))
+            }
+            Some(UnlockMethod::SystemdCredential) if unlock.path.is_none() => Err((
+                "unlock.method systemd-credential without a path",
+                "add path = \"NAME\", the credential's name in the unit",
+            )),
+            Some(UnlockMethod::Command) if unlock.command.is_empty() => Err((
+                "unlock.method command without a command",
+                "add command = [\"/usr/local/bin/unwrap\", \"ARG\"]",
+            )),
+            None if unlock.path.is_some() || !unlock.command.is_empty() => Err((
+                "unlock has a path or a command, but no method",
+                "add method = \"key-file\" or method = \"command\"",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_environment(name: &str) -> bool {
+    name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// Turns the parser's error into ours: place and kind, without the offending value.
+fn describe(error: &toml::de::Error, text: &str, path: &Path) -> Error {
+    let (line, column) = error.span().map_or((1, 1), |span| place_of(text, span.start));
+    let message = error.message();
+    if let Some((key, known)) = unknown_field(message) {
+        let near = near_miss(&key, known.iter().map(String::as_str)).map(str::to_owned);
+        return Error::UnknownKey { path: path.to_owned(), line, column, key, near, known };
+    }
+    // serde quotes the value in front of ", expected ..".
+    let quotes_value = message.starts_with("invalid ") || message.starts_with("unknown variant");
+    let problem = match message.find("expected ") {
+        Some(at) if quotes_value => message[at..].to_owned(),
+        _ if quotes_value => "wrong kind of value".to_owned(),
+        _ => message.lines().next().unwrap_or("not TOML").to_owned(),
+    };
+    Error::Syntax { path: path.to_owned(), line, column, problem }
+}
+
+/// Line and column, from 1, of a byte offset.
+fn place_of(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+    (line, column)
+}
+
+/// Reads key and known keys from serde's "unknown field `k`, expected one of `a`, `b`".
+fn unknown_field(message: &str) -> Option<(String, Vec<String>)> {
+    let rest = message.strip_prefix("unknown field `")?;
+    let mut quoted = rest.split('`').step_by(2);
+    let key = quoted.next()?.to_owned();
+    Some((key, quoted.filter(|k| !k.is_empty()).map(str::to_owned).collect()))
+}
+
+/// The candidate that a person who typed `word` probably meant: at most a third of it differs.
+pub fn near_miss<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let allowed = (word.chars().count() / 3).clamp(1, 3);
+    candidates
+        .map(|c| (distance(word, c), c))
+        .filter(|(d, _)| *d <= allowed)
+        .min_by_key(|(d, _)| *d)
+        .map(|(_, c)| c)
+}
+
+/// Edits between two words: insert, delete, replace, swap neighbours.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            row[j] = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                row[j] = row[j].min(rows[i - 2][j - 2] + 1);
+            }
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, Error> {
+        Config::parse(text, Path::new("/c/strongroom.toml"))
+    }
+
+    fn home() -> Paths {
+        let from = Surroundings { strongroom_home: Some("/h".into()), ..Default::default() };
+        Paths::of(&from).unwrap()
+    }
+
+    #[test]
+    fn one_home_holds_everything() {
+        let paths = home();
+        assert_eq!(paths.socket, Path::new("/h/run/control.sock"));
+        assert_eq!(paths.mount, Path::new("/h/mnt"));
+        assert_eq!(paths.vault_file, Path::new("/h/vault.redb"));
+        assert_eq!(paths.mode, Mode::System);
+    }
+
+    #[test]
+    fn a_plain_user_gets_xdg_places_and_root_the_system_ones() {
+        let user = Surroundings {
+            uid: 1000,
+            home: Some("/home/u".into()),
+            xdg_runtime_dir: Some("/run/user/1000".into()),
+            xdg_state_home: Some("relative/is/ignored".into()),
+            ..Default::default()
+        };
+        let paths = Paths::of(&user).unwrap();
+        assert_eq!(paths.mode, Mode::User);
+        assert_eq!(paths.config_file, Path::new("/home/u/.config/strongroom/strongroom.toml"));
+        assert_eq!(paths.vault_file, Path::new("/home/u/.local/state/strongroom/vault.redb"));
+        assert_eq!(paths.socket, Path::new("/run/user/1000/strongroom/control.sock"));
+        assert_eq!(paths.mount, Path::new("/run/user/1000/secrets"));
+        let root = Paths::of(&Surroundings::default()).unwrap();
+        assert_eq!(root.mount, Path::new("/run/secrets"));
+        assert_eq!(root.config_file, Path::new("/etc/strongroom/strongroom.toml"));
+    }
+
+    #[test]
+    fn a_user_without_a_runtime_directory_is_told_what_to_name() {
+        let error = Paths::of(&Surroundings { uid: 7, ..Default::default() }).unwrap_err();
+        assert!(error.to_string().contains("XDG_RUNTIME_DIR"));
+        assert!(error.hint().contains("STRONGROOM_HOME"));
+    }
+
+    #[test]
+    fn an_unknown_key_names_line_and_near_miss() {
+        let error = parse("[audit]\nsnyc = \"each\"\n").unwrap_err();
+        assert!(error.to_string().contains("line 2 column 1: unknown key `snyc`"), "{error}");
+        assert_eq!(error.hint(), "did you mean `sync`?");
+        let error = parse("\n[rotatoin]\n").unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
+        assert_eq!(error.hint(), "did you mean `rotation`?");
+    }
+
+    #[test]
+    fn an_error_never_quotes_a_value() {
+        for text in [
+            "[[alert]]\nname = 1\nwebhook = \"https://x/hunter2\"\n",
+            "[mount]\nthreads = \"hunter2\"\n",
+            "[audit]\nsync = \"hunter2\"\n",
+            "[operator]\nconfirm = \"hunter2\"\n",
+            "[unlock]\nlabel = \"hunter2\n",
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_file_is_understood() {
+        let config = parse(
+            r#"
+            environments = ["dev", "prod"]
+            [unlock]
+            method = "key-file"
+            path = "key"
+            [audit]
+            sync = "each"
+            checkpoint = "1m"
+            [rotation]
+            drain = "1d12h"
+            [[role]]
+            name = "ci"
+            uids = [1000]
+            may = ["launch", "audit"]
+            environments = ["dev", "-"]
+            [[alert]]
+            name = "page"
+            command = ["/bin/page"]
+            "#,
+        )
+        .unwrap();
+        config.check(&home()).unwrap();
+        assert_eq!(config.rotation.drain, Period::secs(36 * 3600));
+        assert_eq!(config.roles[0].may, [Permission::Launch, Permission::Audit]);
+        assert_eq!(config.audit.sync, Sync::Each);
+    }
+
+    #[test]
+    fn what_makes_no_sense_together_is_refused_with_a_remedy() {
+        for (text, part) in [
+            ("[mount]\nthreads = 0", "threads"),
+            ("[mount]\npath = \"/h\"", "beneath the mount"),
+            ("[unlock]\nmethod = \"key-file\"", "path"),
+            ("[unlock]\npath = \"k\"", "no method"),
+            ("environments = [\"PROD\"]", "environments"),
+            ("[[role]]\nname = \"x\"\nmay = []", "neither"),
+            ("[[role]]\nname = \"x\"\nuids = [1]\nmay = []\nenvironments = [\"qa\"]", "qa"),
+            ("[[alert]]\nname = \"x\"", "one of"),
+            ("[events]\nmode = \"rw\"", "octal"),
+        ] {
+            let error = parse(text).unwrap().check(&home()).unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+            assert!(!error.hint().is_empty());
+        }
+    }
+
+    #[test]
+    fn periods_read_what_they_print_and_nothing_vague() {
+        for (text, secs) in [("90s", 90), ("10m", 600), ("1h30m", 5400), ("7d", 604_800)] {
+            assert_eq!(text.parse(), Ok(Period::secs(secs)));
+        }
+        for text in ["1w", "90m", "1500ms", "0s"] {
+            let period: Period = text.parse().unwrap();
+            assert_eq!(period.to_string().parse(), Ok(period));
+        }
+        for text in ["", "10", "m", "-1s", "1 h", "1y", "99999999999999999999s", "99999999999999w"]
+        {
+            assert_eq!(text.parse::<Period>(), Err(BadPeriod), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_near_miss_is_near() {
+        let known = ["secrets", "agents", "chain"];
+        assert_eq!(near_miss("secrts", known.into_iter()), Some("secrets"));
+        assert_eq!(near_miss("cahin", known.into_iter()), Some("chain"));
+        assert_eq!(near_miss("steps", known.into_iter()), None);
+    }
+}

@@ -1,0 +1,428 @@
+//! The keeper: owns what must outlive a worker, and starts workers.
+//!
+//! It holds the device descriptor of the mount, the listening control socket, the runtime state and
+//! the box of the unlocked root key, and parses nothing that an agent sends. A worker that dies is
+//! replaced, after its death is certain; one that keeps dying at once is replaced ever more slowly.
+//!
+//! Invariant: at most one worker serves at a time, and the mount is undone by whoever made it, once.
+//! Danger: a worker that still runs while the next one starts would answer requests twice.
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::config::Paths;
+use crate::execution::state::{self, State};
+use crate::sys::mount::{self, Ground, MountError, OwnMount};
+use crate::sys::pidfd::PidFd;
+use crate::sys::{device, process, shm::Region};
+
+/// Statuses by which a worker tells its keeper what to do.
+pub mod worker_status {
+    /// It was asked to stop: stop everything.
+    pub const DOWN: i32 = 0;
+    /// It made way for a successor.
+    pub const RELOAD: i32 = 70;
+    /// It cannot serve and a successor could not either: stop everything.
+    pub const FATAL: i32 = 71;
+    /// The kernel cannot repeat the requests that were in flight: mount anew.
+    pub const REMOUNT: i32 = 72;
+}
+
+/// Bytes of the box that holds the root key: one page.
+pub const KEY_BOX_BYTES: usize = 4096;
+/// How long a worker may take to stop before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// A worker that lived shorter than this died at its start.
+const SHORT_LIFE: Duration = Duration::from_millis(200);
+/// The longest pause between two starts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Early deaths in a row without a pause: an operator's `kill -9` in a loop is no crash loop.
+const PATIENCE: u32 = 2_000;
+
+/// Why there is no daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another daemon has this home.
+    #[error("a daemon already serves {}", runtime_dir.display())]
+    AlreadyServing {
+        /// Its runtime directory.
+        runtime_dir: PathBuf,
+    },
+    /// A directory or file of ours cannot be made.
+    #[error("{} cannot be prepared", path.display())]
+    Prepare {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody else's mount, or files, stand at the mount point.
+    #[error("the mount point {} is taken: {by}", path.display())]
+    MountPointTaken {
+        /// Which.
+        path: PathBuf,
+        /// What is there.
+        by: String,
+    },
+    /// Mounting failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The kernel's FUSE did not speak.
+    #[error("the kernel did not greet the mount")]
+    NoInit {
+        /// What reading it said.
+        source: io::Error,
+    },
+    /// The runtime state cannot be made.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// A worker cannot be started.
+    #[error("the worker cannot be started")]
+    Worker {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A worker gave up.
+    #[error("the worker gave up; its log says why")]
+    WorkerGaveUp,
+}
+
+impl Error {
+    /// The next step for the person who reads it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::AlreadyServing { .. } => {
+                "`strongroom status` shows it, `strongroom down` ends it".into()
+            }
+            Self::Prepare { .. } => "check that the directory exists and is yours".into(),
+            Self::MountPointTaken { .. } => {
+                "empty or unmount it, or set another with [mount] path in strongroom.toml".into()
+            }
+            Self::Mount(MountError::Device { source }) => match source.kind() {
+                io::ErrorKind::NotFound => {
+                    "load the FUSE module (`modprobe fuse`), or in a container pass --device \
+                     /dev/fuse"
+                        .into()
+                }
+                _ => "give yourself access to /dev/fuse: `sudo chmod 666 /dev/fuse`, the mode \
+                      that most distributions set"
+                    .into(),
+            },
+            Self::Mount(MountError::HelperMissing { .. }) => {
+                "install the package `fuse3`, which brings fusermount3".into()
+            }
+            Self::Mount(MountError::HelperRefused { .. }) => {
+                "`fusermount3 --version` must work and be setuid root; see fusermount3(1)".into()
+            }
+            Self::Mount(MountError::Kernel { .. } | MountError::Vanished { .. })
+            | Self::NoInit { .. } => "`strongroom doctor` says what this host lacks".into(),
+            Self::State(_) => "free some memory and try again".into(),
+            Self::Worker { .. } | Self::WorkerGaveUp => {
+                "run `strongroom serve` in a terminal to read its messages".into()
+            }
+        }
+    }
+}
+
+/// What a keeper is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where things are.
+    pub paths: Paths,
+    /// The program that workers run; looked up anew at each start, so a new binary takes effect.
+    pub program: PathBuf,
+    /// Arguments for the worker's command line that name the home.
+    pub worker_args: Vec<std::ffi::OsString>,
+}
+
+/// What all workers of one keeper share.
+struct Shared {
+    state: State,
+    key_box: Region,
+    listener: UnixListener,
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// See [`Error`]; nothing is left mounted.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let paths = &options.paths;
+    for dir in [&paths.state_dir, &paths.runtime_dir] {
+        private_dir(dir)?;
+    }
+    let _lock = lock(&paths.runtime_dir)?;
+    // Blocked before the first worker exists, so that no death is missed.
+    let mut signals = block_signals().map_err(|source| Error::Worker { source })?;
+    if let Err(error) = process::forbid_dumps() {
+        tracing::warn!(%error, "the keeper stays dumpable");
+    }
+    let shared = Shared {
+        state: State::create()?,
+        key_box: key_box().map_err(|source| Error::Prepare { path: "key box".into(), source })?,
+        listener: listen(&paths.socket)?,
+    };
+    let source = mount_source(paths);
+    let (device, own) = mount_anew(paths, &source, &shared.state)?;
+    let mut mounted = Mounted { device, own };
+    let outcome = supervise(options, &shared, &mut mounted, &source, &mut signals);
+    mounted.undo();
+    let _gone = fs::remove_file(&paths.socket);
+    let _gone = fs::remove_file(mount_note(paths));
+    outcome
+}
+
+/// The mount and the only descriptor that keeps its connection alive.
+struct Mounted {
+    device: OwnedFd,
+    own: OwnMount,
+}
+
+impl Mounted {
+    fn undo(&self) {
+        match mount::unmount(&self.own) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("our mount was gone or covered; nothing was unmounted"),
+            Err(error) => tracing::error!(%error, "the mount could not be undone"),
+        }
+        // Dropping the device aborts the connection, and with it every bind of the mount.
+    }
+}
+
+/// Starts workers until one says that it was the last.
+fn supervise(
+    options: &Options,
+    shared: &Shared,
+    mounted: &mut Mounted,
+    source: &str,
+    signals: &mut SignalFd,
+) -> Result<(), Error> {
+    let mut early_deaths = 0_u32;
+    loop {
+        let born = Instant::now();
+        let child =
+            start_worker(options, shared, mounted).map_err(|source| Error::Worker { source })?;
+        let (status, told_to_stop) =
+            watch(child, signals).map_err(|source| Error::Worker { source })?;
+        match (status.code(), told_to_stop) {
+            (_, true) | (Some(worker_status::DOWN), _) => return Ok(()),
+            (Some(worker_status::FATAL), _) => return Err(Error::WorkerGaveUp),
+            (Some(worker_status::RELOAD), _) => early_deaths = 0,
+            (Some(worker_status::REMOUNT), _) => remount(options, shared, mounted, source)?,
+            _ => {
+                tracing::warn!(%status, "the worker died; starting another");
+                early_deaths =
+                    if born.elapsed() < SHORT_LIFE { early_deaths.saturating_add(1) } else { 0 };
+            }
+        }
+        if early_deaths > PATIENCE {
+            let steps = (early_deaths - PATIENCE).min(16);
+            let pause = Duration::from_millis(10) * (1 << steps);
+            // A signal ends the pause, and the next worker is told at once.
+            std::thread::park_timeout(pause.min(LONGEST_PAUSE));
+        }
+    }
+}
+
+/// Aborts the connection and mounts anew: for kernels that cannot repeat requests.
+fn remount(
+    options: &Options,
+    shared: &Shared,
+    mounted: &mut Mounted,
+    source: &str,
+) -> Result<(), Error> {
+    tracing::warn!("mounting anew; requests in flight fail");
+    mounted.undo();
+    let (device, own) = mount_anew(&options.paths, source, &shared.state)?;
+    *mounted = Mounted { device, own };
+    Ok(())
+}
+
+/// Waits for the worker's certain death; passes on what we are told to do.
+fn watch(mut child: Child, signals: &mut SignalFd) -> io::Result<(ExitStatus, bool)> {
+    let pidfd = PidFd::open(child.id())?;
+    let mut stop_by: Option<Instant> = None;
+    loop {
+        let timeout = match stop_by {
+            None => nix::poll::PollTimeout::NONE,
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now()).as_millis();
+                u16::try_from(left).unwrap_or(u16::MAX).into()
+            }
+        };
+        let mut fds = [
+            nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN),
+            nix::poll::PollFd::new(signals.as_fd(), nix::poll::PollFlags::POLLIN),
+        ];
+        match nix::poll::poll(&mut fds, timeout) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            other => other?,
+        };
+        if fds[0].revents().is_some_and(|r| !r.is_empty()) {
+            return Ok((child.wait()?, stop_by.is_some()));
+        }
+        if stop_by.is_some_and(|at| Instant::now() >= at) {
+            tracing::error!("the worker did not stop in time and is killed");
+            child.kill()?;
+            return Ok((child.wait()?, true));
+        }
+        while let Some(info) = signals.read_signal()? {
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|n| Signal::try_from(n).ok());
+            match signal {
+                Some(Signal::SIGHUP) => pidfd.signal(Signal::SIGHUP)?,
+                Some(Signal::SIGTERM | Signal::SIGINT) => {
+                    stop_by.get_or_insert(Instant::now() + STOP_LIMIT);
+                    // It may have died in this very moment.
+                    let _dead = pidfd.signal(Signal::SIGTERM);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn start_worker(options: &Options, shared: &Shared, mounted: &Mounted) -> io::Result<Child> {
+    // Duplicates that pass the exec, closed here once the child has them.
+    let pass = |fd: std::os::fd::BorrowedFd<'_>| -> io::Result<OwnedFd> {
+        let fd = fd.try_clone_to_owned()?;
+        mount::inheritable(fd.as_fd())?;
+        Ok(fd)
+    };
+    let fds = [
+        pass(mounted.device.as_fd())?,
+        pass(shared.listener.as_fd())?,
+        pass(shared.state.region().as_fd())?,
+        pass(shared.key_box.as_fd())?,
+    ];
+    let numbers: Vec<String> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+    Command::new(&options.program)
+        .args(&options.worker_args)
+        .arg("worker")
+        .arg("--descriptors")
+        .arg(numbers.join(","))
+        .stdin(Stdio::null())
+        .spawn()
+}
+
+fn block_signals() -> io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+fn key_box() -> io::Result<Region> {
+    let region = Region::create(c"strongroom-key", KEY_BOX_BYTES)?;
+    if let Err(error) = region.lock() {
+        tracing::warn!(%error, "the root key's page cannot be locked in memory");
+    }
+    Ok(region)
+}
+
+fn private_dir(path: &Path) -> Result<(), Error> {
+    let prepare = |source| Error::Prepare { path: path.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(prepare)
+}
+
+/// One daemon a home. The lock goes with the keeper's death, however it dies.
+fn lock(runtime_dir: &Path) -> Result<Flock<File>, Error> {
+    let path = runtime_dir.join("keeper.lock");
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|source| Error::Prepare { path, source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| Error::AlreadyServing { runtime_dir: runtime_dir.to_owned() })
+}
+
+/// Whether a keeper holds the lock of this home.
+pub fn is_served(runtime_dir: &Path) -> bool {
+    let Ok(file) = File::open(runtime_dir.join("keeper.lock")) else { return false };
+    Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+}
+
+fn listen(socket: &Path) -> Result<UnixListener, Error> {
+    let prepare = |source| Error::Prepare { path: socket.to_owned(), source };
+    // We hold the lock, so a socket that is there belongs to a dead keeper.
+    match fs::remove_file(socket) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(prepare(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(prepare)?;
+    // Agents of other uids reach it too; the peer's credentials decide, not the mode.
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).map_err(prepare)?;
+    Ok(listener)
+}
+
+/// Names our home in the mount table, so that no other home's mount is taken for ours.
+fn mount_source(paths: &Paths) -> String {
+    use sha2::{Digest, Sha256};
+    use std::os::unix::ffi::OsStrExt;
+    let digest = Sha256::digest(paths.state_dir.as_os_str().as_bytes());
+    let hex: String = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
+    format!("strongroom-{hex}")
+}
+
+/// Where a keeper notes its mount, for an `up` after its death.
+pub fn mount_note(paths: &Paths) -> PathBuf {
+    paths.runtime_dir.join("mount.json")
+}
+
+fn mount_anew(paths: &Paths, source: &str, state: &State) -> Result<(OwnedFd, OwnMount), Error> {
+    let path = &paths.mount;
+    let prepare = |source| Error::Prepare { path: path.clone(), source };
+    match mount::ground(path, source) {
+        Ground::Free => {}
+        Ground::Dead => {
+            tracing::warn!(path = %path.display(), "clearing the dead mount of an earlier daemon");
+            mount::clear_dead(path, source).map_err(prepare)?;
+        }
+        // We hold the lock: whoever still answers there is an orphan of ours. Its mount goes first.
+        Ground::Live => {
+            return Err(Error::MountPointTaken {
+                path: path.clone(),
+                by: "an earlier daemon of this home still answers there".into(),
+            });
+        }
+        Ground::Foreign { fs_type } => {
+            return Err(Error::MountPointTaken {
+                path: path.clone(),
+                by: format!("a mount of type {fs_type}"),
+            });
+        }
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(prepare)?;
+    let path = path.canonicalize().map_err(prepare)?;
+    if fs::read_dir(&path).map_err(prepare)?.next().is_some() {
+        return Err(Error::MountPointTaken { path, by: "it is not empty".into() });
+    }
+    let (device, own) = mount::mount_fuse(&path, source)?;
+    let init = device::read_init(device.as_fd(), Duration::from_secs(5)).and_then(|init| {
+        state.reset_init(&init)?;
+        Ok(())
+    });
+    if let Err(source) = init {
+        // Nothing is left behind by a start that failed.
+        let _undone = mount::unmount(&own);
+        return Err(Error::NoInit { source });
+    }
+    if let Ok(text) = serde_json::to_vec(&own) {
+        let _noted = fs::write(mount_note(paths), text);
+    }
+    Ok((device, own))
+}
