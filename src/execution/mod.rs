@@ -2,5 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod handles;
+pub mod id;
 pub mod journal;
+pub mod principal;
+pub mod registry;
 pub mod state;
