@@ -5,6 +5,8 @@
 //! answer is a [`Refusal`], never a default.
 #![forbid(unsafe_code)]
 
+pub mod memory;
+
 use crate::clock::Timestamp;
 use crate::identity::Caller;
 use crate::identity::attestor::PrincipalNumber;
