@@ -5,6 +5,8 @@
 //! answer is a [`Refusal`], never a default.
 #![forbid(unsafe_code)]
 
+pub mod backend;
+pub mod local;
 pub mod memory;
 
 use crate::clock::Timestamp;

@@ -89,6 +89,7 @@ struct Inner {
     by_token: HashMap<String, u64>,
     inodes: HashMap<u64, Inode>,
     secret_inodes: HashMap<(String, u32), u64>,
+    exposures: std::collections::BTreeSet<(String, String, String)>,
     next_number: u64,
 }
 
@@ -115,6 +116,12 @@ impl Registry {
                 (<[u8; 8]>::try_from(key), serde_json::from_slice::<SecretInode>(&value))
             {
                 inner.insert_secret_inode(u64::from_be_bytes(number), secret);
+            }
+        }
+        for (key, _) in journal.all(Kind::Exposure) {
+            let text = String::from_utf8_lossy(&key);
+            if let [value, id, via] = text.split(' ').collect::<Vec<_>>()[..] {
+                inner.exposures.insert((value.into(), id.into(), via.into()));
             }
         }
         for (_, value) in journal.all(Kind::Principal) {
@@ -316,6 +323,33 @@ impl Registry {
         self.journal.put(Kind::Inode, &fresh.to_be_bytes(), &value)?;
         inner.insert_secret_inode(fresh, secret);
         Ok(fresh)
+    }
+
+    /// Notes that an execution obtained a value `via` a channel, once.
+    ///
+    /// # Errors
+    /// [`Error::State`]: the value must not leave then.
+    pub fn expose(&self, id: &ExecutionId, value: &str, via: &str) -> Result<(), Error> {
+        let key = (value.to_owned(), id.to_string(), via.to_owned());
+        if self.read().exposures.contains(&key) {
+            return Ok(());
+        }
+        let mut inner = self.write();
+        let text = format!("{value} {id} {via}");
+        self.journal.put(Kind::Exposure, text.as_bytes(), b"")?;
+        inner.exposures.insert(key);
+        Ok(())
+    }
+
+    /// Executions that obtained a value, and how.
+    pub fn exposures_of(&self, value: &str) -> Vec<(String, String)> {
+        let from = (value.to_owned(), String::new(), String::new());
+        self.read()
+            .exposures
+            .range(from..)
+            .take_while(|(of, _, _)| of == value)
+            .map(|(_, execution, via)| (execution.clone(), via.clone()))
+            .collect()
     }
 
     /// What an inode number stands for.

@@ -1,0 +1,412 @@
+//! The broker of the host that holds the vault.
+//!
+//! Invariant: a value is passed on only after the caller was attested in this very request, found to
+//! be of the execution that opened the handle and to see that inode itself, and a record was
+//! written. Dangers: a descriptor in other hands, an execution that has ended, a version revoked
+//! between two reads. Tested in `tests/mount`.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::clock::{Clock, Timestamp};
+use crate::execution::handles::{Handle, Handles};
+use crate::execution::principal::{File, Principal};
+use crate::execution::registry::{Inode, Registry};
+use crate::identity::attestor::{Attestor, PrincipalNumber};
+use crate::identity::resolver::Resolver;
+use crate::identity::{Caller, Facts};
+use crate::secret::SecretBytes;
+
+use super::backend::{Access, Backend, Outcome, Recorder};
+use super::{Broker, FileFact, Node, Range, Refusal, Request, Standing};
+
+/// A continued reading is recorded again after this many seconds.
+const RECORD_AGAIN_SECS: u64 = 15 * 60;
+/// A repeated refusal is recorded again, with its count, after this many seconds.
+const REFUSAL_AGAIN_SECS: i64 = 60;
+/// Refusals that are counted apart; beyond this many each one is recorded.
+const MAX_COUNTED: usize = 4096;
+/// Shards of the open values: readers of different files do not wait for each other.
+const SHARDS: usize = 16;
+
+/// The last refusal of a principal, for its `.identity`.
+#[derive(Debug, Clone)]
+struct LastRefusal {
+    name: String,
+    why: Refusal,
+    at: Timestamp,
+}
+
+struct Counted {
+    recorded_at: Timestamp,
+    unrecorded: u64,
+}
+
+/// See the module.
+pub struct Local<B, R> {
+    resolver: Resolver,
+    attestors: Vec<Box<dyn Attestor>>,
+    registry: Arc<Registry>,
+    handles: Handles,
+    backend: Arc<B>,
+    recorder: Arc<R>,
+    clock: Arc<dyn Clock>,
+    /// Values of open handles, wiped at release.
+    open: [Mutex<HashMap<u64, Arc<SecretBytes>>>; SHARDS],
+    refusals: Mutex<HashMap<PrincipalNumber, LastRefusal>>,
+    counted: Mutex<HashMap<(Option<PrincipalNumber>, String), Counted>>,
+}
+
+impl<B: Backend, R: Recorder> Local<B, R> {
+    /// Puts the parts together.
+    pub fn new(
+        resolver: Resolver,
+        attestors: Vec<Box<dyn Attestor>>,
+        registry: Arc<Registry>,
+        handles: Handles,
+        backend: Arc<B>,
+        recorder: Arc<R>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            resolver,
+            attestors,
+            registry,
+            handles,
+            backend,
+            recorder,
+            clock,
+            open: std::array::from_fn(|_| Mutex::new(HashMap::new())),
+            refusals: Mutex::new(HashMap::new()),
+            counted: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Files open now.
+    pub fn open_files(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Drops every decrypted value, as locking the vault asks for.
+    pub fn wipe(&self) {
+        for shard in &self.open {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
+    /// Which principal the facts belong to, whatever the uid.
+    pub fn attest(&self, tid: u32, facts: &Facts) -> Option<PrincipalNumber> {
+        self.attestors.iter().find_map(|a| a.attest(tid, facts, &*self.registry))
+    }
+
+    fn attested(&self, caller: Caller) -> Result<(Facts, Option<Arc<Principal>>), Refusal> {
+        let facts = self.resolver.resolve(caller).map_err(|_| Refusal::Unattributable)?;
+        let principal = self
+            .attest(caller.tid, &facts)
+            .and_then(|number| self.registry.principal(number))
+            .filter(|principal| principal.admits_uid(caller.uid));
+        Ok((facts, principal))
+    }
+
+    fn shard(&self, handle: u64) -> &Mutex<HashMap<u64, Arc<SecretBytes>>> {
+        &self.open[handle as usize % SHARDS]
+    }
+
+    fn fact(principal: &Principal, name: &str, file: &File) -> FileFact {
+        FileFact {
+            name: name.to_owned(),
+            inode: file.inode,
+            size_bytes: file.size_bytes,
+            uid: principal.uid,
+            gid: principal.gid,
+            modified: file.created_at,
+        }
+    }
+
+    /// Refuses a use of `file`, for the record and for the principal's `.identity`.
+    fn deny(
+        &self,
+        principal: Option<&Principal>,
+        file: Option<&File>,
+        name: &str,
+        caller: Caller,
+        why: Refusal,
+    ) -> Refusal {
+        let now = self.clock.now();
+        if let Some(principal) = principal {
+            let last = LastRefusal { name: name.to_owned(), why, at: now };
+            self.refusals
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(principal.number, last);
+        }
+        let count = {
+            let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = (principal.map(|p| p.number), format!("{name}\n{why}"));
+            if counted.len() >= MAX_COUNTED && !counted.contains_key(&key) {
+                counted.retain(|_, c| {
+                    now.as_second() - c.recorded_at.as_second() < REFUSAL_AGAIN_SECS
+                        || c.unrecorded > 0
+                });
+            }
+            match counted.get_mut(&key) {
+                Some(c) if now.as_second() - c.recorded_at.as_second() < REFUSAL_AGAIN_SECS => {
+                    c.unrecorded += 1;
+                    None
+                }
+                Some(c) => {
+                    let count = c.unrecorded + 1;
+                    *c = Counted { recorded_at: now, unrecorded: 0 };
+                    Some(count)
+                }
+                None => {
+                    if counted.len() < MAX_COUNTED {
+                        counted.insert(key, Counted { recorded_at: now, unrecorded: 0 });
+                    }
+                    Some(1)
+                }
+            }
+        };
+        if let Some(count) = count {
+            let access = Access {
+                outcome: Outcome::Denied(why),
+                principal,
+                file,
+                name: Some(name),
+                caller,
+                tgid: None,
+                count,
+                request: 0,
+            };
+            // The refusal stands whether or not it could be recorded.
+            let _recorded = self.recorder.record(&access);
+        }
+        why
+    }
+
+    /// Whether the file may be opened and read now.
+    fn usable(&self, file: &File) -> Result<(), Refusal> {
+        if self.backend.is_revoked(&file.value) {
+            return Err(Refusal::Revoked);
+        }
+        if file.expires_at.is_some_and(|end| end <= self.clock.now()) {
+            return Err(Refusal::Expired);
+        }
+        Ok(())
+    }
+
+    /// The value behind an open handle, decrypted anew by a worker that did not open it.
+    fn value(&self, handle: u64, file: &File) -> Result<Arc<SecretBytes>, Refusal> {
+        let mut shard = self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = shard.get(&handle) {
+            return Ok(value.clone());
+        }
+        let value = Arc::new(self.backend.value(&file.value)?);
+        shard.insert(handle, value.clone());
+        Ok(value)
+    }
+
+    /// Whether a read at `offset` through `handle` wants a record of its own.
+    fn wants_record(&self, handle: u64, file: &File, offset: u64, now_secs: u64) -> bool {
+        let last = self.handles.recorded_at(handle);
+        file.access_log_enabled
+            && (offset == 0 || last == 0 || now_secs.saturating_sub(last) >= RECORD_AGAIN_SECS)
+    }
+}
+
+impl<B: Backend, R: Recorder> Broker for Local<B, R> {
+    fn standing(&self, caller: Caller) -> Result<Standing, Refusal> {
+        let (_, principal) = self.attested(caller)?;
+        Ok(principal.map_or(Standing::Stranger, |p| Standing::Agent(p.number)))
+    }
+
+    fn directory(&self, token: &str) -> Option<u64> {
+        self.registry.directory(token)
+    }
+
+    fn inodes(&self, principal: PrincipalNumber) -> Option<(u64, u64)> {
+        self.registry.principal(principal).map(|p| (p.directory, p.identity))
+    }
+
+    fn files(&self, principal: PrincipalNumber) -> Vec<FileFact> {
+        self.registry.principal(principal).map_or_else(Vec::new, |p| {
+            p.files.iter().map(|(name, file)| Self::fact(&p, name, file)).collect()
+        })
+    }
+
+    fn file(&self, principal: PrincipalNumber, name: &str, caller: Caller) -> Option<FileFact> {
+        let principal = self.registry.principal(principal)?;
+        match principal.files.get(name) {
+            Some(file) => Some(Self::fact(&principal, name, file)),
+            None => {
+                if self.backend.name_exists(name) {
+                    self.deny(Some(&principal), None, name, caller, Refusal::Missing);
+                }
+                None
+            }
+        }
+    }
+
+    fn node(&self, inode: u64) -> Option<Node> {
+        Some(match self.registry.inode(inode)? {
+            Inode::Directory(number) => Node::Directory(number),
+            Inode::Identity(number) => Node::Identity(number),
+            Inode::Secret(secret) => Node::Secret(FileFact {
+                name: String::new(),
+                inode,
+                size_bytes: secret.size_bytes,
+                uid: secret.uid,
+                gid: secret.gid,
+                modified: secret.created_at,
+            }),
+        })
+    }
+
+    fn owner(&self, principal: PrincipalNumber) -> Option<(u32, u32)> {
+        self.registry.principal(principal).map(|p| (p.uid, p.gid))
+    }
+
+    fn open(
+        &self,
+        principal: PrincipalNumber,
+        inode: u64,
+        caller: Caller,
+        request: Request,
+    ) -> Result<u64, Refusal> {
+        let principal = self.registry.principal(principal).ok_or(Refusal::ForeignHandle)?;
+        let Some((name, file)) = principal.file_by_inode(inode) else {
+            // Another principal's inode, reached through a descriptor that was passed.
+            let why = Refusal::ForeignHandle;
+            return Err(self.deny(Some(&principal), None, "(foreign inode)", caller, why));
+        };
+        let opened = self.usable(file).and_then(|()| self.backend.value(&file.value));
+        let value =
+            opened.map_err(|why| self.deny(Some(&principal), Some(file), name, caller, why))?;
+        let handle = Handle { principal: Some(principal.number.0), inode };
+        let handle =
+            self.handles.insert(handle, request.id, request.resent).ok_or(Refusal::TooManyOpen)?;
+        self.shard(handle)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(handle, Arc::new(value));
+        Ok(handle)
+    }
+
+    fn read(
+        &self,
+        handle: u64,
+        caller: Caller,
+        range: Range,
+        request: Request,
+        reply: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Refusal> {
+        let opened = self.handles.get(handle).ok_or(Refusal::ForeignHandle)?;
+        let (facts, reader) = self.attested(caller)?;
+        let foreign = |reader: Option<&Principal>| {
+            self.deny(reader, None, "(foreign descriptor)", caller, Refusal::ForeignHandle)
+        };
+        let Some(reader) = reader else { return Err(foreign(None)) };
+        let opener =
+            opened.principal.and_then(|number| self.registry.principal(PrincipalNumber(number)));
+        if opener.is_none_or(|opener| opener.execution != reader.execution) {
+            return Err(foreign(Some(&reader)));
+        }
+        // The reader's own definition decides, also within one execution.
+        let Some((name, file)) = reader.file_by_inode(opened.inode) else {
+            return Err(foreign(Some(&reader)));
+        };
+        self.usable(file).map_err(|why| self.deny(Some(&reader), Some(file), name, caller, why))?;
+        let now_secs = u64::try_from(self.clock.now().as_second()).unwrap_or(0);
+        if self.wants_record(handle, file, range.offset, now_secs) {
+            let repeated = request.resent && self.recorder.has_recorded(request.id);
+            if !repeated {
+                self.recorder.record(&Access {
+                    outcome: Outcome::Granted,
+                    principal: Some(&reader),
+                    file: Some(file),
+                    name: Some(name),
+                    caller,
+                    tgid: Some(facts.tgid),
+                    count: 1,
+                    request: request.id,
+                })?;
+            }
+            self.handles.set_recorded_at(handle, now_secs);
+        }
+        self.registry
+            .expose(&reader.execution, &file.value, "file")
+            .map_err(|_| Refusal::AuditUnavailable)?;
+        let value = self.value(handle, file)?;
+        reply(range.of(value.expose()));
+        Ok(())
+    }
+
+    fn release(&self, handle: u64) {
+        self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+        self.handles.remove(handle);
+    }
+
+    fn identity(&self, principal: PrincipalNumber) -> Vec<u8> {
+        let Some(principal) = self.registry.principal(principal) else { return Vec::new() };
+        let refusal = self
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&principal.number)
+            .map(|last| {
+                serde_json::json!({
+                    "name": last.name,
+                    "reason": last.why.to_string(),
+                    "at": last.at,
+                })
+            });
+        let secrets: serde_json::Map<_, _> = principal
+            .files
+            .iter()
+            .map(|(name, file)| {
+                let fact = serde_json::json!({
+                    "version": file.version,
+                    "expires_at": file.expires_at,
+                });
+                (name.clone(), fact)
+            })
+            .collect();
+        let document = serde_json::json!({
+            "principal": {
+                "execution": principal.execution,
+                "chain": principal.chain,
+                "agent": principal.agent,
+                "environment": principal.environment,
+                "workspace": principal.workspace,
+            },
+            "secrets": secrets,
+            "last_refusal": refusal,
+        });
+        let mut text = serde_json::to_vec_pretty(&document).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+
+    fn refused(
+        &self,
+        principal: Option<PrincipalNumber>,
+        inode: u64,
+        caller: Caller,
+        why: Refusal,
+    ) {
+        let principal = match principal {
+            Some(number) => self.registry.principal(number),
+            None => self.attested(caller).ok().and_then(|(_, principal)| principal),
+        };
+        let file = principal.as_ref().and_then(|p| p.file_by_inode(inode));
+        let name = file.map_or("(foreign inode)", |(name, _)| name);
+        self.deny(principal.as_deref(), file.map(|(_, file)| file), name, caller, why);
+    }
+}
+
+impl<B, R> std::fmt::Debug for Local<B, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Local").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
