@@ -4,5 +4,7 @@
 
 pub mod clock;
 pub mod config;
+
+pub mod proto;
 pub mod secret;
 pub mod sys;
