@@ -10,6 +10,7 @@ pub mod fs;
 pub mod fuse;
 pub mod identity;
 pub mod keeper;
+pub mod proto;
 pub mod secret;
 pub mod sys;
 

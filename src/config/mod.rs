@@ -6,14 +6,17 @@
 //! Errors never quote values of the file, since a webhook's address may hold a token.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
+mod paths;
+mod period;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
+
+pub use paths::{Mode, Paths, Surroundings};
+pub use period::{BadPeriod, Period};
 
 /// The variable that names the directory which holds everything, like `--home`.
 pub const HOME_VARIABLE: &str = "STRONGROOM_HOME";
@@ -97,290 +100,6 @@ impl Error {
                 format!("name one directory for everything: --home DIR or {HOME_VARIABLE}")
             }
         }
-    }
-}
-
-/// Whose daemon it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Started by root; agents are separated by cgroups.
-    System,
-    /// Started by a person; mounts through `fusermount3`.
-    User,
-}
-
-impl Mode {
-    /// The mode of a process with this effective uid.
-    pub fn of_uid(uid: u32) -> Self {
-        if uid == 0 { Self::System } else { Self::User }
-    }
-}
-
-/// What the process was started with, as far as it decides where things lie.
-#[derive(Debug, Clone, Default)]
-pub struct Surroundings {
-    /// The effective uid.
-    pub uid: u32,
-    /// `--home`, else `STRONGROOM_HOME`.
-    pub strongroom_home: Option<OsString>,
-    /// `HOME`.
-    pub home: Option<OsString>,
-    /// `XDG_CONFIG_HOME`.
-    pub xdg_config_home: Option<OsString>,
-    /// `XDG_STATE_HOME`.
-    pub xdg_state_home: Option<OsString>,
-    /// `XDG_RUNTIME_DIR`.
-    pub xdg_runtime_dir: Option<OsString>,
-}
-
-impl Surroundings {
-    /// Reads them from this process; `home` is the value of `--home`, which wins.
-    pub fn of_this_process(home: Option<&Path>) -> Self {
-        Self {
-            uid: nix::unistd::geteuid().as_raw(),
-            strongroom_home: home
-                .map(|h| h.as_os_str().to_owned())
-                .or_else(|| std::env::var_os(HOME_VARIABLE)),
-            home: std::env::var_os("HOME"),
-            xdg_config_home: std::env::var_os("XDG_CONFIG_HOME"),
-            xdg_state_home: std::env::var_os("XDG_STATE_HOME"),
-            xdg_runtime_dir: std::env::var_os("XDG_RUNTIME_DIR"),
-        }
-    }
-}
-
-/// Where everything lies; all absolute.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Paths {
-    /// Whose daemon it is.
-    pub mode: Mode,
-    /// The one directory that holds everything, when one was named.
-    pub home: Option<PathBuf>,
-    /// `strongroom.toml`.
-    pub config_file: PathBuf,
-    /// What survives a reboot: vault, audit log, event store.
-    pub state_dir: PathBuf,
-    /// The encrypted store.
-    pub vault_file: PathBuf,
-    /// The audit log's directory.
-    pub audit_dir: PathBuf,
-    /// The event store.
-    pub events_dir: PathBuf,
-    /// What does not survive a reboot: socket, lock.
-    pub runtime_dir: PathBuf,
-    /// The control socket.
-    pub socket: PathBuf,
-    /// The mount point.
-    pub mount: PathBuf,
-}
-
-impl Paths {
-    /// Decides from facts alone.
-    ///
-    /// # Errors
-    /// [`Error::NoPlace`] where a person's environment names no place.
-    pub fn of(from: &Surroundings) -> Result<Self, Error> {
-        let mode = Mode::of_uid(from.uid);
-        if let Some(home) = given(from.strongroom_home.as_ref()) {
-            let home = std::path::absolute(&home)
-                .map_err(|source| Error::Read { path: home.clone(), source })?;
-            return Ok(Self {
-                mode,
-                config_file: home.join("strongroom.toml"),
-                vault_file: home.join("vault.redb"),
-                audit_dir: home.join("audit"),
-                events_dir: home.join("events"),
-                runtime_dir: home.join("run"),
-                socket: home.join("run/control.sock"),
-                mount: home.join("mnt"),
-                state_dir: home.clone(),
-                home: Some(home),
-            });
-        }
-        let (config, state, runtime, mount) = match mode {
-            Mode::System => (
-                PathBuf::from("/etc/strongroom"),
-                PathBuf::from("/var/lib/strongroom"),
-                PathBuf::from("/run/strongroom"),
-                PathBuf::from("/run/secrets"),
-            ),
-            Mode::User => {
-                let runtime = given(from.xdg_runtime_dir.as_ref()).ok_or(Error::NoPlace {
-                    variable: "XDG_RUNTIME_DIR",
-                    what: "the control socket",
-                })?;
-                (
-                    below_home(
-                        from.xdg_config_home.as_ref(),
-                        from,
-                        ".config",
-                        "the configuration",
-                    )?
-                    .join("strongroom"),
-                    below_home(from.xdg_state_home.as_ref(), from, ".local/state", "the vault")?
-                        .join("strongroom"),
-                    runtime.join("strongroom"),
-                    runtime.join("secrets"),
-                )
-            }
-        };
-        Ok(Self {
-            mode,
-            home: None,
-            config_file: config.join("strongroom.toml"),
-            vault_file: state.join("vault.redb"),
-            audit_dir: state.join("audit"),
-            events_dir: state.join("events"),
-            socket: runtime.join("control.sock"),
-            state_dir: state,
-            runtime_dir: runtime,
-            mount,
-        })
-    }
-
-    /// [`Paths::of`] this process; `home` is the value of `--home`.
-    ///
-    /// # Errors
-    /// As [`Paths::of`].
-    pub fn of_this_process(home: Option<&Path>) -> Result<Self, Error> {
-        Self::of(&Surroundings::of_this_process(home))
-    }
-
-    /// The same with what the configuration moves elsewhere.
-    #[must_use]
-    pub fn with(mut self, config: &Config) -> Self {
-        if let Some(mount) = &config.mount.path {
-            self.mount = self.beside_config(mount);
-        }
-        if let Some(events) = &config.events.dir {
-            self.events_dir = self.beside_config(events);
-        }
-        self
-    }
-
-    /// A path of the configuration: relative ones start at the configuration file's directory.
-    pub fn beside_config(&self, path: &Path) -> PathBuf {
-        self.config_file.parent().unwrap_or(Path::new("/")).join(path)
-    }
-}
-
-/// A path from the environment; empty and relative ones count as unset, as XDG demands. The home
-/// itself may be relative: it is what a person typed.
-fn given(value: Option<&OsString>) -> Option<PathBuf> {
-    value.filter(|v| !v.is_empty()).map(PathBuf::from)
-}
-
-fn below_home(
-    xdg: Option<&OsString>,
-    from: &Surroundings,
-    default: &str,
-    what: &'static str,
-) -> Result<PathBuf, Error> {
-    if let Some(path) = given(xdg).filter(|p| p.is_absolute()) {
-        return Ok(path);
-    }
-    let home = given(from.home.as_ref()).filter(|p| p.is_absolute());
-    Ok(home.ok_or(Error::NoPlace { variable: "HOME", what })?.join(default))
-}
-
-/// A span of time as people write it: `90s`, `10m`, `24h`, `7d`, `1h30m`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Period(pub Duration);
-
-impl Period {
-    /// That many seconds.
-    pub const fn secs(secs: u64) -> Self {
-        Self(Duration::from_secs(secs))
-    }
-}
-
-impl From<Period> for Duration {
-    fn from(period: Period) -> Self {
-        period.0
-    }
-}
-
-/// Units of [`Period`], largest first: name and milliseconds.
-const UNITS: [(&str, u64); 6] = [
-    ("w", 604_800_000),
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1000),
-    ("ms", 1),
-];
-
-/// A text that is no [`Period`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a span of time; write a number and a unit, like 90s, 10m, 24h, 7d or 1h30m")]
-pub struct BadPeriod;
-
-impl FromStr for Period {
-    type Err = BadPeriod;
-
-    fn from_str(text: &str) -> Result<Self, BadPeriod> {
-        let mut rest = text.trim();
-        let mut total_ms = 0_u64;
-        if rest.is_empty() {
-            return Err(BadPeriod);
-        }
-        while !rest.is_empty() {
-            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-            let number: u64 = rest[..digits].parse().map_err(|_| BadPeriod)?;
-            rest = &rest[digits..];
-            let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-            let (_, ms) =
-                UNITS.iter().find(|(unit, _)| *unit == &rest[..letters]).ok_or(BadPeriod)?;
-            let part = number.checked_mul(*ms).ok_or(BadPeriod)?;
-            total_ms = total_ms.checked_add(part).ok_or(BadPeriod)?;
-            rest = &rest[letters..];
-        }
-        Ok(Self(Duration::from_millis(total_ms)))
-    }
-}
-
-impl fmt::Display for Period {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut left = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
-        if left == 0 {
-            return f.write_str("0s");
-        }
-        // Weeks are read but not written: 7d says the same and is what people type.
-        for (unit, ms) in &UNITS[1..] {
-            if left >= *ms {
-                write!(f, "{}{unit}", left / ms)?;
-                left %= ms;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Serialize for Period {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Period {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl JsonSchema for Period {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Period".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "type": "string",
-            "description": "a span of time: number and unit (ms, s, m, h, d, w), repeated",
-            "pattern": "^([0-9]+(ms|s|m|h|d|w))+$",
-        })
     }
 }
 
@@ -819,7 +538,7 @@ fn describe(error: &toml::de::Error, text: &str, path: &Path) -> Error {
 }
 
 /// Line and column, from 1, of a byte offset.
-fn place_of(text: &str, offset: usize) -> (usize, usize) {
+pub(crate) fn place_of(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
@@ -827,7 +546,7 @@ fn place_of(text: &str, offset: usize) -> (usize, usize) {
 }
 
 /// Reads key and known keys from serde's "unknown field `k`, expected one of `a`, `b`".
-fn unknown_field(message: &str) -> Option<(String, Vec<String>)> {
+pub(crate) fn unknown_field(message: &str) -> Option<(String, Vec<String>)> {
     let rest = message.strip_prefix("unknown field `")?;
     let mut quoted = rest.split('`').step_by(2);
     let key = quoted.next()?.to_owned();

@@ -1,0 +1,724 @@
+//! Secrets, groups, projects and imports on the wire.
+//!
+//! Invariant: requests that carry values neither derive `Debug` nor `Clone`.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::execution::EndedExecution;
+use super::{Request, Subject, Value, place_of_secret};
+use crate::config::Period;
+
+/// `secret set`: creates a secret; on an existing one it is refused unless `replace`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretSet {
+    /// `NAME` or `ENV/NAME`.
+    pub name: String,
+    /// `org`, `project:P`, `chain:C`, `agent:C/A`; none: `org`.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// The bytes, exactly.
+    pub value: Value,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// From then on nobody reads it.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub expires_at: Option<Timestamp>,
+    /// From then on new executions do not get this version.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub valid_until: Option<Timestamp>,
+    /// `pinned` (default) or `floating`.
+    #[serde(default)]
+    pub binding: Option<String>,
+    /// Delivered but never redacted.
+    #[serde(default)]
+    pub plain: bool,
+    /// Whether plain reads are recorded; none: yes.
+    #[serde(default)]
+    pub access_log_enabled: Option<bool>,
+    /// Replace the current value of an existing secret at once.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+impl Request for SecretSet {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// `secret edit`: changes metadata; what is absent stays. An empty text removes what was there.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretEdit {
+    /// `NAME` or `ENV/NAME`.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// A time, or empty: never.
+    #[serde(default)]
+    pub expires_at: Option<String>,
+    /// `pinned` or `floating`.
+    #[serde(default)]
+    pub binding: Option<String>,
+    /// Whether plain reads are recorded; the change itself always is.
+    #[serde(default)]
+    pub access_log_enabled: Option<bool>,
+    /// Delivered but never redacted.
+    #[serde(default)]
+    pub plain: Option<bool>,
+    /// Another scope; a grant like any other.
+    #[serde(default)]
+    pub new_scope: Option<String>,
+}
+
+impl Request for SecretEdit {
+    fn subject(&self) -> Subject<'_> {
+        // Moving a secret to another scope touches more than one chain.
+        match self.new_scope {
+            Some(_) => Subject::Host,
+            None => place_of_secret(&self.name, self.scope.as_deref()),
+        }
+    }
+}
+
+/// One secret, by name.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretName {
+    /// `NAME` or `ENV/NAME`.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+}
+
+impl Request for SecretName {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// `secret get --reveal`: the value in clear, recorded, and an exposure of the person.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretGet {
+    /// `NAME` or `ENV/NAME`.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// A version number, or a stage (`current` unless said).
+    #[serde(default)]
+    pub version: Option<String>,
+    /// Why; goes into the record.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+impl Request for SecretGet {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// A value in clear.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub struct SecretRevealed {
+    /// The name.
+    pub key: String,
+    /// Its scope.
+    pub scope: String,
+    /// Its environment.
+    pub environment: Option<String>,
+    /// The version's number.
+    pub version: u64,
+    /// The bytes.
+    pub value: Value,
+}
+
+/// `secret list`: all filters must match.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretList {
+    /// Exactly this scope.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// Exactly this environment; `-` is none.
+    #[serde(default)]
+    pub environment: Option<String>,
+    /// Names that match, `*` stands for anything.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Members of this group.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// At most so many.
+    #[serde(default)]
+    pub limit: Option<u64>,
+}
+
+impl Request for SecretList {
+    fn subject(&self) -> Subject<'_> {
+        Subject::Inside
+    }
+}
+
+/// A line of `secret list`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct SecretSummary {
+    /// The name, without environment.
+    pub key: String,
+    /// Its scope.
+    pub scope: String,
+    /// Its environment.
+    pub environment: Option<String>,
+    /// Its group.
+    pub group: Option<String>,
+    /// Number of the current version.
+    pub current: Option<u64>,
+    /// Number of the pending version.
+    pub pending: Option<u64>,
+    /// When the value last changed.
+    #[schemars(with = "Option<String>")]
+    pub rotated_at: Option<Timestamp>,
+    /// From when on nobody reads it.
+    #[schemars(with = "Option<String>")]
+    pub expires_at: Option<Timestamp>,
+    /// Delivered but never redacted.
+    pub plain: bool,
+}
+
+/// The answer to `secret list`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct SecretListed {
+    /// In order of environment, name, scope.
+    pub secrets: Vec<SecretSummary>,
+    /// Whether `limit` cut the list.
+    #[serde(default)]
+    pub cut: bool,
+}
+
+/// A secret with its versions, never its values.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct SecretShown {
+    /// The name, without environment.
+    pub key: String,
+    /// Its scope.
+    pub scope: String,
+    /// When it was made.
+    #[schemars(with = "String")]
+    pub created_at: Timestamp,
+    /// When the value last changed.
+    #[schemars(with = "Option<String>")]
+    pub rotated_at: Option<Timestamp>,
+    /// From when on nobody reads it.
+    #[schemars(with = "Option<String>")]
+    pub expires_at: Option<Timestamp>,
+    /// Who made it.
+    pub created_by: String,
+    /// Whether plain reads are recorded.
+    pub access_log_enabled: bool,
+    /// By stage: `current`, `pending`, `previous`.
+    pub versions: BTreeMap<String, VersionShown>,
+    /// Retired and revoked versions, newest first.
+    #[serde(default)]
+    pub old_versions: Vec<VersionShown>,
+    /// Its environment.
+    pub environment: Option<String>,
+    /// Its group.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// `pinned` or `floating`.
+    pub binding: String,
+    /// Delivered but never redacted.
+    pub plain: bool,
+    /// What the person should know: short value, wide scope, waiting executions.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// One version.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct VersionShown {
+    /// Its number, from 1.
+    pub version: u64,
+    /// `pending`, `current`, `previous`, `retired` or `revoked`.
+    pub stage: String,
+    /// From when on new executions get it.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub valid_from: Option<Timestamp>,
+    /// From when on new executions do not get it.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub valid_until: Option<Timestamp>,
+    /// When it was made.
+    #[schemars(with = "String")]
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+    /// Whether its bytes are gone.
+    #[serde(default)]
+    pub destroyed: bool,
+    /// Executions that are pinned to it.
+    #[serde(default)]
+    pub held_by: Vec<String>,
+}
+
+/// `secret rm`: removes a secret with all versions.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRm {
+    /// `NAME` or `ENV/NAME`.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// Also while executions hold it or definitions name it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl Request for SecretRm {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// A random value, made by the daemon.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Generate {
+    /// Length in characters (16 to 4096).
+    pub length: u32,
+    /// `alphanumeric` (default), `hex`, `base64`.
+    #[serde(default)]
+    pub alphabet: Option<String>,
+}
+
+/// `secret rotate`: stages a pending version.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRotate {
+    /// `NAME` or `ENV/NAME`.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// The new bytes; or `generate`.
+    #[serde(default)]
+    pub value: Option<Value>,
+    /// Let the daemon make a value.
+    #[serde(default)]
+    pub generate: Option<Generate>,
+    /// From then on new executions get it; none: now.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub valid_from: Option<Timestamp>,
+    /// From then on new executions do not get it.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub valid_until: Option<Timestamp>,
+    /// Promote after this time whoever still holds the old one; none: as configured.
+    #[serde(default)]
+    pub drain: Option<Period>,
+}
+
+impl Request for SecretRotate {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// `secret revoke`: from the answer on nobody reads the revoked versions.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRevoke {
+    /// `NAME`, `ENV/NAME`, or a group.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// Why; goes into every record.
+    pub reason: String,
+    /// A number, `pending`, `current` or `all`; none: every version but the replacement.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// The value from now on.
+    #[serde(default)]
+    pub replacement: Option<Value>,
+    /// The name resolves to nothing from now on.
+    #[serde(default)]
+    pub no_replacement: bool,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+impl Request for SecretRevoke {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// What a revoke did, or would do.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Revoked {
+    /// What was revoked: name and version numbers.
+    pub versions: BTreeMap<String, Vec<u64>>,
+    /// The replacement's number, by name.
+    pub replaced_by: BTreeMap<String, u64>,
+    /// Executions that had obtained it.
+    pub ended: Vec<EndedExecution>,
+    /// What could not be ended, and why.
+    #[serde(default)]
+    pub survivors: Vec<String>,
+    /// Exposures outside every execution, which only people can undo.
+    #[serde(default)]
+    pub outside: Vec<Exposure>,
+    /// Other secrets with the same bytes.
+    #[serde(default)]
+    pub same_value: Vec<String>,
+    /// Whether everything that had it is gone.
+    pub complete: bool,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// `secret destroy`: removes the bytes of one version that nobody holds.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretDestroy {
+    /// `NAME` or `ENV/NAME`.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// The version's number.
+    pub version: u64,
+}
+
+impl Request for SecretDestroy {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// Who obtained a version, and how.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Exposure {
+    /// The secret: name with environment.
+    pub key: String,
+    /// Its scope.
+    pub scope: String,
+    /// The version's number.
+    pub version: u64,
+    /// `file`, `env`, `container`, `ssh`, `rotation` or `reveal`.
+    pub via: String,
+    /// The execution, unless it was a person.
+    pub execution: Option<String>,
+    /// The agent, unless it was a person.
+    pub agent: Option<String>,
+    /// The user.
+    pub user: String,
+    /// When first.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
+    /// Whether that execution still runs.
+    pub active: bool,
+}
+
+/// The answer to `secret exposures`, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ExposureList {
+    /// All of them.
+    pub exposures: Vec<Exposure>,
+}
+
+/// `group set`: makes a group, or replaces its members in one commit.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GroupSet {
+    /// `GROUP` or `ENV/GROUP`.
+    pub name: String,
+    /// Scope of all members; none: `org`.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// Member names and their values.
+    pub members: BTreeMap<String, Value>,
+    /// Members that are delivered but never redacted.
+    #[serde(default)]
+    pub plain: Vec<String>,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Replace an existing group.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+impl Request for GroupSet {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// One group, by name.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GroupName {
+    /// `GROUP` or `ENV/GROUP`.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// `rm`: also while executions hold a member or definitions name the group.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl Request for GroupName {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
+/// `group list`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GroupList {
+    /// Exactly this environment; `-` is none.
+    #[serde(default)]
+    pub environment: Option<String>,
+}
+
+impl Request for GroupList {
+    fn subject(&self) -> Subject<'_> {
+        Subject::Inside
+    }
+}
+
+/// A member of a group.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct GroupMember {
+    /// Its name.
+    pub key: String,
+    /// Number of the current version.
+    pub current: Option<u64>,
+    /// Delivered but never redacted.
+    pub plain: bool,
+}
+
+/// A group with its members.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct GroupShown {
+    /// Its name, without environment.
+    pub group: String,
+    /// Scope of all members.
+    pub scope: String,
+    /// Environment of all members.
+    pub environment: Option<String>,
+    /// In order of name.
+    pub members: Vec<GroupMember>,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// What the person should know.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// The answer to `group list`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct GroupListed {
+    /// In order of environment and name.
+    pub groups: Vec<GroupShown>,
+}
+
+/// `project set`: makes a project, or replaces its list of chains.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectSet {
+    /// Its name.
+    pub name: String,
+    /// The chains that its secrets admit.
+    pub chains_allowed: Vec<String>,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+}
+
+impl Request for ProjectSet {}
+
+/// One project, by name.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectName {
+    /// Its name.
+    pub name: String,
+    /// `rm`: also while secrets have its scope.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl Request for ProjectName {}
+
+/// `project list`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectList {}
+
+impl Request for ProjectList {
+    fn subject(&self) -> Subject<'_> {
+        Subject::Inside
+    }
+}
+
+/// A project.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ProjectShown {
+    /// Its name.
+    pub project: String,
+    /// The chains that its secrets admit.
+    pub chains_allowed: Vec<String>,
+    /// How many secrets have its scope.
+    pub secrets: u64,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Access that came or went.
+    #[serde(default)]
+    pub changes: Vec<super::GrantChange>,
+}
+
+/// The answer to `project list`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ProjectListed {
+    /// In order of name.
+    pub projects: Vec<ProjectShown>,
+}
+
+/// How the content of an import is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportFormat {
+    /// Decided by the content: JSON where it starts with `{`, else dotenv.
+    Auto,
+    /// A directory: one file, one value.
+    Directory,
+    /// `NAME=value` lines.
+    Dotenv,
+    /// The JSON shapes of the manual, and `sops -d` and Vault KV v2 output.
+    Json,
+}
+
+/// What to do with a name that exists.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnConflict {
+    /// Import nothing at all.
+    #[default]
+    Fail,
+    /// Stage the value as a pending version.
+    Rotate,
+    /// Leave the existing one.
+    Skip,
+}
+
+/// `import`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Import {
+    /// How the content is written.
+    pub format: ImportFormat,
+    /// The text, unless it is a directory.
+    #[serde(default)]
+    pub content: Option<Value>,
+    /// File names and contents of a directory.
+    #[serde(default)]
+    pub entries: BTreeMap<String, Value>,
+    /// What it came from, for messages.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// Scope of all; none: `org`.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// Environment of all.
+    #[serde(default)]
+    pub environment: Option<String>,
+    /// What to do with a name that exists.
+    #[serde(default)]
+    pub on_conflict: OnConflict,
+    /// Names that are plain, whatever they look like.
+    #[serde(default)]
+    pub plain: Vec<String>,
+    /// Names that are secret, whatever they look like.
+    #[serde(default)]
+    pub secret: Vec<String>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+impl Request for Import {
+    fn subject(&self) -> Subject<'_> {
+        match place_of_secret("", self.scope.as_deref()) {
+            Subject::Place { chain, .. } => Subject::Place {
+                chain,
+                environment: Some(self.environment.as_deref().unwrap_or("-")),
+            },
+            other => other,
+        }
+    }
+}
+
+/// One name of an import.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ImportedItem {
+    /// Its name.
+    pub key: String,
+    /// Its environment.
+    pub environment: Option<String>,
+    /// Its group.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Taken for plain, not secret.
+    pub plain: bool,
+    /// Why it was taken for that.
+    pub why: String,
+    /// `created`, `skipped`, `rotated` or `conflict`.
+    pub action: String,
+    /// The line of the source that can go now.
+    #[serde(default)]
+    pub line: Option<u64>,
+}
+
+/// What an import did, or would do.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Imported {
+    /// In order of the source.
+    pub items: Vec<ImportedItem>,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// What the person should know.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
