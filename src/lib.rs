@@ -13,6 +13,7 @@ pub mod keeper;
 pub mod proto;
 pub mod secret;
 pub mod sys;
+pub mod workspace;
 
 #[global_allocator]
 static ALLOCATOR: sys::alloc::Populating = sys::alloc::Populating;

@@ -1,0 +1,4 @@
+//! Starting an agent somewhere, so that it is registered before its first instruction.
+#![forbid(unsafe_code)]
+
+pub mod host;
