@@ -13,6 +13,7 @@ pub mod keeper;
 pub mod proto;
 pub mod secret;
 pub mod sys;
+pub mod vault;
 pub mod workspace;
 
 #[global_allocator]

@@ -1,0 +1,202 @@
+//! The vault file: one redb database, mode 0600.
+//!
+//! Tables: `meta` (format, vault id, slots, seal, revision) and `records` (17 bytes of kind and id to
+//! sealed bytes). redb makes a transaction durable with fsync before `commit` returns.
+#![forbid(unsafe_code)]
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use redb::backends::FileBackend;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::{Change, Error, Image, Store};
+
+const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
+const RECORDS: TableDefinition<'static, &[u8; 17], &[u8]> = TableDefinition::new("records");
+
+/// The newest format that this program reads and the one it writes.
+pub const FORMAT: u32 = 1;
+
+/// The vault file.
+#[derive(Debug)]
+pub struct RedbStore {
+    database: Mutex<Database>,
+}
+
+fn io(error: impl std::fmt::Display) -> Error {
+    // redb's own errors name pages and files, never content.
+    Error::Io { what: error.to_string() }
+}
+
+fn opening(error: DatabaseError) -> Error {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => Error::InUse,
+        DatabaseError::Storage(redb::StorageError::Corrupted(what)) => Error::Damaged { what },
+        DatabaseError::Storage(redb::StorageError::Io(e))
+            if e.kind() == std::io::ErrorKind::InvalidData
+                || e.kind() == std::io::ErrorKind::UnexpectedEof =>
+        {
+            Error::Damaged { what: e.to_string() }
+        }
+        other => io(other),
+    }
+}
+
+fn key(kind: u8, id: &[u8; 16]) -> [u8; 17] {
+    let mut key = [0; 17];
+    key[0] = kind;
+    key[1..].copy_from_slice(id);
+    key
+}
+
+impl RedbStore {
+    /// Makes the file; there must be none.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; else see [`Error`].
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::AlreadyExists => Error::Exists,
+                _ => io(e),
+            })?;
+        let backend = FileBackend::new(file).map_err(io)?;
+        let database = Database::builder().create_with_backend(backend).map_err(opening)?;
+        Ok(Self { database: Mutex::new(database) })
+    }
+
+    /// Opens an existing file.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::InUse`], [`Error::Damaged`]; else see [`Error`].
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        if !path.exists() {
+            return Err(Error::Missing);
+        }
+        // A file that was cut short makes redb panic in places; it must be an error here.
+        let opened = std::panic::catch_unwind(|| Database::open(path));
+        let database = opened
+            .map_err(|_| Error::Damaged { what: "its pages do not hold together".into() })?
+            .map_err(opening)?;
+        Ok(Self { database: Mutex::new(database) })
+    }
+
+    fn load_image(&self) -> Result<Image, Error> {
+        let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = database.begin_read().map_err(io)?;
+        let damaged = |what: &str| Error::Damaged { what: what.to_owned() };
+        let meta = match read.open_table(META) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Err(Error::Missing),
+            other => other.map_err(io)?,
+        };
+        let field = |name: &str| -> Result<Vec<u8>, Error> {
+            let found = meta.get(name).map_err(io)?;
+            found
+                .map(|bytes| bytes.value().to_vec())
+                .ok_or_else(|| damaged(&format!("the field {name} is missing")))
+        };
+        let format = u32::from_be_bytes(
+            field("format")?.try_into().map_err(|_| damaged("the format's length"))?,
+        );
+        if format > FORMAT {
+            return Err(Error::Newer { found: format, known: FORMAT });
+        }
+        let revision = u64::from_be_bytes(
+            field("revision")?.try_into().map_err(|_| damaged("the revision's length"))?,
+        );
+        let mut image = Image {
+            format,
+            vault_id: field("vault-id")?.try_into().map_err(|_| damaged("the id's length"))?,
+            slots: field("slots")?,
+            seal: field("seal")?,
+            revision,
+            records: Vec::new(),
+        };
+        let records = read.open_table(RECORDS).map_err(io)?;
+        for entry in records.iter().map_err(io)? {
+            let (key, bytes) = entry.map_err(io)?;
+            let [kind, id @ ..] = *key.value();
+            image.records.push((kind, id, bytes.value().to_vec()));
+        }
+        Ok(image)
+    }
+
+    fn store_change(
+        &self,
+        expected: Option<u64>,
+        change: &Change,
+        first: Option<&Image>,
+    ) -> Result<(), Error> {
+        let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let write = database.begin_write().map_err(io)?;
+        {
+            let mut meta = write.open_table(META).map_err(io)?;
+            let mut records = write.open_table(RECORDS).map_err(io)?;
+            let found = meta
+                .get("revision")
+                .map_err(io)?
+                .and_then(|b| b.value().try_into().ok().map(u64::from_be_bytes));
+            match (expected, found) {
+                (None, Some(_)) => return Err(Error::Exists),
+                (Some(_), None) => return Err(Error::Missing),
+                (Some(expected), Some(found)) if expected != found => {
+                    return Err(Error::Conflict { expected, found });
+                }
+                _ => {}
+            }
+            if let Some(image) = first {
+                meta.insert("format", image.format.to_be_bytes().as_slice()).map_err(io)?;
+                meta.insert("vault-id", image.vault_id.as_slice()).map_err(io)?;
+            }
+            meta.insert("revision", change.revision.to_be_bytes().as_slice()).map_err(io)?;
+            meta.insert("seal", change.seal.as_slice()).map_err(io)?;
+            if let Some(slots) = &change.slots {
+                meta.insert("slots", slots.as_slice()).map_err(io)?;
+            }
+            for (kind, id, bytes) in &change.records {
+                match bytes {
+                    Some(bytes) => {
+                        records.insert(&key(*kind, id), bytes.as_slice()).map_err(io)?;
+                    }
+                    None => {
+                        records.remove(&key(*kind, id)).map_err(io)?;
+                    }
+                }
+            }
+        }
+        write.commit().map_err(io)
+    }
+}
+
+/// redb asserts on pages that an attacker or a bad disk altered; that must be an error here.
+fn contained<T>(run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(Error::Damaged { what: "its pages do not hold together".into() }))
+}
+
+impl Store for RedbStore {
+    fn create(&self, image: &Image) -> Result<(), Error> {
+        let change = Change {
+            revision: image.revision,
+            seal: image.seal.clone(),
+            slots: Some(image.slots.clone()),
+            records: image.records.iter().map(|(k, i, b)| (*k, *i, Some(b.clone()))).collect(),
+        };
+        contained(|| self.store_change(None, &change, Some(image)))
+    }
+
+    fn load(&self) -> Result<Image, Error> {
+        contained(|| self.load_image())
+    }
+
+    fn commit(&self, expected: u64, change: &Change) -> Result<(), Error> {
+        contained(|| self.store_change(Some(expected), change, None))
+    }
+}
