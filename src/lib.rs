@@ -3,6 +3,7 @@
 //! The prose manual is `manual`; `SECURITY.md` says what is promised and what is not.
 
 pub mod broker;
+pub mod catalog;
 pub mod clock;
 pub mod config;
 pub mod execution;

@@ -1,0 +1,321 @@
+//! What the vault's records mean: secrets, groups, projects and chains, and who may read what.
+//!
+//! Pure: no file, no clock, no randomness. Invariant: checks that need the whole catalog (two
+//! members of one name, a group and a secret of one name) are made here, before anything is stored.
+#![forbid(unsafe_code)]
+
+pub mod definition;
+pub mod group;
+pub mod loader;
+pub mod name;
+pub mod resolve;
+pub mod scope;
+pub mod secret;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use definition::Definition;
+use group::{Group, GroupKey, Project};
+use name::{ChainName, EnvName, GroupName, ProjectName, SecretKey, SecretName};
+use scope::Scope;
+use secret::Secret;
+
+use crate::clock::Timestamp;
+
+/// A chain as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// The vault's record of this, in hex.
+    pub id: String,
+    /// Its definition.
+    pub definition: Definition,
+    /// Digest of the definition, in hex.
+    pub digest: String,
+    /// When it was applied.
+    pub applied_at: Timestamp,
+    /// Who applied it.
+    pub applied_by: String,
+}
+
+/// Why something cannot be added to the catalog, or a name means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A bare name means several secrets.
+    #[error("{name} is ambiguous")]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// What it may mean: scopes.
+        candidates: Vec<String>,
+    },
+    /// It is there already.
+    #[error("{what} exists already")]
+    Exists {
+        /// What.
+        what: String,
+    },
+    /// A group and a secret would have one name.
+    #[error("{name} is the name of a {other} already")]
+    NameClash {
+        /// The name.
+        name: String,
+        /// "group" or "secret".
+        other: &'static str,
+    },
+    /// Nothing has that name.
+    #[error("there is no {what}")]
+    Missing {
+        /// What was looked for.
+        what: String,
+    },
+    /// The environment is not one of the configured.
+    #[error("there is no environment {name}")]
+    UnknownEnvironment {
+        /// The name.
+        name: String,
+        /// Which there are.
+        known: Vec<String>,
+    },
+}
+
+/// Everything, indexed.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    environments: Vec<EnvName>,
+    secrets: HashMap<String, Arc<Secret>>,
+    by_name: HashMap<SecretName, Vec<String>>,
+    groups: BTreeMap<String, Arc<Group>>,
+    projects: BTreeMap<ProjectName, Arc<Project>>,
+    chains: BTreeMap<ChainName, Arc<Chain>>,
+}
+
+impl Catalog {
+    /// An empty one with these environments.
+    pub fn new(environments: Vec<EnvName>) -> Self {
+        Self { environments, ..Self::default() }
+    }
+
+    /// Refuses an environment that is not configured.
+    ///
+    /// # Errors
+    /// [`Error::UnknownEnvironment`].
+    pub fn check_environment(&self, environment: Option<&EnvName>) -> Result<(), Error> {
+        match environment {
+            Some(name) if !self.environments.contains(name) => Err(Error::UnknownEnvironment {
+                name: name.to_string(),
+                known: self.environments.iter().map(ToString::to_string).collect(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a secret that cannot stand beside what is there.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn check_secret(&self, secret: &Secret) -> Result<(), Error> {
+        self.check_environment(secret.key.environment.as_ref())?;
+        if secret
+            .key
+            .name
+            .as_str()
+            .parse::<GroupName>()
+            .is_ok_and(|name| self.groups.values().any(|group| group.key.name == name))
+        {
+            return Err(Error::NameClash { name: secret.key.name.to_string(), other: "group" });
+        }
+        let same = self
+            .secrets_named(&secret.key.name)
+            .into_iter()
+            .any(|s| s.key == secret.key && s.scope == secret.scope && s.id != secret.id);
+        if same {
+            let what = format!("{} with scope {}", secret.key, secret.scope);
+            return Err(Error::Exists { what });
+        }
+        Ok(())
+    }
+
+    /// Refuses a group that cannot stand beside what is there.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn check_group(&self, group: &Group) -> Result<(), Error> {
+        self.check_environment(group.key.environment.as_ref())?;
+        let as_secret = group.key.name.as_str().parse::<SecretName>();
+        if as_secret.is_ok_and(|name| self.by_name.contains_key(&name)) {
+            return Err(Error::NameClash { name: group.key.name.to_string(), other: "secret" });
+        }
+        Ok(())
+    }
+
+    /// Adds or replaces a secret, by its id.
+    pub fn put_secret(&mut self, secret: Secret) {
+        self.remove_secret(&secret.id.clone());
+        self.by_name.entry(secret.key.name.clone()).or_default().push(secret.id.clone());
+        self.secrets.insert(secret.id.clone(), Arc::new(secret));
+    }
+
+    /// Takes a secret out.
+    pub fn remove_secret(&mut self, id: &str) {
+        if let Some(old) = self.secrets.remove(id)
+            && let Some(ids) = self.by_name.get_mut(&old.key.name)
+        {
+            ids.retain(|other| other != id);
+            if ids.is_empty() {
+                self.by_name.remove(&old.key.name);
+            }
+        }
+    }
+
+    /// Adds or replaces a group, by its id.
+    pub fn put_group(&mut self, group: Group) {
+        self.groups.insert(group.id.clone(), Arc::new(group));
+    }
+
+    /// Takes a group out.
+    pub fn remove_group(&mut self, id: &str) {
+        self.groups.remove(id);
+    }
+
+    /// Adds or replaces a project.
+    pub fn put_project(&mut self, project: Project) {
+        self.projects.insert(project.name.clone(), Arc::new(project));
+    }
+
+    /// Takes a project out.
+    pub fn remove_project(&mut self, name: &ProjectName) {
+        self.projects.remove(name);
+    }
+
+    /// Adds or replaces a chain.
+    pub fn put_chain(&mut self, chain: Chain) {
+        self.chains.insert(chain.definition.chain.clone(), Arc::new(chain));
+    }
+
+    /// Takes a chain out.
+    pub fn remove_chain(&mut self, name: &ChainName) {
+        self.chains.remove(name);
+    }
+
+    /// A secret by id.
+    pub fn secret(&self, id: &str) -> Option<&Arc<Secret>> {
+        self.secrets.get(id)
+    }
+
+    /// Secrets with this name, of all environments and scopes.
+    pub fn secrets_named(&self, name: &SecretName) -> Vec<Arc<Secret>> {
+        let ids = self.by_name.get(name).map_or(&[][..], Vec::as_slice);
+        ids.iter().filter_map(|id| self.secrets.get(id).cloned()).collect()
+    }
+
+    /// Whether any secret has this name.
+    pub fn has_name(&self, name: &SecretName) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// All secrets, by name, environment and scope.
+    pub fn secrets(&self) -> Vec<Arc<Secret>> {
+        let mut all: Vec<_> = self.secrets.values().cloned().collect();
+        all.sort_by(|a, b| (&a.key.name, &a.key, &a.scope).cmp(&(&b.key.name, &b.key, &b.scope)));
+        all
+    }
+
+    /// The one secret that a name and, where it is given, a scope mean.
+    ///
+    /// # Errors
+    /// [`Error::Ambiguous`], [`Error::Missing`].
+    pub fn find(&self, key: &SecretKey, scope: Option<&Scope>) -> Result<Arc<Secret>, Error> {
+        let found: Vec<_> = self
+            .secrets_named(&key.name)
+            .into_iter()
+            .filter(|s| s.key == *key && scope.is_none_or(|scope| s.scope == *scope))
+            .collect();
+        match &found[..] {
+            [one] => Ok(one.clone()),
+            [] => Err(Error::Missing {
+                what: match scope {
+                    Some(scope) => format!("secret {key} with scope {scope}"),
+                    None => format!("secret {key}"),
+                },
+            }),
+            several => Err(Error::Ambiguous {
+                name: key.to_string(),
+                candidates: several.iter().map(|s| s.scope.to_string()).collect(),
+            }),
+        }
+    }
+
+    /// Groups with this name, of all environments and scopes.
+    pub fn groups_named(&self, name: &GroupName) -> Vec<Arc<Group>> {
+        self.groups.values().filter(|g| g.key.name == *name).cloned().collect()
+    }
+
+    /// All groups.
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        let mut all: Vec<_> = self.groups.values().cloned().collect();
+        all.sort_by(|a, b| (&a.key, &a.scope).cmp(&(&b.key, &b.scope)));
+        all
+    }
+
+    /// The one group that a name and, where it is given, a scope mean.
+    ///
+    /// # Errors
+    /// [`Error::Ambiguous`], [`Error::Missing`].
+    pub fn find_group(&self, key: &GroupKey, scope: Option<&Scope>) -> Result<Arc<Group>, Error> {
+        let found: Vec<_> = self
+            .groups_named(&key.name)
+            .into_iter()
+            .filter(|g| g.key == *key && scope.is_none_or(|scope| g.scope == *scope))
+            .collect();
+        match &found[..] {
+            [one] => Ok(one.clone()),
+            [] => Err(Error::Missing { what: format!("group {key}") }),
+            several => Err(Error::Ambiguous {
+                name: key.to_string(),
+                candidates: several.iter().map(|g| g.scope.to_string()).collect(),
+            }),
+        }
+    }
+
+    /// A group's members, by name.
+    pub fn members(&self, group: &Group) -> Vec<Arc<Secret>> {
+        let mut members: Vec<_> = self
+            .secrets
+            .values()
+            .filter(|s| {
+                s.group.as_ref() == Some(&group.key.name)
+                    && s.key.environment == group.key.environment
+                    && s.scope == group.scope
+            })
+            .cloned()
+            .collect();
+        members.sort_by(|a, b| a.key.cmp(&b.key));
+        members
+    }
+
+    /// A project.
+    pub fn project(&self, name: &ProjectName) -> Option<&Arc<Project>> {
+        self.projects.get(name)
+    }
+
+    /// All projects.
+    pub fn projects(&self) -> Vec<Arc<Project>> {
+        self.projects.values().cloned().collect()
+    }
+
+    /// A chain.
+    pub fn chain(&self, name: &ChainName) -> Option<&Arc<Chain>> {
+        self.chains.get(name)
+    }
+
+    /// All chains.
+    pub fn chains(&self) -> Vec<Arc<Chain>> {
+        self.chains.values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

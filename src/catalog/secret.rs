@@ -1,0 +1,320 @@
+//! A secret's metadata and the stages of its versions.
+//!
+//! Invariant: at most one version is `current` and at most one `pending`; numbers only grow; a
+//! version that is revoked or destroyed never comes back.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+
+use super::name::{GroupName, SecretKey};
+use super::scope::Scope;
+
+/// Where a version stands. In order of its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Staged; new executions get it from its `valid_from` on.
+    Pending,
+    /// What new executions get.
+    Current,
+    /// Replaced; read by those that are pinned to it.
+    Previous,
+    /// Unreadable; kept to be found by redaction.
+    Retired,
+    /// Denied to everybody, for good.
+    Revoked,
+}
+
+impl Stage {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Pending => "pending",
+            Self::Previous => "previous",
+            Self::Retired => "retired",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    /// Whether executions that are pinned to it may read it.
+    pub fn is_readable(self) -> bool {
+        matches!(self, Self::Current | Self::Pending | Self::Previous)
+    }
+}
+
+/// Whether an execution keeps the version that it started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Binding {
+    /// Follows `current` at each open.
+    Floating,
+    /// Keeps it to its end.
+    Pinned,
+}
+
+/// One immutable value, by its number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// From 1.
+    pub number: u32,
+    /// Where it stands.
+    pub stage: Stage,
+    /// The vault's record of the value, in hex; `None` once it is destroyed.
+    pub value: Option<String>,
+    /// Exact size of the value.
+    pub size_bytes: u64,
+    /// From when new executions get it.
+    pub valid_from: Option<Timestamp>,
+    /// Until when new executions get it.
+    pub valid_until: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+}
+
+/// A secret without its values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// The vault's record of this, in hex.
+    pub id: String,
+    /// Name and environment.
+    pub key: SecretKey,
+    /// Who may be admitted.
+    pub scope: Scope,
+    /// For people.
+    pub description: Option<String>,
+    /// The group that it changes with.
+    pub group: Option<GroupName>,
+    /// Whether it is delivered but no secret.
+    pub plain: bool,
+    /// Pinned or floating.
+    pub binding: Binding,
+    /// Whether each read is recorded.
+    pub access_log_enabled: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+    /// When its current version came.
+    pub rotated_at: Option<Timestamp>,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+    /// By number.
+    pub versions: Vec<Version>,
+}
+
+/// Why a version cannot change its stage, or none can be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The secret's end has passed.
+    #[error("{key} expired at {at}")]
+    Expired {
+        /// Which.
+        key: SecretKey,
+        /// When.
+        at: Timestamp,
+    },
+    /// Nothing is there to be had.
+    #[error("{key} has no {wanted} version")]
+    NoVersion {
+        /// Which.
+        key: SecretKey,
+        /// What was looked for.
+        wanted: &'static str,
+    },
+    /// A version is pending already.
+    #[error("{key} has version {number} pending already")]
+    Pending {
+        /// Which.
+        key: SecretKey,
+        /// The pending one.
+        number: u32,
+    },
+}
+
+/// A value that is in the vault, or about to be.
+#[derive(Debug, Clone)]
+pub struct NewVersion {
+    /// Its record's id, in hex.
+    pub value: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Now.
+    pub at: Timestamp,
+    /// Who made it.
+    pub by: String,
+    /// From when new executions get it.
+    pub valid_from: Option<Timestamp>,
+}
+
+impl Secret {
+    /// A version by its stage.
+    pub fn at_stage(&self, stage: Stage) -> Option<&Version> {
+        self.versions.iter().rev().find(|v| v.stage == stage)
+    }
+
+    fn add(&mut self, new: NewVersion, stage: Stage) -> u32 {
+        let number = self.versions.iter().map(|v| v.number).max().unwrap_or(0) + 1;
+        self.versions.push(Version {
+            number,
+            stage,
+            value: Some(new.value),
+            size_bytes: new.size_bytes,
+            valid_from: new.valid_from,
+            valid_until: None,
+            created_at: new.at,
+            created_by: new.by,
+        });
+        number
+    }
+
+    /// Makes a version current at once; the old one becomes previous.
+    pub fn replace(&mut self, new: NewVersion) -> u32 {
+        let at = new.at;
+        self.shift(Stage::Previous, Stage::Retired);
+        self.shift(Stage::Current, Stage::Previous);
+        self.rotated_at = Some(at);
+        self.add(new, Stage::Current)
+    }
+
+    /// Stages a version.
+    ///
+    /// # Errors
+    /// [`Error::Pending`] while another one is.
+    pub fn stage(&mut self, new: NewVersion) -> Result<u32, Error> {
+        if let Some(pending) = self.at_stage(Stage::Pending) {
+            return Err(Error::Pending { key: self.key.clone(), number: pending.number });
+        }
+        Ok(self.add(new, Stage::Pending))
+    }
+
+    /// Makes the pending version current.
+    ///
+    /// # Errors
+    /// [`Error::NoVersion`].
+    pub fn promote(&mut self, at: Timestamp) -> Result<u32, Error> {
+        let number = self.number_at(Stage::Pending, "pending")?;
+        self.shift(Stage::Previous, Stage::Retired);
+        self.shift(Stage::Current, Stage::Previous);
+        self.shift(Stage::Pending, Stage::Current);
+        self.rotated_at = Some(at);
+        Ok(number)
+    }
+
+    /// Brings the previous version back; the current one becomes previous, a pending one goes.
+    ///
+    /// # Errors
+    /// [`Error::NoVersion`].
+    pub fn rollback(&mut self, at: Timestamp) -> Result<u32, Error> {
+        let back = self.number_at(Stage::Previous, "previous")?;
+        self.shift(Stage::Pending, Stage::Retired);
+        self.shift(Stage::Current, Stage::Previous);
+        if let Some(version) = self.versions.iter_mut().find(|v| v.number == back) {
+            version.stage = Stage::Current;
+        }
+        self.rotated_at = Some(at);
+        Ok(back)
+    }
+
+    fn number_at(&self, stage: Stage, wanted: &'static str) -> Result<u32, Error> {
+        self.at_stage(stage)
+            .map(|v| v.number)
+            .ok_or_else(|| Error::NoVersion { key: self.key.clone(), wanted })
+    }
+
+    fn shift(&mut self, from: Stage, to: Stage) {
+        for version in self.versions.iter_mut().filter(|v| v.stage == from) {
+            version.stage = to;
+        }
+    }
+
+    /// The version that an execution starting `now` is pinned to.
+    ///
+    /// # Errors
+    /// [`Error::Expired`], [`Error::NoVersion`].
+    pub fn version_to_pin(&self, now: Timestamp) -> Result<&Version, Error> {
+        if let Some(at) = self.expires_at.filter(|end| *end <= now) {
+            return Err(Error::Expired { key: self.key.clone(), at });
+        }
+        let open = |v: &&Version| {
+            v.value.is_some()
+                && v.valid_from.is_none_or(|from| from <= now)
+                && v.valid_until.is_none_or(|until| until > now)
+        };
+        self.at_stage(Stage::Pending)
+            .filter(open)
+            .or_else(|| self.at_stage(Stage::Current).filter(open))
+            .ok_or_else(|| Error::NoVersion { key: self.key.clone(), wanted: "current" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn new(second: i64) -> NewVersion {
+        NewVersion {
+            value: format!("{second:032x}"),
+            size_bytes: 3,
+            at: at(second),
+            by: "me".into(),
+            valid_from: None,
+        }
+    }
+
+    fn secret() -> Secret {
+        let mut secret = Secret {
+            id: "00".into(),
+            key: "prod/KEY".parse().unwrap(),
+            scope: Scope::Org,
+            description: None,
+            group: None,
+            plain: false,
+            binding: Binding::Pinned,
+            access_log_enabled: true,
+            created_at: at(0),
+            created_by: "me".into(),
+            rotated_at: None,
+            expires_at: None,
+            versions: Vec::new(),
+        };
+        secret.replace(new(1));
+        secret
+    }
+
+    fn stages(secret: &Secret) -> Vec<(u32, Stage)> {
+        secret.versions.iter().map(|v| (v.number, v.stage)).collect()
+    }
+
+    #[test]
+    fn a_rotation_goes_through_its_stages() {
+        let mut secret = secret();
+        assert_eq!(secret.stage(new(2)).unwrap(), 2);
+        assert!(matches!(secret.stage(new(3)), Err(Error::Pending { number: 2, .. })));
+        assert_eq!(secret.version_to_pin(at(9)).unwrap().number, 2);
+        secret.promote(at(4)).unwrap();
+        assert_eq!(stages(&secret), [(1, Stage::Previous), (2, Stage::Current)]);
+        assert!(matches!(secret.promote(at(5)), Err(Error::NoVersion { .. })));
+        secret.rollback(at(6)).unwrap();
+        assert_eq!(stages(&secret), [(1, Stage::Current), (2, Stage::Previous)]);
+    }
+
+    #[test]
+    fn a_pending_version_counts_from_its_time_and_an_expired_secret_not_at_all() {
+        let mut secret = secret();
+        secret.stage(NewVersion { valid_from: Some(at(100)), ..new(2) }).unwrap();
+        assert_eq!(secret.version_to_pin(at(99)).unwrap().number, 1);
+        assert_eq!(secret.version_to_pin(at(100)).unwrap().number, 2);
+        secret.expires_at = Some(at(50));
+        assert_eq!(secret.version_to_pin(at(49)).unwrap().number, 1);
+        assert!(matches!(secret.version_to_pin(at(50)), Err(Error::Expired { .. })));
+    }
+}
