@@ -2,6 +2,7 @@
 //!
 //! The prose manual is `manual`; `SECURITY.md` says what is promised and what is not.
 
+pub mod audit;
 pub mod broker;
 pub mod catalog;
 pub mod clock;

@@ -1,0 +1,474 @@
+//! The log: ring first, file at once, linked line by line.
+//!
+//! A record is pushed to the ring by whoever makes it; one thread takes it from there, gives it its
+//! number and its link and appends the line. `link` is SHA-256 over the previous link and the line
+//! before it. At a start the newest file tells which record was the last; the ring has the rest.
+//!
+//! Invariant: a record whose [`Log::append`] returned is in the ring or in the file, once. A sink
+//! that fails or hangs makes `append` fail within [`Options::patience`], and heals by itself.
+#![forbid(unsafe_code)]
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::clock::Clock;
+use crate::config::Sync;
+
+use super::record::Record;
+use super::ring::Ring;
+
+/// The link before the first record.
+pub const FIRST_LINK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// Between two tries of a sink that failed.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// No record can be written, so nothing may be revealed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the audit record cannot be written: {why}")]
+pub struct Unavailable {
+    /// In a few words.
+    pub why: String,
+}
+
+/// How the log is to behave.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// When a record is on the disk.
+    pub sync: Sync,
+    /// How long an append may wait.
+    pub patience: Duration,
+}
+
+/// Where the log stands.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Head {
+    /// The last record's number, 0 for none.
+    pub seq: u64,
+    /// Its link.
+    pub link: String,
+}
+
+struct Progress {
+    written: Head,
+    fault: Option<String>,
+    stopping: bool,
+    stopped: bool,
+}
+
+struct Shared {
+    dir: PathBuf,
+    ring: Ring,
+    options: Options,
+    clock: Arc<dyn Clock>,
+    progress: Mutex<Progress>,
+    /// Told when there is something to write, and when it is written.
+    changed: Condvar,
+    earlier_requests: HashSet<u64>,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct Log {
+    shared: Arc<Shared>,
+}
+
+impl Log {
+    /// Opens the log in `dir` over the ring at `offset` of the runtime state and starts its thread.
+    ///
+    /// # Errors
+    /// When the directory or the newest file cannot be read.
+    pub fn open(
+        dir: &Path,
+        region: Arc<crate::sys::shm::Region>,
+        (offset, len): (usize, usize),
+        options: Options,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let head = recover(dir)?;
+        let ring = Ring::open(region, offset, len, head.seq);
+        // Before the file was behind the ring, never after: what it has is done.
+        ring.flushed(head.seq);
+        let earlier_requests = ring.requests();
+        let shared = Arc::new(Shared {
+            dir: dir.to_owned(),
+            ring,
+            options,
+            clock,
+            progress: Mutex::new(Progress {
+                written: head,
+                fault: None,
+                stopping: false,
+                stopped: false,
+            }),
+            changed: Condvar::new(),
+            earlier_requests,
+        });
+        let writer = shared.clone();
+        std::thread::Builder::new().name("audit".into()).spawn(move || writer.run())?;
+        Ok(Self { shared })
+    }
+
+    /// Writes a record. When this returns it survives this process, and with `sync = each` the
+    /// machine.
+    ///
+    /// # Errors
+    /// [`Unavailable`], within the patience.
+    pub fn append(&self, record: &Record<'_>, request: u64) -> Result<u64, Unavailable> {
+        let shared = &self.shared;
+        let mut text = String::with_capacity(512);
+        record.encode_head(&mut text);
+        text.push('\n');
+        record.encode_tail(&mut text);
+        let deadline = Instant::now() + shared.options.patience;
+        let mut progress = shared.lock();
+        loop {
+            if let Some(why) = &progress.fault {
+                return Err(Unavailable { why: why.clone() });
+            }
+            if let Ok(seq) = shared.ring.push(text.as_bytes(), request) {
+                shared.changed.notify_all();
+                if shared.options.sync != Sync::Each {
+                    return Ok(seq);
+                }
+                return shared.wait_for(progress, seq, deadline).map(|()| seq);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Unavailable { why: "the file does not keep up".into() });
+            }
+            progress = shared
+                .changed
+                .wait_timeout(progress, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Waits until everything that was appended is in the file.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when it is not within `limit`.
+    pub fn flush(&self, limit: Duration) -> Result<(), Unavailable> {
+        let seq = self.shared.ring.last_seq();
+        self.shared.wait_for(self.shared.lock(), seq, Instant::now() + limit)
+    }
+
+    /// Where the file stands.
+    pub fn head(&self) -> Head {
+        self.shared.lock().written.clone()
+    }
+
+    /// What is wrong with the sink, if anything is.
+    pub fn fault(&self) -> Option<String> {
+        self.shared.lock().fault.clone()
+    }
+
+    /// Whether an earlier worker recorded this request.
+    pub fn has_recorded(&self, request: u64) -> bool {
+        self.shared.earlier_requests.contains(&request)
+    }
+
+    /// Writes what is left and ends the thread.
+    pub fn stop(&self, limit: Duration) {
+        // What cannot be written in time stays in the ring.
+        let _flushed = self.flush(limit);
+        let deadline = Instant::now() + limit;
+        let mut progress = self.shared.lock();
+        progress.stopping = true;
+        self.shared.changed.notify_all();
+        while !progress.stopped && Instant::now() < deadline {
+            progress = self
+                .shared
+                .changed
+                .wait_timeout(progress, RETRY)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// The directory of the files.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("dir", &self.shared.dir).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for(
+        &self,
+        mut progress: std::sync::MutexGuard<'_, Progress>,
+        seq: u64,
+        deadline: Instant,
+    ) -> Result<(), Unavailable> {
+        while progress.written.seq < seq {
+            if let Some(why) = &progress.fault {
+                return Err(Unavailable { why: why.clone() });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Unavailable { why: "the file does not keep up".into() });
+            }
+            progress =
+                self.changed.wait_timeout(progress, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    /// The thread: everything in the ring goes to the file, in one write a turn.
+    fn run(&self) {
+        let mut file: Option<(PathBuf, File)> = None;
+        loop {
+            let (head, entries) = {
+                let mut progress = self.lock();
+                loop {
+                    let entries = self.ring.unflushed();
+                    if !entries.is_empty() {
+                        break (progress.written.clone(), entries);
+                    }
+                    if progress.stopping {
+                        progress.stopped = true;
+                        self.changed.notify_all();
+                        return;
+                    }
+                    progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            let mut lines = Vec::new();
+            let mut next = head;
+            for entry in &entries {
+                next = line(&next, entry.seq, &entry.bytes, &mut lines);
+            }
+            let outcome = self.write(&mut file, &lines);
+            let mut progress = self.lock();
+            match outcome {
+                Ok(()) => {
+                    self.ring.flushed(next.seq);
+                    progress.written = next;
+                    if progress.fault.take().is_some() {
+                        tracing::info!("the audit log is written again");
+                    }
+                    self.changed.notify_all();
+                }
+                Err(error) => {
+                    if progress.fault.is_none() {
+                        tracing::error!(%error, "the audit log cannot be written; reads stop");
+                    }
+                    progress.fault = Some(error.to_string());
+                    file = None;
+                    self.changed.notify_all();
+                    if progress.stopping {
+                        progress.stopped = true;
+                        return;
+                    }
+                    let _waited = self
+                        .changed
+                        .wait_timeout(progress, RETRY)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    fn write(&self, open: &mut Option<(PathBuf, File)>, lines: &[u8]) -> io::Result<()> {
+        let path = self.dir.join(file_name(&*self.clock));
+        let gone = open.as_ref().is_none_or(|(opened, file)| {
+            // Removed or renamed under us: what is written must be found again.
+            *opened != path
+                || match (file.metadata(), fs::metadata(&path)) {
+                    (Ok(held), Ok(named)) => held.ino() != named.ino() || held.nlink() == 0,
+                    _ => true,
+                }
+        });
+        if gone {
+            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            *open = Some((path, file));
+        }
+        let Some((_, file)) = open.as_mut() else {
+            return Err(io::Error::other("no file is open"));
+        };
+        let before = file.metadata()?.len();
+        let written = file.write_all(lines).and_then(|()| match self.options.sync {
+            Sync::Each | Sync::Batch => file.sync_data(),
+            Sync::Os => Ok(()),
+        });
+        if written.is_err() {
+            // A part of a line would be taken for an altered one.
+            file.set_len(before)?;
+        }
+        written
+    }
+}
+
+/// Today's file.
+fn file_name(clock: &dyn Clock) -> String {
+    let now = clock.now().to_string();
+    format!("{}.jsonl", now.split('T').next().unwrap_or("unknown"))
+}
+
+/// Appends the line of an entry to `out`; the head after it.
+fn line(head: &Head, seq: u64, bytes: &[u8], out: &mut Vec<u8>) -> Head {
+    let start = out.len();
+    let split = bytes.iter().position(|b| *b == b'\n').unwrap_or(bytes.len());
+    out.extend_from_slice(&bytes[..split]);
+    out.extend_from_slice(format!(",\"seq\":{seq}").as_bytes());
+    out.extend_from_slice(bytes.get(split + 1..).unwrap_or_default());
+    let link = link(&head.link, &out[start..]);
+    out.extend_from_slice(format!(",\"link\":\"{link}\"}}\n").as_bytes());
+    Head { seq, link }
+}
+
+/// The link of a line: SHA-256 over the previous link and the line up to its own.
+pub fn link(previous: &str, unlinked: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    hash.update(previous.as_bytes());
+    hash.update(unlinked);
+    hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+        use std::fmt::Write as _;
+        // Writing to a string cannot fail.
+        let _written = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The log's files, oldest first.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = fs::read_dir(dir)?
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "jsonl"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+/// Where the files end; a last line that was cut is removed, since the ring still has it.
+fn recover(dir: &Path) -> io::Result<Head> {
+    for path in files(dir)?.into_iter().rev() {
+        let mut whole = 0_u64;
+        let mut last = None;
+        let mut reader = BufReader::new(File::open(&path)?);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = reader.read_until(b'\n', &mut line)?;
+            if read == 0 || line.last() != Some(&b'\n') {
+                break;
+            }
+            whole += read as u64;
+            last = Some(line.clone());
+        }
+        if whole < fs::metadata(&path)?.len() {
+            OpenOptions::new().write(true).open(&path)?.set_len(whole)?;
+        }
+        if let Some(line) = last {
+            let parsed: serde_json::Value = serde_json::from_slice(&line)
+                .map_err(|_| io::Error::other("the last line of the audit log does not parse"))?;
+            let (Some(seq), Some(link)) = (parsed["seq"].as_u64(), parsed["link"].as_str()) else {
+                return Err(io::Error::other("the last line of the audit log has no link"));
+            };
+            return Ok(Head { seq, link: link.to_owned() });
+        }
+    }
+    Ok(Head { seq: 0, link: FIRST_LINK.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::record::Event;
+    use crate::audit::verify::{Verdict, verify};
+    use crate::clock::{FakeClock, Timestamp};
+    use crate::sys::shm::Region;
+
+    const RING: (usize, usize) = (0, 64 << 10);
+
+    fn options(sync: Sync) -> Options {
+        Options { sync, patience: Duration::from_millis(200) }
+    }
+
+    fn clock() -> Arc<FakeClock> {
+        Arc::new(FakeClock::at("2026-11-23T10:00:00Z".parse().unwrap()))
+    }
+
+    fn record() -> Record<'static> {
+        Record::new(Event::SecretAccessed, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn every_record_is_there_once_whichever_worker_wrote_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let region = Arc::new(Region::create(c"ring", RING.1).unwrap());
+        for round in 0..5_u64 {
+            let log =
+                Log::open(dir.path(), region.clone(), RING, options(Sync::Os), clock()).unwrap();
+            for _ in 0..20 {
+                log.append(&record(), round + 1).unwrap();
+            }
+            if round % 2 == 0 {
+                log.stop(Duration::from_secs(5));
+            } else {
+                log.flush(Duration::from_secs(5)).unwrap();
+            }
+            // A line that was being written when the worker died.
+            let path = files(dir.path()).unwrap().pop().unwrap();
+            log.stop(Duration::from_secs(5));
+            OpenOptions::new().append(true).open(path).unwrap().write_all(b"{\"ev").unwrap();
+        }
+        let log = Log::open(dir.path(), region, RING, options(Sync::Each), clock()).unwrap();
+        assert!(log.has_recorded(3));
+        assert!(!log.has_recorded(99));
+        log.append(&record(), 0).unwrap();
+        assert_eq!(log.head().seq, 101);
+        assert!(matches!(verify(dir.path()).unwrap(), Verdict::Whole { records: 101, .. }));
+    }
+
+    #[test]
+    fn a_sink_that_fails_stops_reads_in_time_and_heals() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("audit");
+        let region = Arc::new(Region::create(c"ring", RING.1).unwrap());
+        let log = Log::open(&inner, region, RING, options(Sync::Each), clock()).unwrap();
+        log.append(&record(), 0).unwrap();
+        fs::rename(&inner, dir.path().join("gone")).unwrap();
+        let start = Instant::now();
+        assert!(log.append(&record(), 0).is_err());
+        assert!(start.elapsed() < Duration::from_secs(2));
+        fs::rename(dir.path().join("gone"), &inner).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while log.append(&record(), 0).is_err() {
+            assert!(Instant::now() < deadline, "it does not heal");
+            std::thread::yield_now();
+        }
+        assert!(matches!(verify(&inner).unwrap(), Verdict::Whole { .. }));
+    }
+
+    #[test]
+    fn a_removed_file_is_noticed_and_told_by_verify() {
+        let dir = tempfile::tempdir().unwrap();
+        let region = Arc::new(Region::create(c"ring", RING.1).unwrap());
+        let log = Log::open(dir.path(), region, RING, options(Sync::Each), clock()).unwrap();
+        log.append(&record(), 0).unwrap();
+        fs::remove_file(files(dir.path()).unwrap().pop().unwrap()).unwrap();
+        log.append(&record(), 0).unwrap();
+        assert_eq!(files(dir.path()).unwrap().len(), 1);
+        assert!(matches!(verify(dir.path()).unwrap(), Verdict::Broken { line: 1, .. }));
+    }
+}

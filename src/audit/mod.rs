@@ -1,0 +1,9 @@
+//! The security record: what was read, refused and changed, and by whom; it shows tampering.
+//!
+//! No record, no secret: [`log::Log::append`] returns before the bytes leave.
+#![forbid(unsafe_code)]
+
+pub mod log;
+pub mod record;
+pub mod ring;
+pub mod verify;

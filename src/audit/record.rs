@@ -1,0 +1,312 @@
+//! One line of the log: a JSON object whose first fields never change their order.
+//!
+//! Danger: text that others choose (names, paths of programs) must not break the line; it is escaped
+//! and bounded.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+
+use crate::clock::Timestamp;
+
+/// The longest text of one field, in bytes; longer ones are cut and marked.
+const MAX_FIELD_BYTES: usize = 512;
+
+/// What happened. The names are stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// An agent was launched.
+    AgentStarted,
+    /// A backup was written.
+    BackupCreated,
+    /// A chain's definition was applied.
+    ChainApplied,
+    /// A chain's definition was removed.
+    ChainRemoved,
+    /// The daemon began to serve.
+    DaemonStarted,
+    /// The daemon stopped.
+    DaemonStopped,
+    /// An execution ended.
+    ExecutionEnded,
+    /// An execution started.
+    ExecutionStarted,
+    /// A group was set.
+    GroupSet,
+    /// A key slot was added.
+    KeyAdded,
+    /// A key slot got a new master key.
+    KeyRekeyed,
+    /// A key slot was removed.
+    KeyRemoved,
+    /// A project was set.
+    ProjectSet,
+    /// A backup was restored.
+    Restored,
+    /// A value was shown to a person.
+    Revealed,
+    /// A verb was refused for want of a role.
+    RoleDenied,
+    /// A value was read.
+    SecretAccessed,
+    /// A read was refused.
+    SecretDenied,
+    /// A secret's metadata changed.
+    SecretEdited,
+    /// A value left by another way than a file.
+    SecretExposed,
+    /// A secret was removed.
+    SecretRemoved,
+    /// A value was stored.
+    SecretSet,
+    /// An attempt to unlock failed.
+    UnlockFailed,
+    /// The vault was locked.
+    VaultLocked,
+    /// The vault was unlocked.
+    VaultUnlocked,
+    /// A worker took over from one that died.
+    WorkerRestarted,
+}
+
+impl Event {
+    /// Its name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AgentStarted => "agent_started",
+            Self::BackupCreated => "backup_created",
+            Self::ChainApplied => "chain_applied",
+            Self::ChainRemoved => "chain_removed",
+            Self::DaemonStarted => "daemon_started",
+            Self::DaemonStopped => "daemon_stopped",
+            Self::ExecutionEnded => "execution_ended",
+            Self::ExecutionStarted => "execution_started",
+            Self::GroupSet => "group_set",
+            Self::KeyAdded => "key_added",
+            Self::KeyRekeyed => "key_rekeyed",
+            Self::KeyRemoved => "key_removed",
+            Self::ProjectSet => "project_set",
+            Self::Restored => "restored",
+            Self::Revealed => "revealed",
+            Self::RoleDenied => "role_denied",
+            Self::SecretAccessed => "secret_accessed",
+            Self::SecretDenied => "secret_denied",
+            Self::SecretEdited => "secret_edited",
+            Self::SecretExposed => "secret_exposed",
+            Self::SecretRemoved => "secret_removed",
+            Self::SecretSet => "secret_set",
+            Self::UnlockFailed => "unlock_failed",
+            Self::VaultLocked => "vault_locked",
+            Self::VaultUnlocked => "vault_unlocked",
+            Self::WorkerRestarted => "worker_restarted",
+        }
+    }
+}
+
+/// A record to be. Fields that are `None` are left out, but for the first seven.
+#[derive(Debug, Clone)]
+pub struct Record<'a> {
+    /// What happened.
+    pub event: Event,
+    /// The secret's name with its environment.
+    pub secret_key: Option<&'a str>,
+    /// The chain.
+    pub chain: Option<&'a str>,
+    /// The agent.
+    pub agent: Option<&'a str>,
+    /// Who launched it, or who asked.
+    pub user: Option<&'a str>,
+    /// When.
+    pub timestamp: Timestamp,
+    /// Where the agent runs.
+    pub workspace: Option<&'a str>,
+    /// The secret's scope.
+    pub scope: Option<&'a str>,
+    /// The environment.
+    pub environment: Option<&'a str>,
+    /// The version.
+    pub version: Option<u32>,
+    /// The execution.
+    pub execution: Option<&'a str>,
+    /// The caller's uid.
+    pub uid: Option<u32>,
+    /// The uid that the caller logged in with.
+    pub login_uid: Option<u32>,
+    /// The caller's process.
+    pub pid: Option<u32>,
+    /// Its program, for people: a path proves nothing.
+    pub exe: Option<&'a str>,
+    /// By which channel: `file`, `env`, `reveal`.
+    pub via: Option<&'a str>,
+    /// `granted` or `denied`.
+    pub decision: Option<&'a str>,
+    /// Why.
+    pub reason: Option<&'a str>,
+    /// How often, where repeated ones were counted.
+    pub count: Option<u64>,
+    /// The vault's revision after a change: an older file is refused by it.
+    pub revision: Option<u64>,
+}
+
+impl<'a> Record<'a> {
+    /// A record of `event` with nothing else said.
+    pub fn new(event: Event, timestamp: Timestamp) -> Self {
+        Self {
+            event,
+            secret_key: None,
+            chain: None,
+            agent: None,
+            user: None,
+            timestamp,
+            workspace: None,
+            scope: None,
+            environment: None,
+            version: None,
+            execution: None,
+            uid: None,
+            login_uid: None,
+            pid: None,
+            exe: None,
+            via: None,
+            decision: None,
+            reason: None,
+            count: None,
+            revision: None,
+        }
+    }
+
+    /// The first seven fields, without the closing brace: `seq` follows them.
+    pub fn encode_head(&self, out: &mut String) {
+        out.push_str("{\"event\":\"");
+        out.push_str(self.event.name());
+        out.push('"');
+        for (key, value) in [
+            ("secret_key", self.secret_key),
+            ("chain", self.chain),
+            ("agent", self.agent),
+            ("user", self.user),
+        ] {
+            field(out, key);
+            match value {
+                Some(text) => string(out, text),
+                None => out.push_str("null"),
+            }
+        }
+        // Writing to a string cannot fail.
+        let _written = write!(out, ",\"timestamp\":\"{:.6}\"", self.timestamp);
+        field(out, "workspace");
+        match self.workspace {
+            Some(text) => string(out, text),
+            None => out.push_str("null"),
+        }
+    }
+
+    /// The other fields.
+    pub fn encode_tail(&self, out: &mut String) {
+        let texts = [("scope", self.scope), ("environment", self.environment)];
+        for (key, value) in texts {
+            optional(out, key, value);
+        }
+        number(out, "version", self.version.map(u64::from));
+        optional(out, "execution", self.execution);
+        number(out, "uid", self.uid.map(u64::from));
+        number(out, "login_uid", self.login_uid.map(u64::from));
+        number(out, "pid", self.pid.map(u64::from));
+        for (key, value) in [
+            ("exe", self.exe),
+            ("via", self.via),
+            ("decision", self.decision),
+            ("reason", self.reason),
+        ] {
+            optional(out, key, value);
+        }
+        number(out, "count", self.count);
+        number(out, "revision", self.revision);
+    }
+}
+
+fn field(out: &mut String, key: &str) {
+    out.push_str(",\"");
+    out.push_str(key);
+    out.push_str("\":");
+}
+
+fn optional(out: &mut String, key: &str, value: Option<&str>) {
+    if let Some(text) = value {
+        field(out, key);
+        string(out, text);
+    }
+}
+
+fn number(out: &mut String, key: &str, value: Option<u64>) {
+    if let Some(value) = value {
+        field(out, key);
+        let _written = write!(out, "{value}");
+    }
+}
+
+/// A JSON string; control characters and non-ASCII are escaped, so that a terminal that shows the
+/// log obeys nobody.
+fn string(out: &mut String, text: &str) {
+    out.push('"');
+    let mut cut = text.len().min(MAX_FIELD_BYTES);
+    while !text.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    for c in text[..cut].chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            ' '..='~' => out.push(c),
+            _ => {
+                let mut units = [0; 2];
+                for unit in c.encode_utf16(&mut units) {
+                    let _written = write!(out, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    if cut < text.len() {
+        out.push_str("...");
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn encoded(record: &Record<'_>) -> String {
+        let mut text = String::new();
+        record.encode_head(&mut text);
+        record.encode_tail(&mut text);
+        text + "}"
+    }
+
+    #[test]
+    fn the_first_fields_stand_in_their_order() {
+        let mut record = Record::new(Event::SecretAccessed, Timestamp::UNIX_EPOCH);
+        record.secret_key = Some("prod/KEY");
+        record.version = Some(3);
+        assert_eq!(
+            encoded(&record),
+            "{\"event\":\"secret_accessed\",\"secret_key\":\"prod/KEY\",\"chain\":null,\
+             \"agent\":null,\"user\":null,\"timestamp\":\"1970-01-01T00:00:00.000000Z\",\
+             \"workspace\":null,\"version\":3}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_others_put_in_stays_one_line_that_parses(text in "\\PC*|[\\x00-\\x1f\"\\\\]*") {
+            let mut record = Record::new(Event::SecretDenied, Timestamp::UNIX_EPOCH);
+            record.exe = Some(&text);
+            let line = encoded(&record);
+            prop_assert!(line.bytes().all(|b| (b' '..=b'~').contains(&b)));
+            let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if text.len() <= MAX_FIELD_BYTES {
+                prop_assert_eq!(parsed["exe"].as_str().unwrap(), text);
+            }
+        }
+    }
+}
