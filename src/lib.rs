@@ -7,6 +7,8 @@ pub mod broker;
 pub mod catalog;
 pub mod clock;
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod execution;
 pub mod fs;
 pub mod fuse;

@@ -88,6 +88,22 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         self.handles.len()
     }
 
+    /// How callers are told.
+    pub fn method(&self) -> crate::identity::resolver::Method {
+        self.resolver.method()
+    }
+
+    /// The last refusal of a principal, in words.
+    pub fn last_refusals(&self, principal: PrincipalNumber) -> Vec<String> {
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&principal)
+            .map(|last| format!("{}: {} ({})", last.name, last.why, last.at))
+            .into_iter()
+            .collect()
+    }
+
     /// Drops every decrypted value, as locking the vault asks for.
     pub fn wipe(&self) {
         for shard in &self.open {

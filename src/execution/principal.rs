@@ -135,6 +135,12 @@ pub struct Principal {
     pub files: BTreeMap<String, File>,
     /// When it was launched.
     pub started_at: Timestamp,
+    /// Names the launch to whoever made it: 128 random bits in hex.
+    pub launch: String,
+    /// The process whose death ends the agent: its launcher, or the process that was attached.
+    pub lifeline: Option<ProcessRef>,
+    /// Processes may outlive the main one; the agent ends when none is left.
+    pub keep_background: bool,
 }
 
 impl Principal {

@@ -247,6 +247,26 @@ impl Registry {
         Ok(inner.insert_principal(principal))
     }
 
+    /// Changes a registered principal, but for what it is found by.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn update_principal(
+        &self,
+        number: PrincipalNumber,
+        change: impl FnOnce(&mut Principal),
+    ) -> Result<Option<Arc<Principal>>, Error> {
+        let mut inner = self.write();
+        let Some(existing) = inner.principals.get(&number) else { return Ok(None) };
+        let mut changed = Principal::clone(existing);
+        change(&mut changed);
+        let value = serde_json::to_vec(&changed).map_err(|_| journal::Error::TooLong)?;
+        self.journal.put(Kind::Principal, &number.0.to_be_bytes(), &value)?;
+        let changed = Arc::new(changed);
+        inner.principals.insert(number, changed.clone());
+        Ok(Some(changed))
+    }
+
     /// Takes a principal off the register. Its directory stays, empty.
     ///
     /// # Errors
@@ -546,6 +566,9 @@ mod tests {
             },
             files: BTreeMap::new(),
             started_at: Timestamp::UNIX_EPOCH,
+            launch: String::new(),
+            lifeline: None,
+            keep_background: false,
         }
     }
 

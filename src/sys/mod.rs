@@ -7,6 +7,7 @@ pub mod alloc;
 pub mod cgroup;
 pub mod device;
 pub mod mount;
+pub mod peer;
 pub mod pidfd;
 pub mod proc;
 pub mod process;

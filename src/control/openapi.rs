@@ -1,0 +1,170 @@
+//! The `OpenAPI` document and the manual's table of verbs by role, from the table of verbs.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use super::route::{JSON, Method, NDJSON, OPEN_METRICS, Run, table};
+use crate::config::Permission;
+use crate::proto::Problem;
+
+/// The path of the document.
+pub const PATH: &str = "/v1/openapi.json";
+
+/// The document (`OpenAPI` 3.1, whose schemas are JSON Schema 2020-12).
+pub fn document() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|s| {
+        s.definitions_path = "/components/schemas".into();
+        s.meta_schema = None;
+    });
+    let mut schemas = settings.into_generator();
+    let problem = schemas.subschema_for::<Problem>();
+    let mut paths = Map::new();
+    for route in table() {
+        let response = (route.response)(&mut schemas);
+        let content_type = match (&route.run, route.verb) {
+            (Run::Stream(_), _) => NDJSON,
+            (Run::Once(_), "metrics") => OPEN_METRICS,
+            (Run::Once(_), _) => JSON,
+        };
+        let mut operation = json!({
+            "operationId": route.verb.replace(' ', "_"),
+            "summary": route.about,
+            "x-needs": route.needs.text(),
+            "x-idempotent": route.idempotent,
+            "responses": {
+                "200": {
+                    "description": "done",
+                    "content": {content_type: {"schema": response}},
+                },
+                "default": {
+                    "description": "a problem, RFC 9457",
+                    "content": {"application/problem+json": {"schema": problem}},
+                },
+            },
+        });
+        let request = (route.request)(&mut schemas);
+        match route.method {
+            Method::Get => operation["parameters"] = parameters(&request, &mut schemas),
+            Method::Post => {
+                operation["requestBody"] =
+                    json!({"required": true, "content": {JSON: {"schema": request}}});
+            }
+        }
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method.word().to_lowercase()] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "strongroom control interface",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "HTTP/1.1 over the daemon's unix socket.",
+        },
+        "servers": [{"url": "http://localhost", "description": "the unix socket"}],
+        "paths": paths,
+        "components": {"schemas": schemas.take_definitions(true)},
+    })
+}
+
+/// The query parameters of a request type: its properties.
+fn parameters(request: &schemars::Schema, schemas: &mut SchemaGenerator) -> Value {
+    let name = request
+        .get("$ref")
+        .and_then(Value::as_str)
+        .and_then(|r| r.rsplit('/').next())
+        .unwrap_or_default();
+    let schema = schemas.definitions().get(name).cloned().unwrap_or_default();
+    let required: Vec<&str> = schema["required"]
+        .as_array()
+        .map(|r| r.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default();
+    let properties = schema["properties"].as_object();
+    properties
+        .into_iter()
+        .flatten()
+        .map(|(name, schema)| {
+            json!({
+                "name": name,
+                "in": "query",
+                "required": required.contains(&name.as_str()),
+                "schema": schema,
+            })
+        })
+        .collect()
+}
+
+/// The manual's table of verbs by role, in Markdown.
+pub fn roles_table() -> String {
+    let mut text = String::from("| verb |");
+    for permission in Permission::ALL {
+        let _ = write!(text, " {permission} |");
+    }
+    text.push_str(" no role | agent |\n| --- |");
+    text.push_str(&" --- |".repeat(Permission::ALL.len() + 2));
+    text.push('\n');
+    for route in table() {
+        let _ = write!(text, "| `{}` |", route.verb);
+        for permission in Permission::ALL {
+            let cell = match route.needs {
+                super::Needs::AllOf(all) if all.contains(&permission) => {
+                    format!("with {}", others(all, permission))
+                }
+                needs if needs.cell(permission) => "yes".to_owned(),
+                _ => "-".to_owned(),
+            };
+            let _ = write!(text, " {cell} |");
+        }
+        let (nobody, agent) = match route.needs {
+            super::Needs::Anyone => ("yes", "yes"),
+            super::Needs::LaunchOrAgent => ("-", "may_launch"),
+            _ => ("-", "-"),
+        };
+        let _ = writeln!(text, " {nobody} | {agent} |");
+    }
+    text
+}
+
+fn others(all: &[Permission], but: Permission) -> String {
+    all.iter().filter(|p| **p != but).map(|p| p.word()).collect::<Vec<_>>().join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_is_in_the_document_and_every_reference_resolves() {
+        let document = document();
+        for route in table() {
+            let operation = &document["paths"][route.path][route.method.word().to_lowercase()];
+            assert_eq!(operation["summary"], route.about, "{}", route.verb);
+        }
+        let text = document.to_string();
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(document["components"]["schemas"][name].is_object(), "{name}");
+        }
+        let list = &document["paths"]["/v1/executions"]["get"]["parameters"];
+        assert!(list.as_array().unwrap().iter().any(|p| p["name"] == "chain"), "{list}");
+    }
+
+    #[test]
+    fn no_two_verbs_share_a_name_or_a_method_and_path() {
+        let mut seen = std::collections::BTreeSet::new();
+        for route in table() {
+            assert!(seen.insert(route.verb.to_owned()));
+            assert!(seen.insert(format!("{} {}", route.method.word(), route.path)));
+        }
+    }
+
+    #[test]
+    fn the_roles_table_has_a_row_for_each_verb() {
+        let table_text = roles_table();
+        assert_eq!(table_text.lines().count(), table().len() + 2);
+        assert!(table_text.contains("| `secret get` | - | - | yes | - | - | - | - |"));
+    }
+}

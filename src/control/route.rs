@@ -1,0 +1,715 @@
+//! The table of verbs: method, path, permission, types; everything else about them follows from it.
+//!
+//! Invariant: a verb that is not in this table does not exist; one that is cannot be called without
+//! the permission that stands beside it. Danger: a second list (router, document, manual) that
+//! forgets a verb.
+#![forbid(unsafe_code)]
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+use super::api::{Api, Lines};
+use super::role::Caller;
+use crate::config::Permission;
+use crate::proto::{self, Code, Problem, Request, wire};
+
+/// The longest body of most requests, in bytes: one value of 1 MiB in base64 and its frame.
+pub const MAX_BODY_BYTES: usize = 2 << 20;
+/// The longest body of an import, in bytes.
+pub const MAX_IMPORT_BYTES: usize = 8 << 20;
+/// The longest body that carries a backup, in bytes.
+pub const MAX_BACKUP_BYTES: usize = 256 << 20;
+
+/// Which method a verb has: `GET` changes nothing, `POST` may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Reads; parameters in the query.
+    Get,
+    /// May change; parameters in the body.
+    Post,
+}
+
+impl Method {
+    /// As HTTP writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+        }
+    }
+}
+
+/// What a peer needs for a verb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Every one of these permissions.
+    AllOf(&'static [Permission]),
+    /// Some role, whatever it allows.
+    AnyRole,
+    /// Nothing: agents too.
+    Anyone,
+    /// `launch`; or being an agent, whose `may_launch` the verb then judges.
+    LaunchOrAgent,
+    /// One of these permissions.
+    OneOf(&'static [Permission]),
+}
+
+impl Needs {
+    /// Whether `caller` has it somewhere: judged before the body is read.
+    pub fn might_admit(self, caller: &Caller) -> bool {
+        self.judge(caller, |p| caller.may_somewhere(p))
+    }
+
+    /// Whether `caller` has it for this request.
+    pub fn admits(self, caller: &Caller, subject: proto::Subject<'_>) -> bool {
+        self.judge(caller, |p| caller.may(p, subject))
+    }
+
+    fn judge(self, caller: &Caller, may: impl Fn(Permission) -> bool) -> bool {
+        match self {
+            Self::AllOf(all) => all.iter().all(|p| may(*p)),
+            Self::AnyRole => !caller.roles.is_empty(),
+            Self::Anyone => true,
+            Self::LaunchOrAgent => caller.is_agent || may(Permission::Launch),
+            Self::OneOf(some) => some.iter().any(|p| may(*p)),
+        }
+    }
+
+    /// Whether a role with exactly this permission has the verb: the cells of the manual's table.
+    pub fn cell(self, permission: Permission) -> bool {
+        match self {
+            Self::AllOf(all) => all == [permission],
+            Self::AnyRole | Self::Anyone => true,
+            Self::LaunchOrAgent => permission == Permission::Launch,
+            Self::OneOf(some) => some.contains(&permission),
+        }
+    }
+
+    /// In words.
+    pub fn text(self) -> String {
+        let words = |all: &[Permission], between: &str| {
+            all.iter().map(|p| p.word()).collect::<Vec<_>>().join(between)
+        };
+        match self {
+            Self::AllOf(all) => words(all, " and "),
+            Self::AnyRole => "any role".to_owned(),
+            Self::Anyone => "nothing".to_owned(),
+            Self::LaunchOrAgent => "launch, or may_launch of the agent".to_owned(),
+            Self::OneOf(some) => words(some, " or "),
+        }
+    }
+}
+
+/// Parameters as they came.
+pub enum Input {
+    /// A body; empty counts as `{}`.
+    Body(Zeroizing<Vec<u8>>),
+    /// The query part of the path.
+    Query(String),
+}
+
+impl Input {
+    fn decode<Q: DeserializeOwned>(&self) -> Result<Q, Problem> {
+        match self {
+            Self::Body(body) if body.is_empty() => wire::from_bytes(b"{}"),
+            Self::Body(body) => wire::from_bytes(body),
+            Self::Query(query) => wire::from_query(query),
+        }
+    }
+}
+
+/// An answer that is complete at once.
+pub struct Reply {
+    /// Its media type.
+    pub content_type: &'static str,
+    /// Its bytes, wiped when they were sent.
+    pub body: Bytes,
+}
+
+/// JSON, as the interface speaks it.
+pub const JSON: &str = "application/json";
+/// The text format of metrics.
+pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// One JSON value a line.
+pub const NDJSON: &str = "application/x-ndjson";
+
+impl Reply {
+    /// Encodes an answer.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] where a type cannot be JSON.
+    pub fn json<A: Serialize>(answer: &A) -> Result<Self, Problem> {
+        let bytes = wire::to_bytes(answer)
+            .map_err(|_| Problem::new(Code::Internal, "the answer could not be encoded"))?;
+        Ok(Self { content_type: JSON, body: Bytes::from_owner(bytes) })
+    }
+}
+
+type Once = Box<dyn Fn(&dyn Api, &Caller, Input) -> Result<Reply, Problem> + Send + Sync>;
+type Stream =
+    Box<dyn Fn(&dyn Api, &Caller, Input, &mut dyn Lines) -> Result<(), Problem> + Send + Sync>;
+
+/// What runs when a verb is asked for.
+pub enum Run {
+    /// One answer.
+    Once(Once),
+    /// Lines until the client goes or there are no more.
+    Stream(Stream),
+}
+
+/// One verb.
+pub struct Route {
+    /// As the command line names it.
+    pub verb: &'static str,
+    /// Its method.
+    pub method: Method,
+    /// Its path.
+    pub path: &'static str,
+    /// What a peer needs for it.
+    pub needs: Needs,
+    /// One sentence.
+    pub about: &'static str,
+    /// Whether asking twice does what asking once does, so that a client may retry.
+    pub idempotent: bool,
+    /// The longest body, in bytes.
+    pub max_body_bytes: usize,
+    /// Schema of the parameters.
+    pub request: fn(&mut SchemaGenerator) -> Schema,
+    /// Schema of the answer, or of one line of it.
+    pub response: fn(&mut SchemaGenerator) -> Schema,
+    /// What runs.
+    pub run: Run,
+}
+
+impl Route {
+    fn up_to(mut self, max_body_bytes: usize) -> Self {
+        self.max_body_bytes = max_body_bytes;
+        self
+    }
+
+    fn idempotent(mut self) -> Self {
+        self.idempotent = true;
+        self
+    }
+}
+
+/// The problem of a peer without the role for a verb.
+pub fn refusal(caller: &Caller, verb: &str, needs: Needs) -> Problem {
+    if caller.is_agent {
+        return Problem::new(
+            Code::AgentRefused,
+            format!("a process of an execution asked for `{verb}`; agents have no role"),
+        )
+        .with_hint("ask from outside the agent; an agent may ask GET /v1/self");
+    }
+    if !caller.peer.is_alive() {
+        return Problem::new(Code::NoRole, "the process that opened this connection has ended")
+            .with_hint("connect from the process that asks");
+    }
+    let hint = if caller.roles.is_empty() {
+        format!("uid {} has no role; add it to a [[role]] in strongroom.toml", caller.peer.uid)
+    } else {
+        format!(
+            "role {} does not allow it here; needed: {}",
+            caller.role_names().join(", "),
+            needs.text()
+        )
+    };
+    Problem::new(Code::NoRole, format!("`{verb}` is not allowed")).with_hint(hint)
+}
+
+type Call<Q, A> = fn(&dyn Api, &Caller, Q) -> Result<A, Problem>;
+type StreamCall<Q> = fn(&dyn Api, &Caller, Q, &mut dyn Lines) -> Result<(), Problem>;
+
+fn decode_and_judge<Q: Request + DeserializeOwned>(
+    caller: &Caller,
+    input: &Input,
+    verb: &'static str,
+    needs: Needs,
+) -> Result<Q, Problem> {
+    let request: Q = input.decode()?;
+    if needs.admits(caller, request.subject()) {
+        Ok(request)
+    } else {
+        Err(refusal(caller, verb, needs))
+    }
+}
+
+fn once<Q, A>(
+    (verb, method, path): (&'static str, Method, &'static str),
+    needs: Needs,
+    about: &'static str,
+    call: Call<Q, A>,
+) -> Route
+where
+    Q: Request + DeserializeOwned + JsonSchema + 'static,
+    A: Serialize + JsonSchema + 'static,
+{
+    Route {
+        verb,
+        method,
+        path,
+        needs,
+        about,
+        idempotent: method == Method::Get,
+        max_body_bytes: MAX_BODY_BYTES,
+        request: SchemaGenerator::subschema_for::<Q>,
+        response: SchemaGenerator::subschema_for::<A>,
+        run: Run::Once(Box::new(move |api, caller, input| {
+            let request: Q = decode_and_judge(caller, &input, verb, needs)?;
+            drop(input);
+            Reply::json(&call(api, caller, request)?)
+        })),
+    }
+}
+
+fn get<Q, A>(
+    verb: &'static str,
+    path: &'static str,
+    needs: Needs,
+    about: &'static str,
+    call: Call<Q, A>,
+) -> Route
+where
+    Q: Request + DeserializeOwned + JsonSchema + 'static,
+    A: Serialize + JsonSchema + 'static,
+{
+    once((verb, Method::Get, path), needs, about, call)
+}
+
+fn post<Q, A>(
+    verb: &'static str,
+    path: &'static str,
+    needs: Needs,
+    about: &'static str,
+    call: Call<Q, A>,
+) -> Route
+where
+    Q: Request + DeserializeOwned + JsonSchema + 'static,
+    A: Serialize + JsonSchema + 'static,
+{
+    once((verb, Method::Post, path), needs, about, call)
+}
+
+fn stream<Q, A>(
+    verb: &'static str,
+    path: &'static str,
+    needs: Needs,
+    about: &'static str,
+    call: StreamCall<Q>,
+) -> Route
+where
+    Q: Request + DeserializeOwned + JsonSchema + 'static,
+    A: JsonSchema + 'static,
+{
+    Route {
+        verb,
+        method: Method::Get,
+        path,
+        needs,
+        about,
+        idempotent: true,
+        max_body_bytes: MAX_BODY_BYTES,
+        request: SchemaGenerator::subschema_for::<Q>,
+        response: SchemaGenerator::subschema_for::<A>,
+        run: Run::Stream(Box::new(move |api, caller, input, out| {
+            let request: Q = decode_and_judge(caller, &input, verb, needs)?;
+            call(api, caller, request, out)
+        })),
+    }
+}
+
+fn metrics() -> Route {
+    Route {
+        verb: "metrics",
+        method: Method::Get,
+        path: "/v1/metrics",
+        needs: SEES,
+        about: "Counters in the OpenMetrics text format.",
+        idempotent: true,
+        max_body_bytes: MAX_BODY_BYTES,
+        request: SchemaGenerator::subschema_for::<proto::Empty>,
+        response: SchemaGenerator::subschema_for::<String>,
+        run: Run::Once(Box::new(|api, caller, input| {
+            decode_and_judge::<proto::Empty>(caller, &input, "metrics", SEES)?;
+            Ok(Reply { content_type: OPEN_METRICS, body: Bytes::from(api.metrics(caller)?) })
+        })),
+    }
+}
+
+use Permission::{Audit, Launch, Operate, Reveal, Revoke};
+
+const OPERATE: Needs = Needs::OneOf(&[Operate]);
+const LAUNCH: Needs = Needs::OneOf(&[Launch]);
+const AUDIT: Needs = Needs::OneOf(&[Audit]);
+const SEES: Needs = Needs::OneOf(&[Operate, Audit]);
+const SEES_CHAINS: Needs = Needs::OneOf(&[Launch, Operate, Audit]);
+const SEES_EXPOSURES: Needs = Needs::OneOf(&[Operate, Revoke, Audit]);
+
+/// All verbs, in the order of the manual.
+pub fn table() -> &'static [Route] {
+    static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
+        let mut all = daemon_verbs();
+        all.extend(secret_verbs());
+        all.extend(vault_verbs());
+        all.extend(chain_verbs());
+        all.extend(seeing_verbs());
+        all
+    });
+    &TABLE
+}
+
+/// The verb of that name.
+pub fn find(verb: &str) -> Option<&'static Route> {
+    table().iter().find(|route| route.verb == verb)
+}
+
+fn daemon_verbs() -> Vec<Route> {
+    use proto::{Empty, Lock, Self_, Unlock, Watch, WatchEvent};
+    vec![
+        get::<Empty, _>(
+            "health",
+            "/v1/health",
+            Needs::Anyone,
+            "Whether the daemon is ready.",
+            |a, w, _| a.health(w),
+        ),
+        get::<Self_, _>(
+            "self",
+            "/v1/self",
+            Needs::Anyone,
+            "Who the peer is to the daemon: its roles, or the agent it is.",
+            |a, w, q| a.self_(w, q),
+        ),
+        get::<Empty, _>(
+            "status",
+            "/v1/status",
+            Needs::AnyRole,
+            "State of the daemon, the vault, the mount and waiting rotations.",
+            |a, w, _| a.status(w),
+        ),
+        get::<Empty, _>(
+            "doctor",
+            "/v1/doctor",
+            SEES,
+            "How far each promise holds on this host.",
+            |a, w, _| a.doctor(w),
+        ),
+        metrics(),
+        stream::<Watch, WatchEvent>(
+            "watch",
+            "/v1/watch",
+            SEES_CHAINS,
+            "What happens, a line each, from a sequence number on.",
+            |a, w, q, out| a.watch(w, q, out),
+        ),
+        post::<Unlock, _>("unlock", "/v1/unlock", OPERATE, "Unlocks the vault.", |a, w, q| {
+            a.unlock(w, q)
+        }),
+        post::<Lock, _>(
+            "lock",
+            "/v1/lock",
+            OPERATE,
+            "Forgets the vault's key until the next unlock.",
+            |a, w, _| a.lock(w),
+        )
+        .idempotent(),
+    ]
+}
+
+fn secret_verbs() -> Vec<Route> {
+    vec![
+        post("secret set", "/v1/secrets", OPERATE, "Creates a secret.", |a, w, q| {
+            a.secret_set(w, q)
+        }),
+        post(
+            "secret edit",
+            "/v1/secrets/edit",
+            OPERATE,
+            "Changes the metadata of a secret.",
+            |a, w, q| a.secret_edit(w, q),
+        ),
+        post(
+            "secret get",
+            "/v1/secrets/get",
+            Needs::OneOf(&[Reveal]),
+            "Reveals a value; recorded, and an exposure of the person.",
+            |a, w, q| a.secret_get(w, q),
+        ),
+        get("secret list", "/v1/secrets", SEES, "Lists secrets, never values.", |a, w, q| {
+            a.secret_list(w, q)
+        }),
+        get("secret show", "/v1/secrets/show", SEES, "Shows one secret.", |a, w, q| {
+            a.secret_show(w, q)
+        }),
+        post(
+            "secret rm",
+            "/v1/secrets/rm",
+            OPERATE,
+            "Removes a secret with all its versions.",
+            |a, w, q| a.secret_rm(w, q),
+        ),
+        post(
+            "secret rotate",
+            "/v1/secrets/rotate",
+            OPERATE,
+            "Stages a pending version.",
+            |a, w, q| a.secret_rotate(w, q),
+        ),
+        post(
+            "secret promote",
+            "/v1/secrets/promote",
+            OPERATE,
+            "Makes the pending version current now.",
+            |a, w, q| a.secret_promote(w, q),
+        ),
+        post(
+            "secret rollback",
+            "/v1/secrets/rollback",
+            OPERATE,
+            "Brings the previous version back.",
+            |a, w, q| a.secret_rollback(w, q),
+        ),
+        post(
+            "secret revoke",
+            "/v1/secrets/revoke",
+            Needs::OneOf(&[Revoke]),
+            "Revokes versions at once and ends every execution that obtained them.",
+            |a, w, q| a.secret_revoke(w, q),
+        ),
+        post(
+            "secret destroy",
+            "/v1/secrets/destroy",
+            OPERATE,
+            "Removes the bytes of a version that nobody holds.",
+            |a, w, q| a.secret_destroy(w, q),
+        ),
+        get(
+            "secret exposures",
+            "/v1/secrets/exposures",
+            SEES_EXPOSURES,
+            "Who obtained which version, and how.",
+            |a, w, q| a.secret_exposures(w, q),
+        ),
+        post(
+            "group set",
+            "/v1/groups",
+            OPERATE,
+            "Makes a group, all members in one commit.",
+            |a, w, q| a.group_set(w, q),
+        ),
+        get("group list", "/v1/groups", SEES, "Lists groups.", |a, w, q| a.group_list(w, q)),
+        get("group show", "/v1/groups/show", SEES, "Shows one group.", |a, w, q| {
+            a.group_show(w, q)
+        }),
+        post("group rm", "/v1/groups/rm", OPERATE, "Removes a group and its members.", {
+            |a, w, q| a.group_rm(w, q)
+        }),
+        post(
+            "project set",
+            "/v1/projects",
+            OPERATE,
+            "Makes a project, or replaces its list of chains.",
+            |a, w, q| a.project_set(w, q),
+        )
+        .idempotent(),
+        get("project list", "/v1/projects", SEES, "Lists projects.", |a, w, q| {
+            a.project_list(w, q)
+        }),
+        post("project rm", "/v1/projects/rm", OPERATE, "Removes a project.", |a, w, q| {
+            a.project_rm(w, q)
+        }),
+        post(
+            "import",
+            "/v1/import",
+            OPERATE,
+            "Takes secrets from dotenv, JSON or a directory.",
+            |a, w, q| a.import(w, q),
+        )
+        .up_to(MAX_IMPORT_BYTES),
+    ]
+}
+
+fn vault_verbs() -> Vec<Route> {
+    vec![
+        get::<proto::KeyList, _>(
+            "key list",
+            "/v1/keys",
+            SEES,
+            "Lists the ways to open the vault.",
+            |a, w, _| a.key_list(w),
+        ),
+        post("key add", "/v1/keys", OPERATE, "Adds a way to open the vault.", |a, w, q| {
+            a.key_add(w, q)
+        }),
+        post("key rm", "/v1/keys/rm", OPERATE, "Removes a way to open the vault.", |a, w, q| {
+            a.key_rm(w, q)
+        }),
+        post("key rekey", "/v1/keys/rekey", OPERATE, "Changes a slot's master key.", |a, w, q| {
+            a.key_rekey(w, q)
+        }),
+        // Whoever makes a backup chooses its passphrase, and so can read every value in it.
+        post(
+            "backup create",
+            "/v1/backup",
+            Needs::AllOf(&[Operate, Reveal]),
+            "The whole vault, encrypted under a passphrase of its own.",
+            |a, w, q| a.backup_create(w, q),
+        ),
+        post(
+            "backup verify",
+            "/v1/backup/verify",
+            OPERATE,
+            "Whether a backup is complete and unaltered.",
+            |a, w, q| a.backup_verify(w, q),
+        )
+        .up_to(MAX_BACKUP_BYTES)
+        .idempotent(),
+        post(
+            "backup restore",
+            "/v1/backup/restore",
+            Needs::AllOf(&[Operate, Reveal]),
+            "Restores a backup; revocations since then hold.",
+            |a, w, q| a.backup_restore(w, q),
+        )
+        .up_to(MAX_BACKUP_BYTES),
+    ]
+}
+
+fn chain_verbs() -> Vec<Route> {
+    vec![
+        post(
+            "chain apply",
+            "/v1/chains",
+            OPERATE,
+            "Makes a definition hold; a definition is a grant.",
+            |a, w, q| a.chain_apply(w, q),
+        ),
+        post(
+            "chain check",
+            "/v1/chains/check",
+            SEES_CHAINS,
+            "What `chain apply` would say.",
+            |a, w, q| a.chain_check(w, q),
+        )
+        .idempotent(),
+        get("chain list", "/v1/chains", SEES_CHAINS, "Lists chains.", |a, w, q| a.chain_list(w, q)),
+        get("chain show", "/v1/chains/show", SEES_CHAINS, "Shows one chain.", |a, w, q| {
+            a.chain_show(w, q)
+        }),
+        post("chain rm", "/v1/chains/rm", OPERATE, "Removes a definition.", |a, w, q| {
+            a.chain_rm(w, q)
+        }),
+        post(
+            "execution start",
+            "/v1/executions",
+            LAUNCH,
+            "Starts an execution; the same id again answers with the same one.",
+            |a, w, q| a.execution_start(w, q),
+        ),
+        get("execution list", "/v1/executions", SEES_CHAINS, "Lists executions.", |a, w, q| {
+            a.execution_list(w, q)
+        }),
+        get(
+            "execution show",
+            "/v1/executions/show",
+            SEES_CHAINS,
+            "Shows one execution.",
+            |a, w, q| a.execution_show(w, q),
+        ),
+        post(
+            "execution extend",
+            "/v1/executions/extend",
+            LAUNCH,
+            "Moves an execution's deadline.",
+            |a, w, q| a.execution_extend(w, q),
+        )
+        .idempotent(),
+        post(
+            "execution end",
+            "/v1/executions/end",
+            LAUNCH,
+            "Ends an execution and its processes.",
+            |a, w, q| a.execution_end(w, q),
+        )
+        .idempotent(),
+        post(
+            "agent launch",
+            "/v1/agents",
+            Needs::LaunchOrAgent,
+            "Registers an agent before it runs.",
+            |a, w, q| a.agent_launch(w, q),
+        ),
+        post(
+            "agent attach",
+            "/v1/agents/attach",
+            Needs::LaunchOrAgent,
+            "Makes the peer, or a stopped child of it, the agent's process.",
+            |a, w, q| a.agent_attach(w, q),
+        ),
+        post(
+            "agent end",
+            "/v1/agents/end",
+            Needs::LaunchOrAgent,
+            "Says that the agent's main process has ended.",
+            |a, w, q| a.agent_end(w, q),
+        )
+        .idempotent(),
+        post(
+            "ticket create",
+            "/v1/tickets",
+            LAUNCH,
+            "A launch that a process of another uid redeems.",
+            |a, w, q| a.ticket_create(w, q),
+        ),
+        post(
+            "ticket redeem",
+            "/v1/tickets/redeem",
+            Needs::Anyone,
+            "Redeems a ticket; the ticket is the proof.",
+            |a, w, q| a.ticket_redeem(w, q),
+        ),
+    ]
+}
+
+fn seeing_verbs() -> Vec<Route> {
+    use proto::{AuditQuery, AuditVerify, Empty};
+    vec![
+        get(
+            "access",
+            "/v1/access",
+            SEES_CHAINS,
+            "Agents by secrets: what each resolves to, and why.",
+            |a, w, q| a.access(w, q),
+        ),
+        get("explain", "/v1/explain", SEES, "Why a process cannot see a name.", |a, w, q| {
+            a.explain(w, q)
+        }),
+        stream::<AuditQuery, serde_json::Value>(
+            "audit query",
+            "/v1/audit",
+            AUDIT,
+            "Records, a line each.",
+            |a, w, q, out| a.audit_query(w, q, out),
+        ),
+        get::<AuditVerify, _>(
+            "audit verify",
+            "/v1/audit/verify",
+            AUDIT,
+            "Whether the log is as it was written.",
+            |a, w, _| a.audit_verify(w),
+        ),
+        get::<Empty, _>(
+            "audit head",
+            "/v1/audit/head",
+            AUDIT,
+            "What to store elsewhere.",
+            |a, w, _| a.audit_head(w),
+        ),
+    ]
+}

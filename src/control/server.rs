@@ -1,0 +1,674 @@
+//! Serves the control interface on a socket that somebody else made.
+//!
+//! Invariant: every size and every wait is bounded: connections in all and for each uid, header,
+//! body, time to send them, time to take an answer, verbs at once, streams at once. The peer is who
+//! connected; its roles are judged anew at each request. Danger: a client that sends a byte a
+//! minute, or one uid that takes every connection.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use axum::routing::{MethodFilter, on};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+use zeroize::Zeroizing;
+
+use super::api::{Api, Gone, Lines};
+use super::openapi;
+use super::role::{Caller, Roles};
+use super::route::{Input, JSON, Method, NDJSON, Reply, Route, Run, refusal, table};
+use crate::proto::{Code, Problem, wire};
+use crate::sys::peer::Peer;
+
+/// The bounds of the interface.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections of one uid.
+    pub connections_per_uid: usize,
+    /// Connections that only the daemon's own uid and root may use.
+    pub reserved_connections: usize,
+    /// Verbs that run at once; more wait for `queue_wait`.
+    pub verbs: usize,
+    /// Streams at once.
+    pub streams: usize,
+    /// How long a request may wait for its turn.
+    pub queue_wait: Duration,
+    /// How long a client may take for a header, or be idle between requests.
+    pub header_wait: Duration,
+    /// How long a client may take for a body.
+    pub body_wait: Duration,
+    /// How long a client may take no byte of an answer.
+    pub write_wait: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 256,
+            connections_per_uid: 128,
+            reserved_connections: 16,
+            verbs: 16,
+            streams: 32,
+            queue_wait: Duration::from_secs(10),
+            header_wait: Duration::from_secs(10),
+            body_wait: Duration::from_secs(30),
+            write_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The longest header section, in bytes: a query with a few names fits.
+const MAX_HEADER_BYTES: usize = 16 << 10;
+/// The most header fields.
+const MAX_HEADERS: usize = 64;
+/// The longest `Idempotency-Key`, in bytes.
+const MAX_IDEMPOTENCY_KEY_BYTES: usize = 128;
+/// A stream that says nothing is answered with its header after this time.
+const STREAM_HEADER_WAIT: Duration = Duration::from_millis(200);
+
+/// A running server; dropping it stops it at once.
+pub struct Server {
+    stop: watch::Sender<Option<Duration>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves `listener` in a thread of its own.
+    ///
+    /// # Errors
+    /// Where the thread or its runtime cannot be made.
+    pub fn start(
+        listener: UnixListener,
+        api: Arc<dyn Api>,
+        roles: Roles,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(limits.verbs + limits.streams)
+            .thread_keep_alive(Duration::from_secs(60))
+            .build()?;
+        let (stop, stopped) = watch::channel(None);
+        let shared = Arc::new(Shared {
+            api,
+            roles,
+            limits,
+            verbs: Arc::new(Semaphore::new(limits.verbs)),
+            streams: Arc::new(Semaphore::new(limits.streams)),
+            counts: Mutex::new(Counts::default()),
+            own_uid: nix::unistd::geteuid().as_raw(),
+        });
+        let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            runtime.block_on(accept(listener, shared, stopped));
+            // Verbs that still run must not hold the process.
+            runtime.shutdown_timeout(Duration::from_millis(500));
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Takes no new connection, lets requests in work finish for at most `grace`, and returns.
+    pub fn stop(mut self, grace: Duration) {
+        self.halt(grace);
+    }
+
+    fn halt(&mut self, grace: Duration) {
+        self.stop.send_replace(Some(grace));
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("control thread panicked");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.halt(Duration::ZERO);
+    }
+}
+
+struct Shared {
+    api: Arc<dyn Api>,
+    roles: Roles,
+    limits: Limits,
+    verbs: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    /// A leaf lock: nothing else is locked while it is held.
+    counts: Mutex<Counts>,
+    own_uid: u32,
+}
+
+#[derive(Default)]
+struct Counts {
+    all: usize,
+    by_uid: HashMap<u32, usize>,
+}
+
+/// One connection's place in the counts.
+struct Place {
+    shared: Arc<Shared>,
+    uid: u32,
+}
+
+impl Place {
+    fn take(shared: &Arc<Shared>, uid: u32) -> Result<Self, Problem> {
+        let limits = &shared.limits;
+        let privileged = uid == 0 || uid == shared.own_uid;
+        let most = limits.connections - if privileged { 0 } else { limits.reserved_connections };
+        let mut counts = shared.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = counts.by_uid.get(&uid).copied().unwrap_or(0);
+        if own >= limits.connections_per_uid {
+            return Err(Problem::new(Code::Busy, format!("uid {uid} has {own} connections open"))
+                .with_hint("close some; one connection serves many requests"));
+        }
+        if counts.all >= most {
+            return Err(Problem::new(Code::Busy, format!("{} connections are open", counts.all))
+                .with_hint("try again in a moment"));
+        }
+        counts.all += 1;
+        *counts.by_uid.entry(uid).or_insert(0) += 1;
+        drop(counts);
+        Ok(Self { shared: shared.clone(), uid })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.all -= 1;
+        if let Some(own) = counts.by_uid.get_mut(&self.uid) {
+            *own -= 1;
+            if *own == 0 {
+                counts.by_uid.remove(&self.uid);
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    mut stopped: watch::Receiver<Option<Duration>>,
+) {
+    let listener = match tokio::net::UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "control socket cannot be served");
+            return;
+        }
+    };
+    let router = router(&shared);
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = stopped.changed() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(
+                        stream, shared.clone(), router.clone(), stopped.clone(),
+                    ));
+                }
+                Err(error) => {
+                    // Out of descriptors: the next accept would fail as fast.
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+    drop(listener);
+    let grace = stopped.borrow().unwrap_or_default();
+    let all_done = async { while connections.join_next().await.is_some() {} };
+    // What is not done by then is cut off with the set.
+    let _ = tokio::time::timeout(grace, all_done).await;
+}
+
+async fn connection(
+    stream: UnixStream,
+    shared: Arc<Shared>,
+    router: Router,
+    mut stopped: watch::Receiver<Option<Duration>>,
+) {
+    let peer = match Peer::of(stream.as_fd()) {
+        Ok(peer) => Arc::new(peer),
+        Err(error) => {
+            tracing::warn!(%error, "peer has no credentials");
+            return;
+        }
+    };
+    let _place = match Place::take(&shared, peer.uid) {
+        Ok(place) => place,
+        Err(problem) => return refuse(&stream, &problem),
+    };
+    let limits = shared.limits;
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
+        request.extensions_mut().insert(peer.clone());
+        router.clone().call(request)
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header_wait)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_headers(MAX_HEADERS)
+        .half_close(false);
+    let io = TokioIo::new(Patient { stream, wait: limits.write_wait, stuck: None });
+    let served = http.serve_connection(io, service);
+    tokio::pin!(served);
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        _ = stopped.changed() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection ended early");
+    }
+}
+
+/// Answers before any request was read: the client sees why instead of a closed connection.
+fn refuse(stream: &UnixStream, problem: &Problem) {
+    if let Ok(body) = wire::to_bytes(problem) {
+        let mut answer = format!(
+            "HTTP/1.1 {} Busy\r\ncontent-type: application/problem+json\r\n\
+             retry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            problem.status,
+            body.len()
+        )
+        .into_bytes();
+        answer.extend_from_slice(&body);
+        // A fresh socket has room for it; a client that is gone needs no answer.
+        let _ = stream.try_write(&answer);
+    }
+}
+
+fn router(shared: &Arc<Shared>) -> Router {
+    let mut router = Router::new();
+    for route in table() {
+        let filter = match route.method {
+            Method::Get => MethodFilter::GET,
+            Method::Post => MethodFilter::POST,
+        };
+        let shared = shared.clone();
+        let handler = move |request: Request| answer(shared.clone(), route, request);
+        router = router.route(route.path, on(filter, handler));
+    }
+    router
+        .route(openapi::PATH, on(MethodFilter::GET, document))
+        .fallback(async || {
+            problem_response(
+                &Problem::new(Code::NotFound, "there is no such path")
+                    .with_hint("GET /v1/openapi.json lists all"),
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            problem_response(
+                &Problem::new(Code::MethodNotAllowed, "this path has another method")
+                    .with_hint("GET /v1/openapi.json lists all"),
+            )
+        })
+}
+
+async fn document() -> Response {
+    static TEXT: std::sync::LazyLock<String> =
+        std::sync::LazyLock::new(|| openapi::document().to_string());
+    response(StatusCode::OK, JSON, Body::from(TEXT.as_str()))
+}
+
+async fn answer(shared: Arc<Shared>, route: &'static Route, request: Request) -> Response {
+    match try_answer(shared, route, request).await {
+        Ok(response) => response,
+        Err(problem) => problem_response(&problem),
+    }
+}
+
+async fn try_answer(
+    shared: Arc<Shared>,
+    route: &'static Route,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (head, body) = request.into_parts();
+    let peer = head
+        .extensions
+        .get::<Arc<Peer>>()
+        .cloned()
+        .ok_or_else(|| Problem::new(Code::Internal, "the peer is unknown"))?;
+    let idempotency_key = idempotency_key(&head.headers)?;
+    let pool = match route.run {
+        Run::Once(_) => &shared.verbs,
+        Run::Stream(_) => &shared.streams,
+    };
+    // The judging needs a turn as well: it may have to look at the peer's cgroup.
+    let judge = turn(&shared.verbs, shared.limits.queue_wait).await?;
+    let caller = {
+        let shared = shared.clone();
+        blocking(judge, move || {
+            let is_agent = shared.api.is_agent(&peer);
+            let roles = shared.roles.of(&peer, is_agent);
+            let caller = Caller { peer, is_agent, roles, idempotency_key };
+            if route.needs.might_admit(&caller) {
+                return Ok(caller);
+            }
+            shared.api.role_denied(&caller, route.verb);
+            Err(refusal(&caller, route.verb, route.needs))
+        })
+        .await??
+    };
+    let input = match route.method {
+        Method::Get => Input::Query(head.uri.query().unwrap_or_default().to_owned()),
+        Method::Post => {
+            let length = content_length(&head.headers);
+            Input::Body(collect(body, length, route.max_body_bytes, shared.limits.body_wait).await?)
+        }
+    };
+    let permit = turn(pool, shared.limits.queue_wait).await?;
+    match &route.run {
+        Run::Once(run) => {
+            let reply = blocking(permit, move || {
+                let answer = run(&*shared.api, &caller, input);
+                note_refusal(&*shared.api, &caller, route.verb, answer.as_ref().err());
+                answer
+            })
+            .await??;
+            Ok(reply_response(reply))
+        }
+        Run::Stream(run) => {
+            let (lines, received) = mpsc::channel(64);
+            let (failed, mut failure) = oneshot::channel();
+            let gone = Arc::new(AtomicBool::new(false));
+            let mut out = Channel { lines, gone: gone.clone(), failed: Some(failed) };
+            tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                let ended = run(&*shared.api, &caller, input, &mut out);
+                note_refusal(&*shared.api, &caller, route.verb, ended.as_ref().err());
+                if let Err(problem) = ended {
+                    out.fail(problem);
+                }
+            });
+            // A problem before the first line is an ordinary answer; after it, the last line.
+            match tokio::time::timeout(STREAM_HEADER_WAIT, &mut failure).await {
+                Ok(Ok(problem)) => Err(problem),
+                Ok(Err(_)) | Err(_) => {
+                    let body = Body::new(LineBody { received, failure, gone });
+                    Ok(response(StatusCode::OK, NDJSON, body))
+                }
+            }
+        }
+    }
+}
+
+/// A verb that is refused after its request was read is recorded like one refused before.
+fn note_refusal(api: &dyn Api, caller: &Caller, verb: &str, problem: Option<&Problem>) {
+    if problem.is_some_and(|p| matches!(p.code, Code::NoRole | Code::AgentRefused)) {
+        api.role_denied(caller, verb);
+    }
+}
+
+async fn turn(pool: &Arc<Semaphore>, wait: Duration) -> Result<OwnedSemaphorePermit, Problem> {
+    match tokio::time::timeout(wait, pool.clone().acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(Problem::new(Code::Busy, "too many requests are in work")
+            .with_hint("try again in a moment")),
+    }
+}
+
+/// Runs in the blocking pool; a panic there is an answer, not a lost connection.
+async fn blocking<T: Send + 'static>(
+    permit: OwnedSemaphorePermit,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        work()
+    })
+    .await
+    .map_err(|error| {
+        if error.is_panic() {
+            tracing::error!("a verb panicked");
+        }
+        Problem::new(Code::Internal, "the verb ended without an answer")
+            .with_hint("see the daemon's log; then: strongroom status")
+    })
+}
+
+fn idempotency_key(headers: &header::HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    match key.to_str() {
+        Ok(key) if !key.is_empty() && key.len() <= MAX_IDEMPOTENCY_KEY_BYTES => {
+            Ok(Some(key.to_owned()))
+        }
+        _ => Err(Problem::new(
+            Code::BadRequest,
+            format!("Idempotency-Key is not 1 to {MAX_IDEMPOTENCY_KEY_BYTES} visible characters"),
+        )
+        .with_hint("send a UUID")),
+    }
+}
+
+fn content_length(headers: &header::HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Reads a body into one buffer that is wiped, also when it had to move.
+async fn collect(
+    mut body: Body,
+    length: Option<usize>,
+    max_bytes: usize,
+    wait: Duration,
+) -> Result<Zeroizing<Vec<u8>>, Problem> {
+    let too_large = || {
+        Problem::new(Code::TooLarge, format!("the body is longer than {max_bytes} bytes"))
+            .with_hint("a value is at most 1 MiB; split the request")
+    };
+    if length.is_some_and(|l| l > max_bytes) {
+        return Err(too_large());
+    }
+    let deadline = Instant::now() + wait;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.unwrap_or(16 << 10)));
+    loop {
+        let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(None) => return Ok(bytes),
+            Ok(Some(Err(_))) => {
+                return Err(Problem::new(Code::BadRequest, "the body ended early"));
+            }
+            Err(_) => {
+                return Err(Problem::new(
+                    Code::Timeout,
+                    format!("the body did not arrive within {} s", wait.as_secs()),
+                ));
+            }
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        let needed = bytes.len() + data.len();
+        if needed > max_bytes {
+            return Err(too_large());
+        }
+        if needed > bytes.capacity() {
+            let mut larger = Zeroizing::new(Vec::with_capacity(needed.max(bytes.len() * 2)));
+            larger.extend_from_slice(&bytes);
+            bytes = larger;
+        }
+        bytes.extend_from_slice(&data);
+    }
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn reply_response(reply: Reply) -> Response {
+    response(StatusCode::OK, reply.content_type, Body::from(reply.body))
+}
+
+fn problem_response(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = Reply::json(problem).map_or_else(|_| Body::empty(), |r| Body::from(r.body));
+    let mut response = response(status, "application/problem+json", body);
+    if problem.code == Code::Busy {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    // The rest of a body that was not read would be taken for the next request.
+    if matches!(problem.code, Code::TooLarge | Code::Timeout) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The verb's end of a stream.
+struct Channel {
+    lines: mpsc::Sender<Bytes>,
+    gone: Arc<AtomicBool>,
+    failed: Option<oneshot::Sender<Problem>>,
+}
+
+impl Channel {
+    fn fail(&mut self, problem: Problem) {
+        let Some(failed) = self.failed.take() else {
+            return;
+        };
+        // The receiver is dropped only with the body: then nobody is left to be told.
+        let _ = failed.send(problem);
+    }
+}
+
+impl Lines for Channel {
+    fn send(&mut self, line: &[u8]) -> Result<(), Gone> {
+        let mut bytes = Vec::with_capacity(line.len() + 1);
+        bytes.extend_from_slice(line);
+        bytes.push(b'\n');
+        // A client that takes nothing is cut off by `Patient`, which closes the channel.
+        self.lines.blocking_send(Bytes::from(bytes)).map_err(|_| Gone)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed) || self.lines.is_closed()
+    }
+}
+
+/// The client's end of a stream.
+struct LineBody {
+    received: mpsc::Receiver<Bytes>,
+    failure: oneshot::Receiver<Problem>,
+    gone: Arc<AtomicBool>,
+}
+
+impl hyper::body::Body for LineBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(line) = ready!(self.received.poll_recv(context)) {
+            return Poll::Ready(Some(Ok(Frame::data(line))));
+        }
+        // All lines are out and the verb has ended: the problem, if any, is there already.
+        let Ok(problem) = self.failure.try_recv() else { return Poll::Ready(None) };
+        let line = serde_json::json!({"problem": problem});
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(format!("{line}\n"))))))
+    }
+}
+
+impl Drop for LineBody {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A stream whose writes fail when the other side takes nothing for too long.
+struct Patient {
+    stream: UnixStream,
+    wait: Duration,
+    /// Runs while a write waits.
+    stuck: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patient {
+    fn judge<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        wrote: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if wrote.is_ready() {
+            self.stuck = None;
+            return wrote;
+        }
+        let wait = self.wait;
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+        ready!(stuck.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.judge(context, wrote)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.judge(context, wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

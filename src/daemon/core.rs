@@ -1,0 +1,267 @@
+//! Vault, catalog and audit log together, as the read path and the verbs share them.
+//!
+//! Lock order: `catalog`, then `vault`. Invariant: the catalog in memory is what the vault holds; a
+//! change goes to the vault first.
+#![forbid(unsafe_code)]
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use crate::audit::log::{Log, Unavailable};
+use crate::audit::record::{Event, Record};
+use crate::broker::Refusal;
+use crate::broker::backend::{Access, Backend, Outcome, Recorder};
+use crate::catalog::Catalog;
+use crate::catalog::name::EnvName;
+use crate::clock::Clock;
+use crate::proto::{Code, Problem};
+use crate::secret::SecretBytes;
+use crate::sys::proc;
+use crate::vault::record::{Batch, RecordId, RecordKind};
+use crate::vault::{self, Vault};
+
+/// See the module.
+pub struct Core {
+    /// The audit log.
+    pub log: Log,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    environments: Vec<EnvName>,
+    catalog: RwLock<Catalog>,
+    vault: RwLock<Option<Arc<Vault>>>,
+}
+
+impl Core {
+    /// With a locked vault.
+    pub fn new(log: Log, clock: Arc<dyn Clock>, environments: Vec<EnvName>) -> Self {
+        Self {
+            log,
+            clock,
+            catalog: RwLock::new(Catalog::new(environments.clone())),
+            environments,
+            vault: RwLock::new(None),
+        }
+    }
+
+    /// The catalog, for reading.
+    pub fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The vault, if it is unlocked.
+    pub fn vault(&self) -> Option<Arc<Vault>> {
+        self.vault.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The vault, or the problem that it is locked.
+    ///
+    /// # Errors
+    /// The problem.
+    pub fn unlocked(&self) -> Result<Arc<Vault>, Problem> {
+        self.vault().ok_or_else(|| {
+            Problem::new(Code::Locked, "the vault is locked").with_hint("strongroom unlock")
+        })
+    }
+
+    /// Takes an unlocked vault and reads its catalog.
+    ///
+    /// # Errors
+    /// [`vault::Error::Altered`] when a record is not what its kind says.
+    pub fn install(&self, vault: Vault) -> Result<(), vault::Error> {
+        let catalog = load(&vault, &self.environments)?;
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+        *self.vault.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(vault));
+        Ok(())
+    }
+
+    /// Reads the catalog anew, after a restore.
+    ///
+    /// # Errors
+    /// As [`Core::install`].
+    pub fn reload(&self) -> Result<(), vault::Error> {
+        let Some(vault) = self.vault() else { return Ok(()) };
+        let catalog = load(&vault, &self.environments)?;
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+        Ok(())
+    }
+
+    /// Forgets the vault and the catalog.
+    pub fn forget(&self) {
+        *self.vault.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
+            Catalog::new(self.environments.clone());
+    }
+
+    /// Decides on the catalog, stores what was decided, and then shows it to readers. One change at
+    /// a time; `decide` gets the catalog as it is and returns what to store and how to apply it.
+    ///
+    /// # Errors
+    /// What `decide` says, or that storing failed; nothing has changed then.
+    pub fn change<T>(
+        &self,
+        decide: impl FnOnce(&Catalog, &mut Batch) -> Result<(T, Apply), Problem>,
+    ) -> Result<(T, u64), Problem> {
+        let vault = self.unlocked()?;
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = Batch::new();
+        let (value, apply) = decide(&catalog, &mut batch)?;
+        let revision = vault.commit(&batch).map_err(|e| vault_problem(&e))?;
+        apply(&mut catalog);
+        Ok((value, revision))
+    }
+
+    /// Writes a record that a change must not be without.
+    ///
+    /// # Errors
+    /// The problem that it cannot be written.
+    pub fn record(&self, record: &Record<'_>) -> Result<u64, Problem> {
+        self.log.append(record, 0).map_err(|error| audit_problem(&error))
+    }
+
+    /// A record of `event`, now.
+    pub fn new_record(&self, event: Event) -> Record<'static> {
+        Record::new(event, self.clock.now())
+    }
+}
+
+/// How a stored change reaches the catalog in memory.
+pub type Apply = Box<dyn FnOnce(&mut Catalog)>;
+
+/// The problem behind a vault's error.
+pub fn vault_problem(error: &vault::Error) -> Problem {
+    let code = match error {
+        vault::Error::Unlock(_) => Code::UnlockFailed,
+        vault::Error::RolledBack { .. } => Code::RollbackRefused,
+        vault::Error::NoSlot { .. } | vault::Error::Store(vault::store::Error::Missing) => {
+            Code::NotFound
+        }
+        vault::Error::LastSlot { .. } => Code::Conflict,
+        vault::Error::Store(vault::store::Error::Io { .. }) => Code::DiskFull,
+        _ => Code::Internal,
+    };
+    let problem = Problem::new(code, error.to_string());
+    match error.hint() {
+        Some(hint) => problem.with_hint(hint),
+        None => problem,
+    }
+}
+
+/// The problem that no record can be written.
+pub fn audit_problem(error: &Unavailable) -> Problem {
+    Problem::new(Code::AuditUnavailable, error.to_string())
+        .with_hint("free space where the audit directory lies; it heals by itself")
+}
+
+fn load(vault: &Vault, environments: &[EnvName]) -> Result<Catalog, vault::Error> {
+    fn parse<T: serde::de::DeserializeOwned>(bytes: &SecretBytes) -> Result<T, vault::Error> {
+        serde_json::from_slice(bytes.expose())
+            .map_err(|_| vault::Error::Altered { what: "a record is not what its kind says" })
+    }
+    let mut catalog = Catalog::new(environments.to_vec());
+    for (_, bytes) in vault.all(RecordKind::Secret)? {
+        catalog.put_secret(parse(&bytes)?);
+    }
+    for (_, bytes) in vault.all(RecordKind::Group)? {
+        catalog.put_group(parse(&bytes)?);
+    }
+    for (_, bytes) in vault.all(RecordKind::Project)? {
+        catalog.put_project(parse(&bytes)?);
+    }
+    for (_, bytes) in vault.all(RecordKind::Chain)? {
+        catalog.put_chain(parse(&bytes)?);
+    }
+    Ok(catalog)
+}
+
+/// Stores an object of the catalog under its id.
+///
+/// # Errors
+/// A fault: ids are made by us.
+pub fn put<T: serde::Serialize>(
+    batch: &mut Batch,
+    kind: RecordKind,
+    id: &str,
+    object: &T,
+) -> Result<(), Problem> {
+    let fault = || Problem::new(Code::Internal, "an object of the catalog cannot be stored");
+    let id: RecordId = id.parse().map_err(|_| fault())?;
+    let bytes = serde_json::to_vec(object).map_err(|_| fault())?;
+    batch.put(kind, id, SecretBytes::from_vec(bytes));
+    Ok(())
+}
+
+/// A new record id.
+///
+/// # Errors
+/// The problem that the system has no randomness.
+pub fn new_id() -> Result<RecordId, Problem> {
+    RecordId::random().map_err(|e| Problem::new(Code::Internal, e.to_string()))
+}
+
+impl Backend for Core {
+    fn value(&self, id: &str) -> Result<SecretBytes, Refusal> {
+        let vault = self.vault().ok_or(Refusal::Locked)?;
+        let id: RecordId = id.parse().map_err(|_| Refusal::Fault)?;
+        match vault.get(RecordKind::Value, id) {
+            Ok(Some(value)) => Ok(value),
+            // Destroyed since it was pinned.
+            Ok(None) => Err(Refusal::Revoked),
+            Err(error) => {
+                tracing::error!(%error, "a value of the vault cannot be opened");
+                Err(Refusal::Fault)
+            }
+        }
+    }
+
+    fn is_revoked(&self, id: &str) -> bool {
+        // While it is locked no value is in reach, and every read says so.
+        let Some(vault) = self.vault() else { return false };
+        id.parse().is_ok_and(|id: RecordId| !vault.contains(RecordKind::Value, id))
+    }
+
+    fn name_exists(&self, name: &str) -> bool {
+        name.parse().is_ok_and(|name| self.catalog().has_name(&name))
+    }
+}
+
+impl Recorder for Core {
+    fn record(&self, access: &Access<'_>) -> Result<(), Refusal> {
+        let (event, decision, reason) = match access.outcome {
+            Outcome::Granted => (Event::SecretAccessed, "granted", None),
+            Outcome::Denied(why) => (Event::SecretDenied, "denied", Some(why.to_string())),
+        };
+        let pid =
+            access.tgid.or_else(|| proc::status_ids(access.caller.tid).ok().map(|ids| ids.tgid));
+        let exe = proc::exe(access.caller.tid);
+        let mut record = Record::new(event, self.clock.now());
+        record.secret_key = access.file.map(|f| f.key.as_str()).or(access.name);
+        record.scope = access.file.map(|f| f.scope.as_str());
+        record.version = access.file.map(|f| f.version);
+        if let Some(principal) = access.principal {
+            record.chain = Some(&principal.chain);
+            record.agent = Some(&principal.agent);
+            record.user = Some(&principal.user);
+            record.workspace = Some(&principal.workspace);
+            record.environment = principal.environment.as_deref();
+            record.execution = Some(principal.execution.as_str());
+        }
+        record.uid = Some(access.caller.uid);
+        record.login_uid = proc::login_uid(access.caller.tid);
+        record.pid = pid;
+        record.exe = exe.as_deref();
+        record.via = Some("file");
+        record.decision = Some(decision);
+        record.reason = reason.as_deref();
+        record.count = (access.count > 1).then_some(access.count);
+        self.log.append(&record, access.request).map(|_| ()).map_err(|_| Refusal::AuditUnavailable)
+    }
+
+    fn has_recorded(&self, request: u64) -> bool {
+        self.log.has_recorded(request)
+    }
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("unlocked", &self.vault().is_some()).finish_non_exhaustive()
+    }
+}

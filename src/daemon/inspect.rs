@@ -1,0 +1,583 @@
+//! What the daemon tells of itself: status, doctor, explanations, metrics, the audit log.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::audit::verify::{Verdict, read, verify};
+use crate::config::Permission;
+use crate::control::{Caller, Lines};
+use crate::execution::principal::Principal;
+use crate::identity::attestor::PrincipalNumber;
+use crate::identity::{self, Facts, resolver};
+use crate::proto::{self, Code, Hold, Problem};
+use crate::sys::{mount, pidfd::PidFd, proc};
+
+use super::{Daemon, NAME_AND_VERSION};
+
+/// Between two looks at the log of those who follow it.
+const FOLLOW: Duration = Duration::from_millis(100);
+
+impl Daemon {
+    pub(super) fn state(&self) -> proto::State {
+        if self.core.log.fault().is_some() {
+            proto::State::Degraded
+        } else if self.core.vault().is_none() {
+            proto::State::Locked
+        } else {
+            proto::State::Ready
+        }
+    }
+
+    pub(super) fn full_status(&self) -> proto::Status {
+        let vault = self.core.vault();
+        let catalog = self.core.catalog();
+        let running =
+            self.registry.executions().iter().filter(|e| e.ended.is_none()).count() as u64;
+        let mut warnings = Vec::new();
+        let panics = self.alarms.panics.load(Ordering::Relaxed);
+        if panics > 0 {
+            warnings.push(format!("{panics} handlers of the mount panicked"));
+        }
+        proto::Status {
+            state: self.state(),
+            version: NAME_AND_VERSION.to_owned(),
+            mode: self.paths.mode,
+            keeper_pid: nix::unistd::getppid().as_raw(),
+            worker_pid: nix::unistd::getpid().as_raw(),
+            worker_restarts: self.state.generation().saturating_sub(1),
+            started_at: self.started_at,
+            mount: self.paths.mount.display().to_string(),
+            mounted: mount::topmost(&self.paths.mount).is_some_and(|m| m.fs_type == mount::FS_TYPE),
+            vault: proto::VaultStatus {
+                unlocked: vault.is_some(),
+                id: vault.as_ref().map(|v| crate::vault::crypto::hex(&v.vault_id())),
+                epoch: vault.as_ref().map(|v| v.revision()),
+                secrets: vault.as_ref().map(|_| catalog.secrets().len() as u64),
+                chains: vault.as_ref().map(|_| catalog.chains().len() as u64),
+            },
+            executions: running,
+            audit_seq: Some(self.core.log.head().seq),
+            audit_problem: self.core.log.fault(),
+            waiting: Vec::new(),
+            hardening: self.hardening.clone(),
+            warnings,
+        }
+    }
+
+    pub(super) fn examine(&self) -> proto::Doctor {
+        let by_cgroup = self.cgroup_root.is_some();
+        let system = self.paths.mode == crate::config::Mode::System;
+        let identity = if !by_cgroup {
+            (Hold::Partial, Some("no cgroup can be made here: identity is by process tree"))
+        } else if !system {
+            (Hold::Partial, Some("user mode: an agent of your own uid can leave its cgroup"))
+        } else {
+            (Hold::Full, Some("but none for agents that run as root: use --as USER"))
+        };
+        let resend = self.resend;
+        let promise = |number, name: &str, holds: Hold, why: Option<&str>| proto::Promise {
+            number,
+            name: name.to_owned(),
+            holds,
+            why: why.map(ToOwned::to_owned),
+        };
+        let promises = vec![
+            promise(
+                1,
+                "scope",
+                Hold::Partial,
+                Some("names of opened files can be watched in the shared root of the mount"),
+            ),
+            promise(2, "identity", identity.0, identity.1),
+            promise(
+                3,
+                "record",
+                Hold::Partial,
+                Some("records are linked but not signed: store `strongroom audit head` elsewhere"),
+            ),
+            promise(4, "consistency", Hold::Full, None),
+            promise(5, "revocation", Hold::None, Some("not in this version")),
+            promise(6, "redaction", Hold::None, Some("not in this version")),
+            promise(
+                7,
+                "survival",
+                if resend { Hold::Full } else { Hold::Partial },
+                (!resend).then_some("this kernel cannot repeat requests (before Linux 6.9)"),
+            ),
+            promise(8, "vault", Hold::Full, None),
+        ];
+        let check = |name: &str, ok: bool, found: String, remedy: Option<&str>| proto::Check {
+            name: name.to_owned(),
+            ok,
+            found,
+            remedy: remedy.filter(|_| !ok).map(ToOwned::to_owned),
+        };
+        let fault = self.core.log.fault();
+        let mounted =
+            mount::topmost(&self.paths.mount).is_some_and(|m| m.fs_type == mount::FS_TYPE);
+        let method = match self.tree.broker().method() {
+            resolver::Method::PidfdInfo => "thread pidfds",
+            resolver::Method::Proc => "/proc, read twice",
+        };
+        let checks = vec![
+            check(
+                "mount",
+                mounted,
+                self.paths.mount.display().to_string(),
+                Some("strongroom down, then strongroom up"),
+            ),
+            check(
+                "vault",
+                self.core.vault().is_some(),
+                if self.core.vault().is_some() { "unlocked" } else { "locked" }.to_owned(),
+                Some("strongroom unlock"),
+            ),
+            check(
+                "audit",
+                fault.is_none(),
+                fault.unwrap_or_else(|| "written".to_owned()),
+                Some("free space where the audit directory lies"),
+            ),
+            check("identity", true, format!("by {method}"), None),
+            check(
+                "cgroups",
+                by_cgroup,
+                self.cgroup_root.as_ref().map_or("none".to_owned(), |p| p.display().to_string()),
+                Some("run the daemon as root, or in a delegated cgroup"),
+            ),
+        ];
+        proto::Doctor { promises, checks }
+    }
+
+    /// The principal of a process, by the facts of now.
+    pub(super) fn principal_of_process(&self, pid: u32) -> Option<PrincipalNumber> {
+        let pidfd = PidFd::open(pid).ok();
+        let cgroup_id = pidfd.as_ref().and_then(|p| p.info().ok()).map(|info| info.cgroup_id);
+        let cgroup_id = cgroup_id.or_else(|| {
+            let caller = identity::Caller { tid: pid, uid: 0, gid: 0 };
+            resolver::Resolver::new(false).resolve(caller).ok().and_then(|f| f.cgroup_id)
+        });
+        self.tree.broker().attest(pid, &Facts { tgid: pid, cgroup_id })
+    }
+
+    pub(super) fn explain_process(
+        &self,
+        who: &Caller,
+        req: &proto::Explain,
+    ) -> Result<proto::Explained, Problem> {
+        let gone = || {
+            Problem::new(Code::NotFound, format!("there is no process {}", req.pid))
+                .with_hint("give the id of a process that runs now")
+        };
+        let pid = u32::try_from(req.pid).map_err(|_| gone())?;
+        let ids = proc::status_ids(pid).map_err(|_| gone())?;
+        let mut findings = Vec::new();
+        let mut find = |what: &str, found: String, ok: bool| {
+            findings.push(proto::Finding { what: what.to_owned(), found, ok });
+            ok
+        };
+        let leader = if ids.tgid == pid { "its main thread" } else { "a thread" };
+        find("thread", format!("{pid} is {leader} of process {}", ids.tgid), true);
+        let group =
+            proc::cgroup_path(pid).map_or("unknown".to_owned(), |path| path.display().to_string());
+        let number = self.principal_of_process(pid);
+        find("cgroup", group, number.is_some() || self.cgroup_root.is_none());
+        let principal = number.and_then(|n| self.registry.principal(n));
+        let mut remedy = None;
+        let mut visible = false;
+        match &principal {
+            None => {
+                find("execution", "it belongs to none".to_owned(), false);
+                remedy =
+                    Some("start it with `strongroom run --chain C --agent A -- CMD`".to_owned());
+            }
+            Some(principal) => {
+                if !who.may_in(
+                    Permission::Audit,
+                    Some(&principal.chain),
+                    principal.environment.as_deref(),
+                ) && !who.may_in(
+                    Permission::Operate,
+                    Some(&principal.chain),
+                    principal.environment.as_deref(),
+                ) && !who.is_agent
+                {
+                    return Err(Problem::new(
+                        Code::NoRole,
+                        "no role lets you ask about this process",
+                    )
+                    .with_hint("ask whoever configures [[role]] in strongroom.toml"));
+                }
+                find(
+                    "execution",
+                    format!(
+                        "{} of chain {}, agent {}, environment {}",
+                        principal.execution,
+                        principal.chain,
+                        principal.agent,
+                        principal.environment.as_deref().unwrap_or("(none)")
+                    ),
+                    true,
+                );
+                let uid_ok = find(
+                    "uid",
+                    format!("{} (registered {})", ids.euid, principal.uid),
+                    principal.admits_uid(ids.euid),
+                );
+                if !uid_ok {
+                    remedy = Some(format!(
+                        "add {} to the agent's \"uids\", or run it as uid {}",
+                        ids.euid, principal.uid
+                    ));
+                }
+                if let Some(name) = &req.name {
+                    let (found, why) = self.explain_name(principal, name, &mut find);
+                    visible = found && uid_ok;
+                    remedy = remedy.or(why);
+                } else {
+                    visible = uid_ok && !principal.files.is_empty();
+                }
+                let bound = mount::table_of(ids.tgid).is_ok_and(|table| {
+                    table.iter().any(|m| {
+                        m.fs_type == mount::FS_TYPE
+                            && (m.mount_point == self.paths.mount || m.root.starts_with("/.agents"))
+                    })
+                });
+                if !find(
+                    "mount",
+                    if bound { "in its namespace" } else { "not in its namespace" }.to_owned(),
+                    bound,
+                ) {
+                    visible = false;
+                    remedy.get_or_insert_with(|| {
+                        "its mount namespace is older than the mount: start it anew".to_owned()
+                    });
+                }
+                if self.core.vault().is_none() {
+                    find("vault", "locked: opens fail with ENOKEY".to_owned(), false);
+                    visible = false;
+                    remedy.get_or_insert_with(|| "strongroom unlock".to_owned());
+                }
+            }
+        }
+        let refusals = principal
+            .as_ref()
+            .map(|p| self.tree.broker().last_refusals(p.number))
+            .unwrap_or_default();
+        Ok(proto::Explained {
+            pid: req.pid,
+            name: req.name.clone(),
+            execution: principal.as_ref().map(|p| p.execution.to_string()),
+            chain: principal.as_ref().map(|p| p.chain.clone()),
+            agent: principal.as_ref().map(|p| p.agent.clone()),
+            visible,
+            findings,
+            refusals,
+            remedy,
+        })
+    }
+
+    /// Whether the name is there for the principal, and what would mend it.
+    fn explain_name(
+        &self,
+        principal: &Principal,
+        name: &str,
+        find: &mut dyn FnMut(&str, String, bool) -> bool,
+    ) -> (bool, Option<String>) {
+        let now = self.core.clock.now();
+        if let Some(file) = principal.files.get(name) {
+            find("reference", format!("{} with scope {}", file.key, file.scope), true);
+            find("pin", format!("version {}", file.version), true);
+            let expired = file.expires_at.is_some_and(|at| at <= now);
+            let fresh = find(
+                "expiry",
+                file.expires_at.map_or("never".to_owned(), |at| at.to_string()),
+                !expired,
+            );
+            let remedy =
+                (!fresh).then(|| format!("strongroom secret edit {} --expires-at never", file.key));
+            return (fresh, remedy);
+        }
+        let referenced = self.core.catalog().chains().iter().any(|c| {
+            c.definition.chain.as_str() == principal.chain
+                && c.definition
+                    .agents
+                    .iter()
+                    .filter(|a| a.name.as_str() == principal.agent)
+                    .flat_map(|a| a.secrets.iter().chain(&c.definition.secrets))
+                    .any(|r| r.name.name.as_str() == name)
+        });
+        let remedy = if referenced {
+            find(
+                "reference",
+                "in the definition, but not when this agent started".to_owned(),
+                false,
+            );
+            "start the agent anew: an execution keeps what it started with".to_owned()
+        } else {
+            find("reference", "the agent's definition does not name it".to_owned(), false);
+            format!(
+                "add {name} to the secrets of agent {} and run `strongroom chain apply`",
+                principal.agent
+            )
+        };
+        (false, Some(remedy))
+    }
+
+    pub(super) fn who_is(&self, who: &Caller) -> proto::SelfShown {
+        let principal = u32::try_from(who.peer.pid)
+            .ok()
+            .and_then(|pid| self.principal_of_process(pid))
+            .and_then(|n| self.registry.principal(n));
+        proto::SelfShown {
+            uid: who.peer.uid,
+            roles: who.role_names(),
+            may: who.permissions().iter().map(|p| p.word().to_owned()).collect(),
+            execution: principal.as_ref().map(|p| p.execution.to_string()),
+            chain: principal.as_ref().map(|p| p.chain.clone()),
+            agent: principal.as_ref().map(|p| p.agent.clone()),
+            environment: principal.as_ref().and_then(|p| p.environment.clone()),
+            may_launch: Vec::new(),
+            explained: None,
+        }
+    }
+
+    pub(super) fn open_metrics(&self) -> String {
+        let mut text = String::new();
+        let running = self.registry.executions().iter().filter(|e| e.ended.is_none()).count();
+        let rows: [(&str, &str, &str, u64); 6] = [
+            ("strongroom_executions", "gauge", "Executions that run.", running as u64),
+            (
+                "strongroom_open_files",
+                "gauge",
+                "Files of the mount that are open.",
+                self.tree.broker().open_files() as u64,
+            ),
+            (
+                "strongroom_audit_records_total",
+                "counter",
+                "Records in the audit log.",
+                self.core.log.head().seq,
+            ),
+            (
+                "strongroom_audit_healthy",
+                "gauge",
+                "Whether the audit log can be written.",
+                u64::from(self.core.log.fault().is_none()),
+            ),
+            (
+                "strongroom_worker_restarts_total",
+                "counter",
+                "Workers that were replaced.",
+                self.state.generation().saturating_sub(1),
+            ),
+            (
+                "strongroom_handler_panics_total",
+                "counter",
+                "Panics in handlers of the mount.",
+                self.alarms.panics.load(Ordering::Relaxed),
+            ),
+        ];
+        for (name, kind, help, value) in rows {
+            let family = name.strip_suffix("_total").unwrap_or(name);
+            // Writing to a string cannot fail.
+            let _written =
+                write!(text, "# TYPE {family} {kind}\n# HELP {family} {help}\n{name} {value}\n");
+        }
+        text.push_str("# EOF\n");
+        text
+    }
+
+    pub(super) fn query_audit(
+        &self,
+        who: &Caller,
+        req: &proto::AuditQuery,
+        out: &mut dyn Lines,
+    ) -> Result<(), Problem> {
+        // What was acknowledged is shown, also what is on its way to the file.
+        let _flushed = self.core.log.flush(Duration::from_secs(2));
+        let wanted = |value: &serde_json::Value| {
+            let text = |field: &str| value[field].as_str();
+            let same = |wanted: &Option<String>, field: &str| {
+                wanted.as_deref().is_none_or(|w| text(field) == Some(w))
+            };
+            let at = text("timestamp").and_then(|t| t.parse::<crate::clock::Timestamp>().ok());
+            same(&req.event, "event")
+                && same(&req.secret, "secret_key")
+                && same(&req.chain, "chain")
+                && same(&req.agent, "agent")
+                && same(&req.user, "user")
+                && same(&req.execution, "execution")
+                && same(&req.environment, "environment")
+                && same(&req.decision, "decision")
+                && req.pid.is_none_or(|pid| value["pid"].as_i64() == Some(i64::from(pid)))
+                && req.uid.is_none_or(|uid| value["uid"].as_u64() == Some(u64::from(uid)))
+                && req.since.is_none_or(|since| at.is_some_and(|at| at >= since))
+                && req.until.is_none_or(|until| at.is_some_and(|at| at < until))
+                && who.may_in(Permission::Audit, text("chain"), text("environment"))
+        };
+        let limit = usize::try_from(req.limit.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        let mut after = req.after_seq.unwrap_or(0);
+        let mut sent = 0;
+        let io = |e: std::io::Error| {
+            Problem::new(Code::Internal, format!("the audit log cannot be read: {e}"))
+        };
+        if req.newest && !req.follow {
+            let mut kept = std::collections::VecDeque::new();
+            read(self.core.log.dir(), after, |line, value| {
+                if wanted(value) {
+                    kept.push_front(line.to_owned());
+                    kept.truncate(limit);
+                }
+                true
+            })
+            .map_err(io)?;
+            for line in kept {
+                if out.send(line.as_bytes()).is_err() {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        loop {
+            let mut gone = false;
+            read(self.core.log.dir(), after, |line, value| {
+                after = value["seq"].as_u64().unwrap_or(after);
+                if wanted(value) {
+                    gone = out.send(line.as_bytes()).is_err();
+                    sent += 1;
+                }
+                !gone && sent < limit
+            })
+            .map_err(io)?;
+            if gone || !req.follow || sent >= limit || out.is_gone() || self.is_stopping() {
+                return Ok(());
+            }
+            // Only new records make a new reading worth it.
+            while self.core.log.head().seq <= after {
+                if out.is_gone() || self.is_stopping() {
+                    return Ok(());
+                }
+                std::thread::park_timeout(FOLLOW);
+            }
+        }
+    }
+
+    pub(super) fn watch_events(
+        &self,
+        who: &Caller,
+        req: &proto::Watch,
+        out: &mut dyn Lines,
+    ) -> Result<(), Problem> {
+        struct Events<'a>(&'a mut dyn Lines);
+        impl Lines for Events<'_> {
+            fn send(&mut self, line: &[u8]) -> Result<(), crate::control::Gone> {
+                let Ok(value) = serde_json::from_slice::<serde_json::Value>(line) else {
+                    return Ok(());
+                };
+                let text = |field: &str| value[field].as_str().map(ToOwned::to_owned);
+                let event = proto::WatchEvent {
+                    seq: value["seq"].as_u64().unwrap_or(0),
+                    at: text("timestamp")
+                        .and_then(|t| t.parse().ok())
+                        .unwrap_or(crate::clock::Timestamp::UNIX_EPOCH),
+                    event: text("event").unwrap_or_default(),
+                    chain: text("chain"),
+                    agent: text("agent"),
+                    execution: text("execution"),
+                    secret: text("secret_key"),
+                    reason: text("reason"),
+                };
+                match serde_json::to_vec(&event) {
+                    Ok(line) => self.0.send(&line),
+                    Err(_) => Ok(()),
+                }
+            }
+            fn is_gone(&self) -> bool {
+                self.0.is_gone()
+            }
+        }
+        let query = proto::AuditQuery {
+            after_seq: Some(req.after_seq.unwrap_or_else(|| self.core.log.head().seq)),
+            execution: req.execution.clone(),
+            chain: req.chain.clone(),
+            follow: true,
+            ..proto::AuditQuery::default()
+        };
+        self.query_audit(who, &query, &mut Events(out))
+    }
+
+    pub(super) fn verify_log(&self) -> Result<proto::AuditVerified, Problem> {
+        // The file must hold what was acknowledged; a fault of it is what verify is asked about.
+        let _flushed = self.core.log.flush(Duration::from_secs(2));
+        verified(self.core.log.dir())
+    }
+
+    pub(super) fn log_head(&self) -> proto::AuditHead {
+        let _flushed = self.core.log.flush(Duration::from_secs(2));
+        let head = self.core.log.head();
+        proto::AuditHead {
+            seq: head.seq,
+            link: head.link,
+            timestamp: self.core.clock.now(),
+            first_public_key: None,
+            epoch: self.core.vault().map(|v| v.revision()),
+        }
+    }
+}
+
+/// What a check of the log in `dir` finds.
+///
+/// # Errors
+/// The problem that it cannot be read.
+pub fn verified(dir: &std::path::Path) -> Result<proto::AuditVerified, Problem> {
+    let io = |e: std::io::Error| {
+        Problem::new(Code::Internal, format!("the audit log cannot be read: {e}"))
+            .with_hint("check the directory with --dir")
+    };
+    let files = crate::audit::log::files(dir).map_err(io)?.len() as u64;
+    Ok(match verify(dir).map_err(io)? {
+        Verdict::Whole { records, seq, link, .. } => proto::AuditVerified {
+            ok: true,
+            records,
+            files,
+            checkpoints: 0,
+            unsealed: records,
+            last_seq: Some(seq),
+            link: Some(link),
+            first_bad: None,
+        },
+        Verdict::Broken { file, line, what } => proto::AuditVerified {
+            ok: false,
+            records: 0,
+            files,
+            checkpoints: 0,
+            unsealed: 0,
+            last_seq: None,
+            link: None,
+            first_bad: Some(proto::FirstBad {
+                file: file.display().to_string(),
+                line,
+                kind: "altered".to_owned(),
+                detail: what.to_owned(),
+            }),
+        },
+    })
+}
+
+/// How far hardening went, for `status`.
+pub(super) fn hold(achieved: &crate::sys::process::Achieved) -> Hold {
+    match achieved {
+        crate::sys::process::Achieved::Full => Hold::Full,
+        crate::sys::process::Achieved::Partial(_) => Hold::Partial,
+        crate::sys::process::Achieved::None(_) => Hold::None,
+    }
+}
+
+/// A map of what was achieved.
+pub(super) fn hardening(steps: &[(&str, crate::sys::process::Achieved)]) -> BTreeMap<String, Hold> {
+    steps.iter().map(|(name, achieved)| ((*name).to_owned(), hold(achieved))).collect()
+}

@@ -1,0 +1,165 @@
+//! What the verbs of the control interface do.
+//!
+//! Invariant: a change is stored before it is acknowledged and recorded before the answer; an agent
+//! is registered before it runs. Each file holds the verbs of one noun.
+#![forbid(unsafe_code)]
+
+mod api;
+mod chains;
+pub mod core;
+pub mod inspect;
+pub mod keys;
+mod launch;
+mod secrets;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::broker::local::Local;
+use crate::clock::Timestamp;
+use crate::config::{Config, Paths};
+use crate::execution::registry::Registry;
+use crate::execution::state::State;
+use crate::fs::tree::Tree;
+use crate::fuse::adapter::Alarms;
+use crate::proto::Hold;
+use crate::sys::process::Achieved;
+use crate::sys::shm::Region;
+
+use self::core::Core;
+
+/// For `status` and `health`.
+pub const NAME_AND_VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Between two looks at deadlines and deaths.
+const HOUSEKEEPING: Duration = Duration::from_millis(100);
+
+/// The broker of this host.
+pub type LocalBroker = Local<Core, Core>;
+
+/// Parts that the composition root puts together.
+pub struct Parts {
+    /// Where things are.
+    pub paths: Paths,
+    /// How things are.
+    pub config: Config,
+    /// The runtime state.
+    pub state: State,
+    /// The keeper's box for the root key.
+    pub key_box: Region,
+    /// Executions and principals.
+    pub registry: Arc<Registry>,
+    /// Vault, catalog, audit.
+    pub core: Arc<Core>,
+    /// The mount's tree.
+    pub tree: Arc<Tree<LocalBroker>>,
+    /// Panics of the mount.
+    pub alarms: Arc<Alarms>,
+    /// Where cgroups of executions are made, where they can be.
+    pub cgroup_root: Option<PathBuf>,
+    /// Whether the kernel repeats requests to a new worker.
+    pub resend: bool,
+    /// How far hardening went.
+    pub hardening: Vec<(&'static str, Achieved)>,
+}
+
+/// The daemon behind its interface.
+pub struct Daemon {
+    paths: Paths,
+    config: Config,
+    state: State,
+    key_box: Region,
+    registry: Arc<Registry>,
+    core: Arc<Core>,
+    tree: Arc<Tree<LocalBroker>>,
+    alarms: Arc<Alarms>,
+    cgroup_root: Option<PathBuf>,
+    resend: bool,
+    hardening: BTreeMap<String, Hold>,
+    started_at: Timestamp,
+    stopping: AtomicBool,
+    /// Held over an attempt to unlock.
+    unlocking: Mutex<()>,
+    /// Held over the redemption of a ticket.
+    redeeming: Mutex<()>,
+}
+
+impl Daemon {
+    /// Puts the parts together; the vault is unlocked where no person is needed for it.
+    pub fn new(parts: Parts) -> Self {
+        let started_at = parts.core.clock.now();
+        let daemon = Self {
+            paths: parts.paths,
+            config: parts.config,
+            state: parts.state,
+            key_box: parts.key_box,
+            registry: parts.registry,
+            core: parts.core,
+            tree: parts.tree,
+            alarms: parts.alarms,
+            cgroup_root: parts.cgroup_root,
+            resend: parts.resend,
+            hardening: inspect::hardening(&parts.hardening),
+            started_at,
+            stopping: AtomicBool::new(false),
+            unlocking: Mutex::new(()),
+            redeeming: Mutex::new(()),
+        };
+        daemon.unlock_at_start();
+        daemon
+    }
+
+    /// Vault, catalog, audit.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Looks after deadlines and deaths until the daemon stops.
+    pub fn keep_house(&self) {
+        while !self.is_stopping() {
+            let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.housekeeping();
+            }));
+            if turn.is_err() {
+                tracing::error!("a turn of housekeeping panicked");
+            }
+            std::thread::park_timeout(HOUSEKEEPING);
+        }
+    }
+
+    /// Lets streams and housekeeping end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Ends every execution, as `down` does.
+    pub fn end_all(&self, reason: &str) {
+        for execution in self.registry.executions() {
+            if execution.ended.is_none()
+                && let Err(error) = self.end_one(&execution.id, reason, Duration::from_secs(1))
+            {
+                tracing::error!(%error, "an execution could not be ended");
+            }
+        }
+    }
+}
+
+/// A user's name, or its number.
+pub(crate) fn user_of(uid: u32) -> String {
+    nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
+        .ok()
+        .flatten()
+        .map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}

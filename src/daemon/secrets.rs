@@ -1,0 +1,697 @@
+//! Verbs on secrets, groups and projects.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use crate::audit::record::Event;
+use crate::catalog::group::{Group, GroupKey, Project};
+use crate::catalog::name::SecretKey;
+use crate::catalog::scope::Scope;
+use crate::catalog::secret::{Binding, NewVersion, Secret, Stage, Version};
+use crate::catalog::{self, Catalog};
+use crate::config::Permission;
+use crate::control::Caller;
+use crate::proto::{self, Code, Problem, Value};
+use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
+use crate::vault::record::{Batch, RecordId, RecordKind};
+
+use super::core::{new_id, put, vault_problem};
+use super::{Daemon, user_of};
+
+/// The problem behind a catalog's error.
+pub(super) fn catalog_problem(error: &catalog::Error) -> Problem {
+    match error {
+        catalog::Error::Ambiguous { candidates, .. } => {
+            Problem::new(Code::Ambiguous, error.to_string())
+                .with_hint(format!("add --scope, one of: {}", candidates.join(", ")))
+                .with_candidates(candidates.clone())
+        }
+        catalog::Error::Exists { .. } => Problem::new(Code::Exists, error.to_string())
+            .with_hint("use --replace to give it a new value at once"),
+        catalog::Error::Missing { .. } => Problem::new(Code::NotFound, error.to_string())
+            .with_hint("`strongroom secret list` shows what there is"),
+        catalog::Error::NameClash { .. } => {
+            Problem::new(Code::Conflict, error.to_string()).with_hint("choose another name")
+        }
+        catalog::Error::UnknownEnvironment { known, .. } => {
+            Problem::new(Code::Invalid, error.to_string()).with_hint(format!(
+                "known are {}; set `environments` in strongroom.toml for others",
+                known.join(", ")
+            ))
+        }
+    }
+}
+
+/// Parses a name, scope or other word of a request.
+pub(super) fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Problem>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error: T::Err| Problem::new(Code::Invalid, error.to_string()))
+}
+
+pub(super) fn parse_scope(text: Option<&str>) -> Result<Option<Scope>, Problem> {
+    text.map(parse).transpose()
+}
+
+fn check_value(value: &SecretBytes) -> Result<(), Problem> {
+    if value.is_empty() {
+        return Err(Problem::new(Code::Invalid, "the value is empty")
+            .with_hint("pipe it in: printf %s \"$VALUE\" | strongroom secret set NAME"));
+    }
+    if value.len() > MAX_VALUE_BYTES {
+        return Err(Problem::new(
+            Code::TooLarge,
+            format!("the value is longer than {MAX_VALUE_BYTES} bytes"),
+        )
+        .with_hint("store a file of that size elsewhere and its key here"));
+    }
+    Ok(())
+}
+
+/// What a person should know of a value that redaction cannot find.
+fn notes_on(value: &SecretBytes, plain: bool) -> Vec<String> {
+    if !plain && value.len() < 8 {
+        vec!["a value of fewer than 8 bytes can hardly be recognised in outputs".to_owned()]
+    } else {
+        Vec::new()
+    }
+}
+
+fn shown(secret: &Secret, notes: Vec<String>) -> proto::SecretShown {
+    let version = |v: &Version| proto::VersionShown {
+        version: u64::from(v.number),
+        stage: v.stage.word().to_owned(),
+        valid_from: v.valid_from,
+        valid_until: v.valid_until,
+        created_at: v.created_at,
+        created_by: v.created_by.clone(),
+        destroyed: v.value.is_none(),
+        held_by: Vec::new(),
+    };
+    let by_stage = [Stage::Pending, Stage::Current, Stage::Previous];
+    let versions: BTreeMap<_, _> = by_stage
+        .into_iter()
+        .filter_map(|stage| Some((stage.word().to_owned(), version(secret.at_stage(stage)?))))
+        .collect();
+    let old = secret.versions.iter().filter(|v| !by_stage.contains(&v.stage));
+    proto::SecretShown {
+        key: secret.key.to_string(),
+        scope: secret.scope.to_string(),
+        created_at: secret.created_at,
+        rotated_at: secret.rotated_at,
+        expires_at: secret.expires_at,
+        created_by: secret.created_by.clone(),
+        access_log_enabled: secret.access_log_enabled,
+        versions,
+        old_versions: old.map(version).collect(),
+        environment: secret.key.environment.as_ref().map(ToString::to_string),
+        group: secret.group.as_ref().map(ToString::to_string),
+        description: secret.description.clone(),
+        binding: match secret.binding {
+            Binding::Floating => "floating",
+            Binding::Pinned => "pinned",
+        }
+        .to_owned(),
+        plain: secret.plain,
+        notes,
+    }
+}
+
+fn binding(text: Option<&str>) -> Result<Binding, Problem> {
+    match text {
+        None | Some("pinned") => Ok(Binding::Pinned),
+        Some("floating") => Ok(Binding::Floating),
+        Some(_) => Err(Problem::new(Code::Invalid, "a binding is pinned or floating")),
+    }
+}
+
+impl Daemon {
+    fn new_version(&self, value: &SecretBytes, id: RecordId, by: &str) -> NewVersion {
+        NewVersion {
+            value: id.to_string(),
+            size_bytes: value.len() as u64,
+            at: self.core.clock.now(),
+            by: by.to_owned(),
+            valid_from: None,
+        }
+    }
+
+    pub(super) fn set_secret(
+        &self,
+        who: &Caller,
+        req: proto::SecretSet,
+    ) -> Result<proto::SecretShown, Problem> {
+        let key: SecretKey = parse(&req.name)?;
+        let scope = parse_scope(req.scope.as_deref())?.unwrap_or(Scope::Org);
+        let binding = binding(req.binding.as_deref())?;
+        let value = req.value.into_secret();
+        check_value(&value)?;
+        let by = user_of(who.peer.uid);
+        let notes = notes_on(&value, req.plain);
+        let now = self.core.clock.now();
+        let (secret, revision) = self.core.change(|catalog, batch| {
+            let existing = match catalog.find(&key, Some(&scope)) {
+                Ok(found) => Some(found),
+                Err(catalog::Error::Missing { .. }) => None,
+                Err(error) => return Err(catalog_problem(&error)),
+            };
+            let mut secret = match existing {
+                Some(_) if !req.replace => {
+                    let what = format!("{key} with scope {scope} exists already");
+                    return Err(Problem::new(Code::Exists, what)
+                        .with_hint("add --replace to give it a new value at once"));
+                }
+                Some(existing) => Secret::clone(&existing),
+                None => Secret {
+                    id: new_id()?.to_string(),
+                    key: key.clone(),
+                    scope: scope.clone(),
+                    description: req.description.clone(),
+                    group: None,
+                    plain: req.plain,
+                    binding,
+                    access_log_enabled: req.access_log_enabled.unwrap_or(true),
+                    created_at: now,
+                    created_by: by.clone(),
+                    rotated_at: None,
+                    expires_at: req.expires_at,
+                    versions: Vec::new(),
+                },
+            };
+            catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
+            let id = new_id()?;
+            secret.replace(self.new_version(&value, id, &by));
+            if let Some(current) = secret.versions.last_mut() {
+                current.valid_until = req.valid_until;
+            }
+            batch.put(RecordKind::Value, id, SecretBytes::copy_of(value.expose()));
+            put(batch, RecordKind::Secret, &secret.id, &secret)?;
+            let stored = secret.clone();
+            Ok((secret, Box::new(move |c: &mut Catalog| c.put_secret(stored)) as _))
+        })?;
+        self.record_secret(Event::SecretSet, who, &secret, Some(revision))?;
+        Ok(shown(&secret, notes))
+    }
+
+    fn record_secret(
+        &self,
+        event: Event,
+        who: &Caller,
+        secret: &Secret,
+        revision: Option<u64>,
+    ) -> Result<(), Problem> {
+        let (key, scope, user) =
+            (secret.key.to_string(), secret.scope.to_string(), user_of(who.peer.uid));
+        let mut record = self.core.new_record(event);
+        record.secret_key = Some(&key);
+        record.scope = Some(&scope);
+        record.environment = secret.key.environment.as_ref().map(|e| e.as_str());
+        record.version = secret.at_stage(Stage::Current).map(|v| v.number);
+        record.user = Some(&user);
+        record.uid = Some(who.peer.uid);
+        record.revision = revision;
+        self.core.record(&record)?;
+        Ok(())
+    }
+
+    pub(super) fn find_secret(
+        &self,
+        name: &str,
+        scope: Option<&str>,
+    ) -> Result<std::sync::Arc<Secret>, Problem> {
+        self.core.unlocked()?;
+        let scope = parse_scope(scope)?;
+        self.core.catalog().find(&parse(name)?, scope.as_ref()).map_err(|e| catalog_problem(&e))
+    }
+
+    pub(super) fn show_secret(
+        &self,
+        req: &proto::SecretName,
+    ) -> Result<proto::SecretShown, Problem> {
+        let secret = self.find_secret(&req.name, req.scope.as_deref())?;
+        let mut answer = shown(&secret, Vec::new());
+        // Who holds which version now.
+        for execution in self.registry.executions() {
+            if execution.ended.is_none()
+                && let Some(pin) = execution.pins.get(&secret.id)
+            {
+                let number = u64::from(pin.version);
+                for version in answer.versions.values_mut().filter(|v| v.version == number) {
+                    version.held_by.push(execution.id.to_string());
+                }
+            }
+        }
+        Ok(answer)
+    }
+
+    pub(super) fn edit_secret(
+        &self,
+        who: &Caller,
+        req: proto::SecretEdit,
+    ) -> Result<proto::SecretShown, Problem> {
+        let found = self.find_secret(&req.name, req.scope.as_deref())?;
+        let new_scope = parse_scope(req.new_scope.as_deref())?;
+        let (secret, revision) = self.core.change(|catalog, batch| {
+            let mut secret = Secret::clone(&found);
+            if let Some(text) = &req.description {
+                secret.description = (!text.is_empty()).then(|| text.clone());
+            }
+            if let Some(text) = &req.expires_at {
+                secret.expires_at = match text.as_str() {
+                    "" | "never" => None,
+                    text => Some(parse(text)?),
+                };
+            }
+            if req.binding.is_some() {
+                secret.binding = binding(req.binding.as_deref())?;
+            }
+            secret.access_log_enabled = req.access_log_enabled.unwrap_or(secret.access_log_enabled);
+            secret.plain = req.plain.unwrap_or(secret.plain);
+            if let Some(scope) = &new_scope {
+                secret.scope = scope.clone();
+            }
+            catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
+            put(batch, RecordKind::Secret, &secret.id, &secret)?;
+            let stored = secret.clone();
+            Ok((secret, Box::new(move |c: &mut Catalog| c.put_secret(stored)) as _))
+        })?;
+        self.record_secret(Event::SecretEdited, who, &secret, Some(revision))?;
+        Ok(shown(&secret, Vec::new()))
+    }
+
+    pub(super) fn reveal_secret(
+        &self,
+        who: &Caller,
+        req: &proto::SecretGet,
+    ) -> Result<proto::SecretRevealed, Problem> {
+        let secret = self.find_secret(&req.name, req.scope.as_deref())?;
+        let version = match req.version.as_deref() {
+            None | Some("current") => secret.at_stage(Stage::Current),
+            Some("pending") => secret.at_stage(Stage::Pending),
+            Some("previous") => secret.at_stage(Stage::Previous),
+            Some(number) => {
+                let number: u32 = parse(number)?;
+                secret.versions.iter().find(|v| v.number == number && v.stage.is_readable())
+            }
+        }
+        .ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("{} has no such version", secret.key))
+                .with_hint(format!("strongroom secret show {}", secret.key))
+        })?;
+        let id: RecordId = parse(version.value.as_deref().unwrap_or_default())?;
+        let value = self
+            .core
+            .unlocked()?
+            .get(RecordKind::Value, id)
+            .map_err(|e| vault_problem(&e))?
+            .ok_or_else(|| Problem::new(Code::Gone, "that version was destroyed"))?;
+        // Recorded before it leaves.
+        let (key, scope, user) =
+            (secret.key.to_string(), secret.scope.to_string(), user_of(who.peer.uid));
+        let mut record = self.core.new_record(Event::Revealed);
+        record.secret_key = Some(&key);
+        record.scope = Some(&scope);
+        record.version = Some(version.number);
+        record.user = Some(&user);
+        record.uid = Some(who.peer.uid);
+        record.via = Some("reveal");
+        record.decision = Some("granted");
+        record.reason = req.reason.as_deref();
+        self.core.record(&record)?;
+        Ok(proto::SecretRevealed {
+            key,
+            scope,
+            environment: secret.key.environment.as_ref().map(ToString::to_string),
+            version: u64::from(version.number),
+            value: Value::new(value),
+        })
+    }
+
+    pub(super) fn list_secrets(
+        &self,
+        who: &Caller,
+        req: &proto::SecretList,
+    ) -> Result<proto::SecretListed, Problem> {
+        self.core.unlocked()?;
+        let limit = usize::try_from(req.limit.unwrap_or(10_000)).unwrap_or(usize::MAX);
+        let matches = |s: &Secret| {
+            let environment = s.key.environment.as_ref().map_or("-", |e| e.as_str());
+            req.scope.as_ref().is_none_or(|scope| s.scope.to_string() == *scope)
+                && req.environment.as_ref().is_none_or(|e| e == environment)
+                && req.name.as_ref().is_none_or(|n| s.key.name.as_str().contains(n.as_str()))
+                && req
+                    .group
+                    .as_ref()
+                    .is_none_or(|g| s.group.as_ref().is_some_and(|own| own.as_str() == g))
+                && {
+                    let chain = s.scope.chain().map(|c| c.as_str());
+                    let environment = s.key.environment.as_ref().map(|e| e.as_str());
+                    who.may_in(Permission::Operate, chain, environment)
+                        || who.may_in(Permission::Audit, chain, environment)
+                }
+        };
+        let all = self.core.catalog().secrets();
+        let mut found: Vec<_> = all.iter().filter(|s| matches(s)).collect();
+        let cut = found.len() > limit;
+        found.truncate(limit);
+        let number = |s: &Secret, stage| s.at_stage(stage).map(|v| u64::from(v.number));
+        let secrets = found
+            .into_iter()
+            .map(|s| proto::SecretSummary {
+                key: s.key.to_string(),
+                scope: s.scope.to_string(),
+                environment: s.key.environment.as_ref().map(ToString::to_string),
+                group: s.group.as_ref().map(ToString::to_string),
+                current: number(s, Stage::Current),
+                pending: number(s, Stage::Pending),
+                rotated_at: s.rotated_at,
+                expires_at: s.expires_at,
+                plain: s.plain,
+            })
+            .collect();
+        Ok(proto::SecretListed { secrets, cut })
+    }
+
+    pub(super) fn remove_secret(
+        &self,
+        who: &Caller,
+        req: &proto::SecretRm,
+    ) -> Result<proto::Done, Problem> {
+        let secret = self.find_secret(&req.name, req.scope.as_deref())?;
+        let holders: Vec<_> = self
+            .registry
+            .executions()
+            .iter()
+            .filter(|e| e.ended.is_none() && e.pins.contains_key(&secret.id))
+            .map(|e| e.id.to_string())
+            .collect();
+        if !holders.is_empty() && !req.force {
+            let what = format!("{} is held by {}", secret.key, holders.join(", "));
+            return Err(Problem::new(Code::Conflict, what)
+                .with_hint("end these executions first, or add --force: their reads fail then"));
+        }
+        if secret.group.is_some() && !req.force {
+            let what = format!("{} is a member of a group", secret.key);
+            return Err(Problem::new(Code::Conflict, what).with_hint(
+                "change the group with `strongroom group set --replace`, or add --force",
+            ));
+        }
+        let ((), revision) = self.core.change(|_, batch| {
+            delete_secret(batch, &secret)?;
+            let id = secret.id.clone();
+            Ok(((), Box::new(move |c: &mut Catalog| c.remove_secret(&id)) as _))
+        })?;
+        self.record_secret(Event::SecretRemoved, who, &secret, Some(revision))?;
+        Ok(proto::Done::default())
+    }
+
+    pub(super) fn set_group(
+        &self,
+        who: &Caller,
+        req: proto::GroupSet,
+    ) -> Result<proto::GroupShown, Problem> {
+        let key: GroupKey = parse(&req.name)?;
+        let scope = parse_scope(req.scope.as_deref())?.unwrap_or(Scope::Org);
+        if req.members.is_empty() {
+            return Err(Problem::new(Code::Invalid, "a group has at least one member")
+                .with_hint("give a JSON object: {\"AWS_ACCESS_KEY_ID\": \"...\"}"));
+        }
+        let by = user_of(who.peer.uid);
+        let now = self.core.clock.now();
+        let mut notes = Vec::new();
+        let mut members = BTreeMap::new();
+        for (name, value) in req.members {
+            let member = SecretKey { environment: key.environment.clone(), name: parse(&name)? };
+            let value = value.into_secret();
+            check_value(&value)?;
+            let plain = req.plain.contains(&name);
+            notes.extend(notes_on(&value, plain).into_iter().map(|n| format!("{name}: {n}")));
+            members.insert(member, (value, plain));
+        }
+        let ((group, secrets), revision) = self.core.change(|catalog, batch| {
+            let existing = catalog.find_group(&key, Some(&scope)).ok();
+            if existing.is_some() && !req.replace {
+                return Err(Problem::new(Code::Exists, format!("group {key} exists already"))
+                    .with_hint("add --replace to give all its members new values at once"));
+            }
+            let group = match &existing {
+                Some(group) => Group::clone(group),
+                None => Group {
+                    id: new_id()?.to_string(),
+                    key: key.clone(),
+                    scope: scope.clone(),
+                    description: req.description.clone(),
+                    created_at: now,
+                    created_by: by.clone(),
+                },
+            };
+            catalog.check_group(&group).map_err(|e| catalog_problem(&e))?;
+            let old = catalog.members(&group);
+            let mut secrets = Vec::new();
+            for (member, (value, plain)) in &members {
+                let mut secret = match old.iter().find(|s| s.key == *member) {
+                    Some(secret) => Secret::clone(secret),
+                    None => Secret {
+                        id: new_id()?.to_string(),
+                        key: member.clone(),
+                        scope: scope.clone(),
+                        description: None,
+                        group: Some(key.name.clone()),
+                        plain: *plain,
+                        binding: Binding::Pinned,
+                        access_log_enabled: true,
+                        created_at: now,
+                        created_by: by.clone(),
+                        rotated_at: None,
+                        expires_at: None,
+                        versions: Vec::new(),
+                    },
+                };
+                catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
+                let id = new_id()?;
+                secret.replace(self.new_version(value, id, &by));
+                batch.put(RecordKind::Value, id, SecretBytes::copy_of(value.expose()));
+                put(batch, RecordKind::Secret, &secret.id, &secret)?;
+                secrets.push(secret);
+            }
+            let mut gone = Vec::new();
+            for secret in old.iter().filter(|s| !members.contains_key(&s.key)) {
+                delete_secret(batch, secret)?;
+                gone.push(secret.id.clone());
+            }
+            put(batch, RecordKind::Group, &group.id, &group)?;
+            let stored = (group.clone(), secrets.clone());
+            let apply = move |c: &mut Catalog| {
+                c.put_group(stored.0);
+                for id in gone {
+                    c.remove_secret(&id);
+                }
+                for secret in stored.1 {
+                    c.put_secret(secret);
+                }
+            };
+            Ok(((group, secrets), Box::new(apply) as _))
+        })?;
+        let (name, scope_text) = (group.key.to_string(), group.scope.to_string());
+        let mut record = self.core.new_record(Event::GroupSet);
+        record.secret_key = Some(&name);
+        record.scope = Some(&scope_text);
+        record.user = Some(&by);
+        record.uid = Some(who.peer.uid);
+        record.revision = Some(revision);
+        self.core.record(&record)?;
+        Ok(group_shown(&group, &secrets, notes))
+    }
+
+    pub(super) fn list_groups(
+        &self,
+        who: &Caller,
+        req: &proto::GroupList,
+    ) -> Result<proto::GroupListed, Problem> {
+        self.core.unlocked()?;
+        let catalog = self.core.catalog();
+        let groups = catalog
+            .groups()
+            .iter()
+            .filter(|g| {
+                let environment = g.key.environment.as_ref().map(|e| e.as_str());
+                req.environment.as_deref().is_none_or(|e| e == environment.unwrap_or("-"))
+                    && (who.may_in(
+                        Permission::Operate,
+                        g.scope.chain().map(|c| c.as_str()),
+                        environment,
+                    ) || who.may_in(
+                        Permission::Audit,
+                        g.scope.chain().map(|c| c.as_str()),
+                        environment,
+                    ))
+            })
+            .map(|g| {
+                let members: Vec<_> = catalog.members(g).iter().map(|s| Secret::clone(s)).collect();
+                group_shown(g, &members, Vec::new())
+            })
+            .collect();
+        Ok(proto::GroupListed { groups })
+    }
+
+    pub(super) fn show_group(&self, req: &proto::GroupName) -> Result<proto::GroupShown, Problem> {
+        self.core.unlocked()?;
+        let catalog = self.core.catalog();
+        let scope = parse_scope(req.scope.as_deref())?;
+        let group = catalog
+            .find_group(&parse(&req.name)?, scope.as_ref())
+            .map_err(|e| catalog_problem(&e))?;
+        let members: Vec<_> = catalog.members(&group).iter().map(|s| Secret::clone(s)).collect();
+        Ok(group_shown(&group, &members, Vec::new()))
+    }
+
+    pub(super) fn remove_group(
+        &self,
+        who: &Caller,
+        req: &proto::GroupName,
+    ) -> Result<proto::Done, Problem> {
+        let scope = parse_scope(req.scope.as_deref())?;
+        let key: GroupKey = parse(&req.name)?;
+        let ((), revision) = self.core.change(|catalog, batch| {
+            let group =
+                catalog.find_group(&key, scope.as_ref()).map_err(|e| catalog_problem(&e))?;
+            let members = catalog.members(&group);
+            for secret in &members {
+                delete_secret(batch, secret)?;
+            }
+            batch.delete(RecordKind::Group, parse(&group.id)?);
+            let ids: Vec<_> = members.iter().map(|s| s.id.clone()).collect();
+            let apply = move |c: &mut Catalog| {
+                for id in ids {
+                    c.remove_secret(&id);
+                }
+                c.remove_group(&group.id);
+            };
+            Ok(((), Box::new(apply) as _))
+        })?;
+        let user = user_of(who.peer.uid);
+        let mut record = self.core.new_record(Event::SecretRemoved);
+        record.secret_key = Some(&req.name);
+        record.user = Some(&user);
+        record.uid = Some(who.peer.uid);
+        record.reason = Some("the whole group");
+        record.revision = Some(revision);
+        self.core.record(&record)?;
+        Ok(proto::Done::default())
+    }
+
+    pub(super) fn set_project(
+        &self,
+        who: &Caller,
+        req: &proto::ProjectSet,
+    ) -> Result<proto::ProjectShown, Problem> {
+        let name: crate::catalog::name::ProjectName = parse(&req.name)?;
+        let chains = req.chains_allowed.iter().map(|c| parse(c)).collect::<Result<Vec<_>, _>>()?;
+        let by = user_of(who.peer.uid);
+        let now = self.core.clock.now();
+        let (project, revision) = self.core.change(|catalog, batch| {
+            let mut project = match catalog.project(&name) {
+                Some(project) => Project::clone(project),
+                None => Project {
+                    id: new_id()?.to_string(),
+                    name: name.clone(),
+                    chains_allowed: Vec::new(),
+                    created_at: now,
+                    created_by: by.clone(),
+                },
+            };
+            project.chains_allowed.clone_from(&chains);
+            put(batch, RecordKind::Project, &project.id, &project)?;
+            let stored = project.clone();
+            Ok((project, Box::new(move |c: &mut Catalog| c.put_project(stored)) as _))
+        })?;
+        let mut record = self.core.new_record(Event::ProjectSet);
+        record.user = Some(&by);
+        record.uid = Some(who.peer.uid);
+        record.reason = Some(name.as_str());
+        record.revision = Some(revision);
+        self.core.record(&record)?;
+        Ok(self.project_shown(&project))
+    }
+
+    fn project_shown(&self, project: &Project) -> proto::ProjectShown {
+        let scope = Scope::Project(project.name.clone());
+        let secrets = self.core.catalog().secrets().iter().filter(|s| s.scope == scope).count();
+        proto::ProjectShown {
+            project: project.name.to_string(),
+            chains_allowed: project.chains_allowed.iter().map(ToString::to_string).collect(),
+            secrets: secrets as u64,
+            description: None,
+            changes: Vec::new(),
+        }
+    }
+
+    pub(super) fn list_projects(&self) -> Result<proto::ProjectListed, Problem> {
+        self.core.unlocked()?;
+        let projects = self.core.catalog().projects();
+        Ok(proto::ProjectListed {
+            projects: projects.iter().map(|p| self.project_shown(p)).collect(),
+        })
+    }
+
+    pub(super) fn remove_project(
+        &self,
+        who: &Caller,
+        req: &proto::ProjectName,
+    ) -> Result<proto::Done, Problem> {
+        let name: crate::catalog::name::ProjectName = parse(&req.name)?;
+        let scope = Scope::Project(name.clone());
+        let ((), revision) = self.core.change(|catalog, batch| {
+            let project = catalog.project(&name).ok_or_else(|| {
+                Problem::new(Code::NotFound, format!("there is no project {name}"))
+                    .with_hint("strongroom project list")
+            })?;
+            if !req.force && catalog.secrets().iter().any(|s| s.scope == scope) {
+                return Err(Problem::new(
+                    Code::Conflict,
+                    format!("secrets have the scope project:{name}"),
+                )
+                .with_hint("move or remove them first, or add --force: nobody reads them then"));
+            }
+            batch.delete(RecordKind::Project, parse(&project.id)?);
+            let gone = name.clone();
+            Ok(((), Box::new(move |c: &mut Catalog| c.remove_project(&gone)) as _))
+        })?;
+        let user = user_of(who.peer.uid);
+        let mut record = self.core.new_record(Event::ProjectSet);
+        record.user = Some(&user);
+        record.uid = Some(who.peer.uid);
+        record.reason = Some("removed");
+        record.revision = Some(revision);
+        self.core.record(&record)?;
+        Ok(proto::Done::default())
+    }
+}
+
+/// Removes a secret with all its values.
+fn delete_secret(batch: &mut Batch, secret: &Secret) -> Result<(), Problem> {
+    for value in secret.versions.iter().filter_map(|v| v.value.as_deref()) {
+        batch.delete(RecordKind::Value, parse(value)?);
+    }
+    batch.delete(RecordKind::Secret, parse(&secret.id)?);
+    Ok(())
+}
+
+fn group_shown(group: &Group, members: &[Secret], notes: Vec<String>) -> proto::GroupShown {
+    proto::GroupShown {
+        group: group.key.to_string(),
+        scope: group.scope.to_string(),
+        environment: group.key.environment.as_ref().map(ToString::to_string),
+        members: members
+            .iter()
+            .map(|s| proto::GroupMember {
+                key: s.key.to_string(),
+                current: s.at_stage(Stage::Current).map(|v| u64::from(v.number)),
+                plain: s.plain,
+            })
+            .collect(),
+        description: group.description.clone(),
+        notes,
+    }
+}
