@@ -21,7 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::config::Paths;
+use crate::config::{Mode, Paths};
 use crate::execution::state::{self, State};
 use crate::sys::mount::{self, Ground, MountError, OwnMount};
 use crate::sys::pidfd::PidFd;
@@ -43,6 +43,8 @@ pub mod worker_status {
 pub const KEY_BOX_BYTES: usize = 4096;
 /// How long a worker may take to stop before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a worker may outlive its keeper.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(3);
 /// A worker that lived shorter than this died at its start.
 const SHORT_LIFE: Duration = Duration::from_millis(200);
 /// The longest pause between two starts.
@@ -159,9 +161,9 @@ struct Shared {
 /// See [`Error`]; nothing is left mounted.
 pub fn run(options: &Options) -> Result<(), Error> {
     let paths = &options.paths;
-    for dir in [&paths.state_dir, &paths.runtime_dir] {
-        private_dir(dir)?;
-    }
+    make_dir(&paths.state_dir, 0o700)?;
+    // In system mode agents of other users reach the socket, where their credentials decide.
+    make_dir(&paths.runtime_dir, if paths.mode == Mode::System { 0o755 } else { 0o700 })?;
     let _lock = lock(&paths.runtime_dir)?;
     // Blocked before the first worker exists, so that no death is missed.
     let mut signals = block_signals().map_err(|source| Error::Worker { source })?;
@@ -332,9 +334,9 @@ fn key_box() -> io::Result<Region> {
     Ok(region)
 }
 
-fn private_dir(path: &Path) -> Result<(), Error> {
+fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
     let prepare = |source| Error::Prepare { path: path.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(prepare)
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(prepare)
 }
 
 /// One daemon a home. The lock goes with the keeper's death, however it dies.
@@ -386,6 +388,11 @@ pub fn mount_note(paths: &Paths) -> PathBuf {
 fn mount_anew(paths: &Paths, source: &str, state: &State) -> Result<(OwnedFd, OwnMount), Error> {
     let path = &paths.mount;
     let prepare = |source| Error::Prepare { path: path.clone(), source };
+    // A worker whose keeper was killed unmounts first and goes; that takes a moment.
+    let deadline = Instant::now() + ORPHAN_LIMIT;
+    while mount::ground(path, source) == Ground::Live && Instant::now() < deadline {
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
     match mount::ground(path, source) {
         Ground::Free => {}
         Ground::Dead => {

@@ -18,6 +18,7 @@ pub mod proto;
 pub mod secret;
 pub mod sys;
 pub mod vault;
+pub mod worker;
 pub mod workspace;
 
 #[global_allocator]

@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -24,6 +24,8 @@ use super::ring::Ring;
 
 /// The link before the first record.
 pub const FIRST_LINK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// Far longer than the longest line.
+const TAIL_BYTES: u64 = 1 << 20;
 /// Between two tries of a sink that failed.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -362,24 +364,21 @@ pub fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
 /// Where the files end; a last line that was cut is removed, since the ring still has it.
 fn recover(dir: &Path) -> io::Result<Head> {
     for path in files(dir)?.into_iter().rev() {
-        let mut whole = 0_u64;
-        let mut last = None;
-        let mut reader = BufReader::new(File::open(&path)?);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let read = reader.read_until(b'\n', &mut line)?;
-            if read == 0 || line.last() != Some(&b'\n') {
-                break;
-            }
-            whole += read as u64;
-            last = Some(line.clone());
+        // The last lines alone: a takeover must not read a day's log.
+        let mut file = File::open(&path)?;
+        let len = file.metadata()?.len();
+        let from = len.saturating_sub(TAIL_BYTES);
+        file.seek(io::SeekFrom::Start(from))?;
+        let mut tail = Vec::new();
+        file.read_to_end(&mut tail)?;
+        let whole = tail.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        if whole < tail.len() {
+            let keep = from + whole as u64;
+            OpenOptions::new().write(true).open(&path)?.set_len(keep)?;
         }
-        if whole < fs::metadata(&path)?.len() {
-            OpenOptions::new().write(true).open(&path)?.set_len(whole)?;
-        }
+        let last = tail[..whole].split(|b| *b == b'\n').rev().find(|line| !line.is_empty());
         if let Some(line) = last {
-            let parsed: serde_json::Value = serde_json::from_slice(&line)
+            let parsed: serde_json::Value = serde_json::from_slice(line)
                 .map_err(|_| io::Error::other("the last line of the audit log does not parse"))?;
             let (Some(seq), Some(link)) = (parsed["seq"].as_u64(), parsed["link"].as_str()) else {
                 return Err(io::Error::other("the last line of the audit log has no link"));

@@ -1,1 +1,324 @@
+//! The command line's side of the control socket: blocking, one request a connection.
+//!
+//! Invariant: a request that may be repeated is, while the worker is being replaced; any other is
+//! sent once. Bodies of requests and answers are wiped. Danger: a daemon that is gone must be told
+//! from one that is busy.
+#![forbid(unsafe_code)]
 
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+use crate::proto::{Code, Problem, wire};
+
+/// How long a worker may take to be replaced.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How long an answer may take: ending an execution waits for its processes.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
+/// The longest answer, in bytes: a backup.
+const MAX_ANSWER_BYTES: usize = 512 << 20;
+
+/// A daemon, by its socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+enum Failure {
+    /// The connection broke before an answer.
+    Broken(io::Error),
+    /// Nobody listens.
+    Nobody(io::Error),
+    /// The daemon's own answer.
+    Told(Box<Problem>),
+}
+
+impl Client {
+    /// The daemon that listens at `socket`.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// Asks with `GET`; parameters go into the query.
+    ///
+    /// # Errors
+    /// The daemon's problem, or that it cannot be reached.
+    pub fn get<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &Q,
+    ) -> Result<A, Problem> {
+        let path = with_query(path, query)?;
+        self.repeat(true, |client| client.once("GET", &path, &[]))
+    }
+
+    /// Asks with `POST`, once.
+    ///
+    /// # Errors
+    /// The daemon's problem, or that it cannot be reached.
+    pub fn post<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Q,
+    ) -> Result<A, Problem> {
+        let body = wire::to_bytes(body)
+            .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+        self.repeat(false, |client| client.once("POST", path, &body))
+    }
+
+    /// Follows a stream of lines until it ends or `each` returns false.
+    ///
+    /// # Errors
+    /// The daemon's problem, or that it cannot be reached.
+    pub fn stream<Q: Serialize>(
+        &self,
+        path: &str,
+        query: &Q,
+        mut each: impl FnMut(&str) -> bool,
+    ) -> Result<(), Problem> {
+        let path = with_query(path, query)?;
+        let (_, mut body) = self.send("GET", &path, &[], None).map_err(|f| self.problem(f))?;
+        let mut line = String::new();
+        loop {
+            line.clear();
+            match body.read_line(&mut line) {
+                Ok(0) => return Ok(()),
+                Ok(_) if !each(line.trim_end_matches('\n')) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(self.problem(Failure::Broken(error))),
+            }
+        }
+    }
+
+    fn repeat<A>(
+        &self,
+        idempotent: bool,
+        ask: impl Fn(&Self) -> Result<A, Failure>,
+    ) -> Result<A, Problem> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match ask(self) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Broken(_)) if idempotent && Instant::now() < deadline => {
+                    std::thread::park_timeout(PAUSE);
+                }
+                Err(failure) => return Err(self.problem(failure)),
+            }
+        }
+    }
+
+    fn problem(&self, failure: Failure) -> Problem {
+        match failure {
+            Failure::Told(problem) => *problem,
+            Failure::Nobody(error) => Problem::new(
+                Code::Unavailable,
+                format!("no daemon listens at {}: {error}", self.socket.display()),
+            )
+            .with_hint("strongroom up"),
+            Failure::Broken(error) => Problem::new(
+                Code::Unavailable,
+                format!("the daemon at {} gave no answer: {error}", self.socket.display()),
+            )
+            .with_hint("strongroom status tells whether it is well; then try again"),
+        }
+    }
+
+    fn once<A: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+    ) -> Result<A, Failure> {
+        let (_, mut reader) = self.send(method, path, body, Some(ANSWER_WAIT))?;
+        let answer = read_all(&mut reader).map_err(Failure::Broken)?;
+        wire::from_bytes(&answer).map_err(|problem| Failure::Told(Box::new(problem)))
+    }
+
+    /// Sends a request; the status and a reader of the body, chunked or not.
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+        wait: Option<Duration>,
+    ) -> Result<(u16, Body), Failure> {
+        let mut stream = UnixStream::connect(&self.socket).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => Failure::Broken(e),
+            _ => Failure::Nobody(e),
+        })?;
+        stream.set_read_timeout(wait).map_err(Failure::Broken)?;
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: strongroom\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        // A refusal may come before the body was taken: the answer says more than the broken pipe.
+        let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        let mut reader = BufReader::new(stream);
+        let parsed = read_head(&mut reader);
+        let (status, chunked, length) = match (parsed, sent) {
+            (Ok(head), _) => head,
+            (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(Failure::Broken(error)),
+        };
+        let mut body = Body {
+            reader,
+            chunked,
+            left: length.unwrap_or(0),
+            until_end: !chunked && length.is_none(),
+            first: true,
+        };
+        if (200..300).contains(&status) {
+            return Ok((status, body));
+        }
+        let answer = read_all(&mut body).map_err(Failure::Broken)?;
+        let problem = serde_json::from_slice(&answer).unwrap_or_else(|_| {
+            Problem::new(Code::Internal, format!("the daemon answered with status {status}"))
+        });
+        Err(Failure::Told(Box::new(problem)))
+    }
+}
+
+fn with_query<Q: Serialize>(path: &str, query: &Q) -> Result<String, Problem> {
+    let value = serde_json::to_value(query)
+        .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+    let mut text = String::new();
+    for (key, value) in value.as_object().into_iter().flatten() {
+        let value = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Bool(false) => continue,
+            other => other.to_string(),
+        };
+        text.push(if text.is_empty() { '?' } else { '&' });
+        text.push_str(key);
+        text.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+                text.push(char::from(byte));
+            } else {
+                text.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    Ok(format!("{path}{text}"))
+}
+
+/// Status, whether the body comes in chunks, and its length.
+fn read_head(reader: &mut impl BufRead) -> io::Result<(u16, bool, Option<usize>)> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "the answer is no HTTP");
+    let mut line = String::new();
+    if reader.take(8192).read_line(&mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let status = line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(bad)?;
+    let (mut chunked, mut length) = (false, None);
+    loop {
+        line.clear();
+        reader.take(8192).read_line(&mut line)?;
+        let header = line.trim_end();
+        if header.is_empty() {
+            return Ok((status, chunked, length));
+        }
+        let (name, value) = header.split_once(':').ok_or_else(bad)?;
+        match name.to_ascii_lowercase().as_str() {
+            "transfer-encoding" => chunked = value.trim().eq_ignore_ascii_case("chunked"),
+            "content-length" => length = Some(value.trim().parse().map_err(|_| bad())?),
+            _ => {}
+        }
+    }
+}
+
+fn read_all(body: &mut impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut all = Zeroizing::new(Vec::new());
+    let mut buffer = Zeroizing::new(vec![0; 64 << 10]);
+    loop {
+        match body.read(&mut buffer)? {
+            0 => return Ok(all),
+            n if all.len() + n > MAX_ANSWER_BYTES => {
+                return Err(io::Error::other("the answer is too long"));
+            }
+            n => {
+                if all.capacity() < all.len() + n {
+                    // Grown by copy, so that the outgrown buffer is wiped.
+                    let mut larger = Zeroizing::new(Vec::with_capacity((all.len() + n) * 2));
+                    larger.extend_from_slice(&all);
+                    all = larger;
+                }
+                all.extend_from_slice(&buffer[..n]);
+            }
+        }
+    }
+}
+
+/// A body, without its chunks' frames.
+struct Body {
+    reader: BufReader<UnixStream>,
+    chunked: bool,
+    left: usize,
+    until_end: bool,
+    first: bool,
+}
+
+impl Body {
+    fn next_chunk(&mut self) -> io::Result<()> {
+        let mut line = String::new();
+        if !self.first {
+            (&mut self.reader).take(8).read_line(&mut line)?;
+            line.clear();
+        }
+        self.first = false;
+        if (&mut self.reader).take(1024).read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let size = line.trim().split(';').next().unwrap_or("");
+        self.left = usize::from_str_radix(size, 16)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a chunk has no size"))?;
+        if self.left == 0 {
+            self.chunked = false;
+        }
+        Ok(())
+    }
+}
+
+impl Read for Body {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.until_end {
+            return self.reader.read(into);
+        }
+        if self.left == 0 && self.chunked {
+            self.next_chunk()?;
+        }
+        let most = into.len().min(self.left);
+        if most == 0 {
+            return Ok(0);
+        }
+        let n = self.reader.read(&mut into[..most])?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= n;
+        Ok(n)
+    }
+}
+
+impl Body {
+    fn read_line(&mut self, line: &mut String) -> io::Result<usize> {
+        let mut bytes = Vec::new();
+        let mut byte = [0];
+        while self.read(&mut byte)? == 1 {
+            bytes.push(byte[0]);
+            if byte[0] == b'\n' {
+                break;
+            }
+        }
+        line.push_str(&String::from_utf8_lossy(&bytes));
+        Ok(bytes.len())
+    }
+}

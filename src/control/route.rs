@@ -20,8 +20,6 @@ use crate::proto::{self, Code, Problem, Request, wire};
 
 /// The longest body of most requests, in bytes: one value of 1 MiB in base64 and its frame.
 pub const MAX_BODY_BYTES: usize = 2 << 20;
-/// The longest body of an import, in bytes.
-pub const MAX_IMPORT_BYTES: usize = 8 << 20;
 /// The longest body that carries a backup, in bytes.
 pub const MAX_BACKUP_BYTES: usize = 256 << 20;
 
@@ -342,14 +340,13 @@ fn metrics() -> Route {
     }
 }
 
-use Permission::{Audit, Launch, Operate, Reveal, Revoke};
+use Permission::{Audit, Launch, Operate, Reveal};
 
 const OPERATE: Needs = Needs::OneOf(&[Operate]);
 const LAUNCH: Needs = Needs::OneOf(&[Launch]);
 const AUDIT: Needs = Needs::OneOf(&[Audit]);
 const SEES: Needs = Needs::OneOf(&[Operate, Audit]);
 const SEES_CHAINS: Needs = Needs::OneOf(&[Launch, Operate, Audit]);
-const SEES_EXPOSURES: Needs = Needs::OneOf(&[Operate, Revoke, Audit]);
 
 /// All verbs, in the order of the manual.
 pub fn table() -> &'static [Route] {
@@ -455,48 +452,6 @@ fn secret_verbs() -> Vec<Route> {
             |a, w, q| a.secret_rm(w, q),
         ),
         post(
-            "secret rotate",
-            "/v1/secrets/rotate",
-            OPERATE,
-            "Stages a pending version.",
-            |a, w, q| a.secret_rotate(w, q),
-        ),
-        post(
-            "secret promote",
-            "/v1/secrets/promote",
-            OPERATE,
-            "Makes the pending version current now.",
-            |a, w, q| a.secret_promote(w, q),
-        ),
-        post(
-            "secret rollback",
-            "/v1/secrets/rollback",
-            OPERATE,
-            "Brings the previous version back.",
-            |a, w, q| a.secret_rollback(w, q),
-        ),
-        post(
-            "secret revoke",
-            "/v1/secrets/revoke",
-            Needs::OneOf(&[Revoke]),
-            "Revokes versions at once and ends every execution that obtained them.",
-            |a, w, q| a.secret_revoke(w, q),
-        ),
-        post(
-            "secret destroy",
-            "/v1/secrets/destroy",
-            OPERATE,
-            "Removes the bytes of a version that nobody holds.",
-            |a, w, q| a.secret_destroy(w, q),
-        ),
-        get(
-            "secret exposures",
-            "/v1/secrets/exposures",
-            SEES_EXPOSURES,
-            "Who obtained which version, and how.",
-            |a, w, q| a.secret_exposures(w, q),
-        ),
-        post(
             "group set",
             "/v1/groups",
             OPERATE,
@@ -524,14 +479,6 @@ fn secret_verbs() -> Vec<Route> {
         post("project rm", "/v1/projects/rm", OPERATE, "Removes a project.", |a, w, q| {
             a.project_rm(w, q)
         }),
-        post(
-            "import",
-            "/v1/import",
-            OPERATE,
-            "Takes secrets from dotenv, JSON or a directory.",
-            |a, w, q| a.import(w, q),
-        )
-        .up_to(MAX_IMPORT_BYTES),
     ]
 }
 

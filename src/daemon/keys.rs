@@ -97,7 +97,8 @@ impl Daemon {
     /// Unlocks at the start, where no person is needed.
     pub(super) fn unlock_at_start(&self) {
         if let Some(key) = self.boxed_key() {
-            if let Err(problem) = self.open_vault(|_| Ok(key), false) {
+            // Verified against the log when it was unlocked; readers wait for this takeover.
+            if let Err(problem) = self.open_vault(|_| Ok(key), None, false) {
                 tracing::error!(%problem, "the vault could not be taken over");
             }
             return;
@@ -105,7 +106,8 @@ impl Daemon {
         match self.configured_credential() {
             Ok(None) => tracing::info!("the vault is locked"),
             Ok(Some(credential)) => {
-                let opened = self.open_vault(|locked| locked.root_key(&credential), false);
+                let known = self.known_revision();
+                let opened = self.open_vault(|locked| locked.root_key(&credential), known, false);
                 match opened {
                     Ok(_) => self.note_unlock(Event::VaultUnlocked, "at start", 0),
                     Err(problem) => {
@@ -127,16 +129,9 @@ impl Daemon {
         }
     }
 
-    fn open_vault(
-        &self,
-        root: impl FnOnce(&Locked) -> Result<Key, vault::Error>,
-        accept_rollback: bool,
-    ) -> Result<u64, Problem> {
-        let store = RedbStore::open(&self.paths.vault_file)
-            .map_err(|e| vault_problem(&vault::Error::Store(e)))?;
-        let locked = Locked::open(Box::new(store)).map_err(|e| vault_problem(&e))?;
-        let key = root(&locked).map_err(|e| vault_problem(&e))?;
-        let known = match verify(self.core.log.dir()) {
+    /// The highest revision of the vault that the audit log tells.
+    fn known_revision(&self) -> Option<u64> {
+        match verify(self.core.log.dir()) {
             Ok(Verdict::Whole { revision, .. }) => revision,
             Ok(Verdict::Broken { file, line, what }) => {
                 tracing::error!(file = %file.display(), line, what, "the audit log does not verify");
@@ -146,7 +141,19 @@ impl Daemon {
                 tracing::error!(%error, "the audit log cannot be read");
                 None
             }
-        };
+        }
+    }
+
+    fn open_vault(
+        &self,
+        root: impl FnOnce(&Locked) -> Result<Key, vault::Error>,
+        known: Option<u64>,
+        accept_rollback: bool,
+    ) -> Result<u64, Problem> {
+        let store = RedbStore::open(&self.paths.vault_file)
+            .map_err(|e| vault_problem(&vault::Error::Store(e)))?;
+        let locked = Locked::open(Box::new(store)).map_err(|e| vault_problem(&e))?;
+        let key = root(&locked).map_err(|e| vault_problem(&e))?;
         let vault = locked.unlock(key, known, accept_rollback).map_err(|e| vault_problem(&e))?;
         let revision = vault.revision();
         self.fill_box(vault.root_key());
@@ -184,7 +191,11 @@ impl Daemon {
             })?
         };
         let method = credential.method();
-        let opened = self.open_vault(|locked| locked.root_key(&credential), req.accept_rollback);
+        let opened = self.open_vault(
+            |locked| locked.root_key(&credential),
+            self.known_revision(),
+            req.accept_rollback,
+        );
         let event = if opened.is_ok() { Event::VaultUnlocked } else { Event::UnlockFailed };
         self.note_unlock(event, method, who.peer.uid);
         match opened {

@@ -1,0 +1,277 @@
+//! The worker: puts the daemon together, takes over the mount, serves, and stops in order.
+//!
+//! It inherits from its keeper the device, the listening socket, the runtime state and the box of
+//! the root key. Order: map the state, open the audit log, then the vault, take over the mount, and
+//! only then answer. Danger: a successor that starts while this one still serves; the keeper waits
+//! for this process's certain death.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::audit::log::{Log, Options};
+use crate::audit::record::Event;
+use crate::broker::local::Local;
+use crate::catalog::name::EnvName;
+use crate::clock::SystemClock;
+use crate::config::{Config, Paths};
+use crate::control::{Limits, Roles, Server};
+use crate::daemon::core::Core;
+use crate::daemon::{Daemon, Parts};
+use crate::execution::handles::Handles;
+use crate::execution::journal::Journal;
+use crate::execution::registry::Registry;
+use crate::execution::state::State;
+use crate::fs::tree::Tree;
+use crate::fuse::adapter::{Adapter, Alarms};
+use crate::fuse::session::{self, Takeover};
+use crate::identity::attestor::{CgroupAttestor, TreeAttestor};
+use crate::identity::resolver::Resolver;
+use crate::keeper::{mount_note, worker_status};
+use crate::sys::mount::{self, OwnMount};
+use crate::sys::pidfd::PidFd;
+use crate::sys::process::{self, Achieved};
+use crate::sys::shm::Region;
+use crate::sys::{cgroup, device};
+
+/// How long a read may wait for its record.
+const RECORD_PATIENCE: Duration = Duration::from_millis(250);
+/// How long requests of the control socket may take after the stop.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// Set to switch off what older kernels lack, for tests: `pidfd-info`, `resend`.
+const DISABLE_VARIABLE: &str = "STRONGROOM_DISABLE";
+
+/// What the worker inherits: descriptor numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Inherited {
+    /// `/dev/fuse`.
+    pub device: i32,
+    /// The control socket.
+    pub listener: i32,
+    /// The runtime state.
+    pub state: i32,
+    /// The box of the root key.
+    pub key_box: i32,
+}
+
+/// Why the worker gave up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A part could not be made.
+    #[error("{what}")]
+    Part {
+        /// Which.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The runtime state is not one.
+    #[error(transparent)]
+    State(#[from] crate::execution::state::Error),
+}
+
+fn part(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Part { what, source }
+}
+
+/// Serves until told to stop; the status tells the keeper what to do then.
+///
+/// # Errors
+/// See [`Error`]; a successor would fail as well.
+pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Error> {
+    let device = take(inherited.device)?;
+    let listener = UnixListener::from(take(inherited.listener)?);
+    let state_memory =
+        Region::map(take(inherited.state)?).map_err(part("the runtime state cannot be mapped"))?;
+    let state = State::adopt(state_memory)?;
+    let key_box =
+        Region::map(take(inherited.key_box)?).map_err(part("the key box cannot be mapped"))?;
+    let mut signals = block_signals().map_err(part("signals cannot be blocked"))?;
+    let keeper = PidFd::open(nix::unistd::getppid().as_raw().cast_unsigned())
+        .map_err(part("the keeper is gone"))?;
+    let hardening = harden(&key_box);
+    let disabled = std::env::var(DISABLE_VARIABLE).unwrap_or_default();
+    let enabled = |feature: &str| !disabled.split(',').any(|d| d == feature);
+
+    let generation = state.next_generation();
+    let clock = Arc::new(SystemClock);
+    let options = Options { sync: config.audit.sync, patience: RECORD_PATIENCE };
+    let log =
+        Log::open(&paths.audit_dir, state.region().clone(), state.ring(), options, clock.clone())
+            .map_err(part("the audit log cannot be opened"))?;
+    let environments: Vec<EnvName> =
+        config.environments.iter().filter_map(|e| e.parse().ok()).collect();
+    let core = Arc::new(Core::new(log.clone(), clock.clone(), environments));
+    let registry = Arc::new(Registry::open(Journal::open(&state)));
+    let broker = Local::new(
+        Resolver::new(enabled("pidfd-info")),
+        vec![Box::new(CgroupAttestor), Box::new(TreeAttestor)],
+        registry.clone(),
+        Handles::open(&state),
+        core.clone(),
+        core.clone(),
+        clock,
+    );
+    let tree = Arc::new(Tree::new(broker));
+    let alarms = Arc::new(Alarms::default());
+    let resend = enabled("resend") && device::resend(device.as_fd()).is_ok();
+    let roles = Roles::new(&config.roles, paths.mode, nix::unistd::geteuid().as_raw());
+    let threads = config.mount.threads;
+    let daemon = Arc::new(Daemon::new(Parts {
+        cgroup_root: cgroup_root(&paths),
+        paths: paths.clone(),
+        config,
+        state: state.clone(),
+        key_box,
+        registry,
+        core: core.clone(),
+        tree: tree.clone(),
+        alarms: alarms.clone(),
+        resend,
+        hardening,
+    }));
+    let event = if generation == 1 { Event::DaemonStarted } else { Event::WorkerRestarted };
+    if core.record(&core.new_record(event)).is_err() {
+        tracing::error!("the start could not be recorded");
+    }
+
+    let (session, takeover) =
+        session::take_over(Adapter::new(tree, alarms), &state, device.as_fd(), threads, resend)
+            .map_err(part("the mount cannot be taken over"))?;
+    if takeover == Takeover::Lost {
+        log.stop(STOP_GRACE);
+        return Ok(worker_status::REMOUNT);
+    }
+    let (ended, mount_ended) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| part("no pipe")(e.into()))?;
+    std::thread::Builder::new()
+        .name("mount".into())
+        .spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::error!(%error, "the mount's session ended");
+            }
+            // Closed: the main thread wakes.
+            drop(mount_ended);
+        })
+        .map_err(part("no thread for the mount"))?;
+    let server = Server::start(listener, daemon.clone(), roles, Limits::default())
+        .map_err(part("the control socket cannot be served"))?;
+    let house = daemon.clone();
+    let housekeeper = std::thread::Builder::new()
+        .name("house".into())
+        .spawn(move || house.keep_house())
+        .map_err(part("no thread for housekeeping"))?;
+
+    let status = wait(&mut signals, &keeper, &ended, &paths);
+    daemon.stop();
+    server.stop(STOP_GRACE);
+    if housekeeper.join().is_err() {
+        tracing::error!("housekeeping panicked");
+    }
+    if status == worker_status::DOWN && core.record(&core.new_record(Event::DaemonStopped)).is_err()
+    {
+        tracing::error!("the stop could not be recorded");
+    }
+    log.stop(STOP_GRACE);
+    Ok(status)
+}
+
+fn take(number: i32) -> Result<OwnedFd, Error> {
+    device::inherited(number).map_err(part("a descriptor was not inherited"))
+}
+
+fn block_signals() -> io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// Waits for a reason to stop; the status for the keeper.
+fn wait(signals: &mut SignalFd, keeper: &PidFd, mount: &OwnedFd, paths: &Paths) -> i32 {
+    loop {
+        let mut fds = [
+            nix::poll::PollFd::new(signals.as_fd(), nix::poll::PollFlags::POLLIN),
+            nix::poll::PollFd::new(keeper.as_fd(), nix::poll::PollFlags::POLLIN),
+            nix::poll::PollFd::new(mount.as_fd(), nix::poll::PollFlags::POLLIN),
+        ];
+        match nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(error) => {
+                tracing::error!(%error, "waiting failed");
+                return worker_status::FATAL;
+            }
+        }
+        let is_ready = |index: usize| fds[index].revents().is_some_and(|r| !r.is_empty());
+        let (signal, orphaned, unmounted) = (is_ready(0), is_ready(1), is_ready(2));
+        if orphaned {
+            tracing::error!("the keeper died; unmounting");
+            unmount_for_keeper(paths);
+            return worker_status::DOWN;
+        }
+        if signal && let Ok(Some(info)) = signals.read_signal() {
+            let hangup = i32::try_from(info.ssi_signo) == Ok(Signal::SIGHUP as i32);
+            return if hangup { worker_status::RELOAD } else { worker_status::DOWN };
+        }
+        if unmounted {
+            tracing::error!("the mount was taken away; asking for a new one");
+            return worker_status::REMOUNT;
+        }
+    }
+}
+
+/// A keeper that was killed cannot unmount: its worker does, if the mount is still theirs.
+fn unmount_for_keeper(paths: &Paths) {
+    let own = fs::read(mount_note(paths))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<OwnMount>(&text).ok());
+    match own.map(|own| mount::unmount(&own)) {
+        Some(Ok(true)) => {}
+        Some(Ok(false)) | None => tracing::warn!("the mount was not ours any more"),
+        Some(Err(error)) => tracing::error!(%error, "the mount could not be undone"),
+    }
+}
+
+fn harden(key_box: &Region) -> Vec<(&'static str, Achieved)> {
+    let achieved = |outcome: io::Result<()>| match outcome {
+        Ok(()) => Achieved::Full,
+        Err(error) => Achieved::None(error.to_string()),
+    };
+    let steps = vec![
+        ("no_core_dumps", achieved(process::forbid_dumps())),
+        ("key_locked_in_memory", achieved(key_box.lock())),
+        ("descriptor_limit", achieved(process::raise_descriptor_limit().map(|_| ()))),
+    ];
+    for (step, outcome) in &steps {
+        if let Achieved::None(why) | Achieved::Partial(why) = outcome {
+            tracing::warn!(step, why, "a hardening step was not carried out");
+        }
+    }
+    steps
+}
+
+/// Where cgroups of this home's executions go: a group at the top of the hierarchy, where we may
+/// make one.
+fn cgroup_root(paths: &Paths) -> Option<PathBuf> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let root = cgroup::hierarchy_root().ok()?.join("strongroom");
+    cgroup::Cgroup::create(&root).ok()?;
+    use std::os::unix::ffi::OsStrExt;
+    let digest = crate::vault::crypto::digest(&[paths.state_dir.as_os_str().as_bytes()]);
+    let own = root.join(crate::vault::crypto::hex(&digest[..8]));
+    cgroup::Cgroup::create(&own).ok()?;
+    Some(own)
+}
