@@ -165,6 +165,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
     // In system mode agents of other users reach the socket, where their credentials decide.
     make_dir(&paths.runtime_dir, if paths.mode == Mode::System { 0o755 } else { 0o700 })?;
     let _lock = lock(&paths.runtime_dir)?;
+    let pid_file = paths.runtime_dir.join("keeper.pid");
+    fs::write(&pid_file, std::process::id().to_string())
+        .map_err(|source| Error::Prepare { path: pid_file, source })?;
     // Blocked before the first worker exists, so that no death is missed.
     let mut signals = block_signals().map_err(|source| Error::Worker { source })?;
     if let Err(error) = process::forbid_dumps() {

@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod broker;
 pub mod catalog;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;

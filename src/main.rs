@@ -1,3 +1,6 @@
 //! Leaves with the status that the command line decided, nothing else.
 #![forbid(unsafe_code)]
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    strongroom::cli::main()
+}

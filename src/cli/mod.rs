@@ -1,0 +1,300 @@
+//! The command line: noun, then verb. Results on stdout, messages on stderr.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod audit;
+mod chain;
+mod demo;
+pub mod exit;
+mod output;
+mod run;
+mod secret;
+mod serve;
+mod value;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Paths};
+use crate::control::client::Client;
+use crate::proto::Problem;
+
+/// A secrets vault for chains of agents, mounted at /run/secrets.
+#[derive(Debug, Parser)]
+#[command(name = "strongroom", version, max_term_width = 100)]
+#[command(after_help = "Examples:\n  strongroom demo\n  strongroom init && strongroom up\n  \
+    printf %s \"$KEY\" | strongroom secret set OPENAI_API_KEY\n  \
+    strongroom run -s OPENAI_API_KEY -- python3 agent.py")]
+struct Cli {
+    /// Everything under one directory: configuration, vault, log, socket, mount.
+    #[arg(long, global = true, env = crate::config::HOME_VARIABLE, value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// Results as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Who gets which secret, and why.
+    Access(chain::AccessArgs),
+    /// The audit log.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Encrypted backups.
+    #[command(subcommand)]
+    Backup(admin::BackupCommand),
+    /// Definitions of chains: which agents may read what.
+    #[command(subcommand)]
+    Chain(chain::ChainCommand),
+    /// Prints completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// The configuration.
+    #[command(subcommand)]
+    Config(admin::ConfigCommand),
+    /// Shows it all in a throw-away home, in seconds.
+    Demo,
+    /// How far each promise holds on this host.
+    Doctor,
+    /// Ends the daemon; no mount is left behind.
+    Down,
+    /// Runs of chains.
+    #[command(subcommand)]
+    Execution(chain::ExecutionCommand),
+    /// Why a process cannot see a secret.
+    Explain(chain::ExplainArgs),
+    /// Sets of secrets that are referenced together.
+    #[command(subcommand)]
+    Group(secret::GroupCommand),
+    /// Makes the vault.
+    Init(serve::InitArgs),
+    /// Key slots: the ways to unlock the vault.
+    #[command(subcommand)]
+    Key(admin::KeyCommand),
+    /// Forgets the vault's key until the next unlock.
+    Lock,
+    /// Prints the man page.
+    Man,
+    /// Projects: lists of chains that share secrets.
+    #[command(subcommand)]
+    Project(secret::ProjectCommand),
+    /// Starts a new worker (new binary, new configuration) under the same mount.
+    Reload,
+    /// Runs a command as an agent.
+    Run(run::RunArgs),
+    /// Secrets.
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
+    /// Serves in the foreground, as the service manager wants it.
+    Serve,
+    /// State of the daemon.
+    Status,
+    /// Unlocks the vault.
+    Unlock(admin::UnlockArgs),
+    /// Starts the daemon in the background; returns when the mount answers.
+    Up,
+    /// Waits until the daemon is ready.
+    Wait(admin::WaitArgs),
+    /// What the keeper starts.
+    #[command(hide = true)]
+    Worker {
+        /// Numbers of the inherited descriptors.
+        #[arg(long)]
+        descriptors: String,
+    },
+}
+
+/// What went wrong, and the next step: the two lines of an error.
+#[derive(Debug)]
+pub struct Failure {
+    what: String,
+    hint: Option<String>,
+    details: Vec<String>,
+    status: u8,
+}
+
+impl Failure {
+    /// What happened.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), hint: None, details: Vec::new(), status: exit::FAILED }
+    }
+
+    /// The next step.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The status to leave with.
+    #[must_use]
+    pub fn status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        let status = exit::of_problem(problem.code);
+        let mut details = Vec::new();
+        for unresolved in &problem.unresolved {
+            details.push(format!("  {} of agent {}:", unresolved.reference, unresolved.agent));
+            details.extend(unresolved.searched.iter().map(|s| format!("    {s}")));
+        }
+        for change in &problem.changes {
+            details.push(format!(
+                "  {} {}/{} in {}: {}",
+                change.change,
+                change.chain,
+                change.agent,
+                change.environment.as_deref().unwrap_or("(no environment)"),
+                change.secret
+            ));
+        }
+        Self { what: problem.detail, hint: problem.hint, details, status }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        // A reader that closed its pipe, as `head` does, wants no more.
+        let closed = error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe);
+        if closed {
+            return Self::new("").status(exit::OK);
+        }
+        Self::new(format!("{error:#}"))
+    }
+}
+
+/// What every command has at hand.
+pub struct Context {
+    paths: Paths,
+    config: Config,
+    home: Option<PathBuf>,
+    json: bool,
+}
+
+impl Context {
+    fn client(&self) -> Client {
+        Client::new(&self.paths.socket)
+    }
+
+    /// Arguments that name the same home to another process of ours.
+    fn home_args(&self) -> Vec<std::ffi::OsString> {
+        match &self.home {
+            Some(home) => vec!["--home".into(), home.clone().into()],
+            None => Vec::new(),
+        }
+    }
+}
+
+type Outcome = Result<u8, Failure>;
+
+/// Runs the command line; the status to leave with.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _printed = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let is_run = matches!(cli.command, Command::Run(_));
+    match dispatch(cli) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            if !failure.what.is_empty() {
+                eprintln!("error: {}", failure.what);
+            }
+            for detail in &failure.details {
+                eprintln!("{detail}");
+            }
+            if let Some(hint) = &failure.hint {
+                eprintln!("hint: {hint}");
+            }
+            let ours = is_run && failure.status < exit::RUN_FAILED;
+            ExitCode::from(if ours { exit::RUN_FAILED } else { failure.status })
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    match &cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "strongroom",
+                &mut std::io::stdout(),
+            );
+            return Ok(exit::OK);
+        }
+        Command::Man => {
+            clap_mangen::Man::new(Cli::command())
+                .render(&mut std::io::stdout())
+                .map_err(anyhow::Error::from)?;
+            return Ok(exit::OK);
+        }
+        Command::Demo => return demo::main(cli.json),
+        _ => {}
+    }
+    let home = match &cli.home {
+        Some(home) => Some(std::path::absolute(home).map_err(anyhow::Error::from)?),
+        None => None,
+    };
+    let config_failure = |error: crate::config::Error| {
+        let hint = error.hint();
+        Failure::new(error.to_string()).hint(hint)
+    };
+    let paths = Paths::of_this_process(home.as_deref()).map_err(config_failure)?;
+    let config = Config::load(&paths).map_err(config_failure)?;
+    let paths = paths.with(&config);
+    config.check(&paths).map_err(config_failure)?;
+    let context = Context { paths, config, home, json: cli.json };
+    match cli.command {
+        Command::Access(args) => chain::access(&context, &args),
+        Command::Audit(command) => audit::main(&context, command),
+        Command::Backup(command) => admin::backup(&context, command),
+        Command::Chain(command) => chain::chain(&context, command),
+        Command::Config(command) => admin::config(&context, &command),
+        Command::Doctor => admin::doctor(&context),
+        Command::Down => serve::down(&context),
+        Command::Execution(command) => chain::execution(&context, command),
+        Command::Explain(args) => chain::explain(&context, &args),
+        Command::Group(command) => secret::group(&context, command),
+        Command::Init(args) => serve::init(&context, &args),
+        Command::Key(command) => admin::key(&context, command),
+        Command::Lock => admin::lock(&context),
+        Command::Project(command) => secret::project(&context, command),
+        Command::Reload => serve::reload(&context),
+        Command::Run(args) => run::main(&context, &args),
+        Command::Secret(command) => secret::secret(&context, command),
+        Command::Serve => serve::serve(&context),
+        Command::Status => admin::status(&context),
+        Command::Unlock(args) => admin::unlock(&context, &args),
+        Command::Up => serve::up(&context),
+        Command::Wait(args) => admin::wait(&context, &args),
+        Command::Worker { descriptors } => serve::worker(context, &descriptors),
+        Command::Completions { .. } | Command::Demo | Command::Man => Ok(exit::OK),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

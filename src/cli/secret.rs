@@ -1,0 +1,414 @@
+//! `secret`, `group`, `project`.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::clock::Timestamp;
+use crate::proto::{self, Value};
+use crate::secret::SecretBytes;
+
+use super::output::{note, or_dash, show, table};
+use super::{Context, Failure, Outcome, exit, value};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SecretCommand {
+    /// Changes a secret's metadata.
+    Edit(EditArgs),
+    /// Shows a value; recorded as a disclosure to you.
+    Get(GetArgs),
+    /// Lists secrets.
+    List(ListArgs),
+    /// Removes a secret with all its versions.
+    Rm {
+        #[command(flatten)]
+        name: NameArgs,
+        /// Also where executions hold it.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Stores a value: from stdin, a file, or a prompt.
+    Set(SetArgs),
+    /// Shows a secret, without its value.
+    Show(NameArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NameArgs {
+    /// NAME or ENV/NAME.
+    name: String,
+    /// org, project:P, chain:C or agent:C/A; needed where the name is ambiguous.
+    #[arg(long)]
+    scope: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    printf %s \"$KEY\" | strongroom secret set OPENAI_API_KEY --scope org\n  \
+    strongroom secret set prod/DATABASE_URL --scope chain:deploy --file url.txt")]
+pub(super) struct SetArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Reads the value from a file.
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// Keeps a trailing newline.
+    #[arg(long)]
+    exact: bool,
+    /// Gives an existing secret a new value at once.
+    #[arg(long)]
+    replace: bool,
+    /// For people.
+    #[arg(long)]
+    description: Option<String>,
+    /// When the secret ends, as 2027-01-31T00:00:00Z.
+    #[arg(long)]
+    expires_at: Option<Timestamp>,
+    /// It is delivered, but no secret.
+    #[arg(long)]
+    plain: bool,
+    /// Reads of it are not recorded (turning this off is).
+    #[arg(long)]
+    no_access_log: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EditArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// For people; empty removes it.
+    #[arg(long)]
+    description: Option<String>,
+    /// When it ends, or never.
+    #[arg(long)]
+    expires_at: Option<String>,
+    /// Whether each read is recorded.
+    #[arg(long)]
+    access_log: Option<bool>,
+    /// Whether it is delivered but no secret.
+    #[arg(long)]
+    plain: Option<bool>,
+    /// Moves it to another scope.
+    #[arg(long)]
+    new_scope: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GetArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Needed, since the value is shown.
+    #[arg(long)]
+    reveal: bool,
+    /// current, pending, previous, or a number.
+    #[arg(long)]
+    version: Option<String>,
+    /// Goes into the record.
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Only of this scope.
+    #[arg(long)]
+    scope: Option<String>,
+    /// Only of this environment; - for none.
+    #[arg(long)]
+    env: Option<String>,
+    /// Only of this group.
+    #[arg(long)]
+    group: Option<String>,
+    /// Only names that contain this.
+    name: Option<String>,
+}
+
+fn secret_text(secret: &proto::SecretShown) -> String {
+    let mut text = format!(
+        "{}  scope {}  by {}  {}\n",
+        secret.key, secret.scope, secret.created_by, secret.created_at
+    );
+    let rows: Vec<_> = secret
+        .versions
+        .values()
+        .chain(&secret.old_versions)
+        .map(|v| {
+            vec![
+                v.version.to_string(),
+                v.stage.clone(),
+                v.created_at.to_string(),
+                v.created_by.clone(),
+                or_dash((!v.held_by.is_empty()).then(|| v.held_by.join(" "))),
+            ]
+        })
+        .collect();
+    text.push_str(&table(&["VERSION", "STAGE", "MADE", "BY", "HELD BY"], &rows));
+    text
+}
+
+pub(super) fn secret(context: &Context, command: SecretCommand) -> Outcome {
+    let client = context.client();
+    match command {
+        SecretCommand::Set(args) => {
+            let value = value::read(args.file.as_deref(), args.exact, "value")?;
+            let request = proto::SecretSet {
+                name: args.name.name,
+                scope: args.name.scope,
+                value: Value::new(value),
+                description: args.description,
+                expires_at: args.expires_at,
+                valid_until: None,
+                binding: None,
+                plain: args.plain,
+                access_log_enabled: args.no_access_log.then_some(false),
+                replace: args.replace,
+            };
+            let shown: proto::SecretShown = client.post("/v1/secrets", &request)?;
+            for text in &shown.notes {
+                note(&format!("note: {text}"));
+            }
+            show(context.json, &shown, || {
+                format!("stored {} with scope {}", shown.key, shown.scope)
+            })?;
+        }
+        SecretCommand::Edit(args) => {
+            let request = proto::SecretEdit {
+                name: args.name.name,
+                scope: args.name.scope,
+                description: args.description,
+                expires_at: args.expires_at,
+                binding: None,
+                access_log_enabled: args.access_log,
+                plain: args.plain,
+                new_scope: args.new_scope,
+            };
+            let shown: proto::SecretShown = client.post("/v1/secrets/edit", &request)?;
+            show(context.json, &shown, || secret_text(&shown))?;
+        }
+        SecretCommand::Get(args) => {
+            if !args.reveal {
+                return Err(Failure::new("a value is shown only on demand")
+                    .hint("add --reveal; it is recorded as a disclosure to you"));
+            }
+            let request = proto::SecretGet {
+                name: args.name.name,
+                scope: args.name.scope,
+                version: args.version,
+                reason: args.reason,
+            };
+            let revealed: proto::SecretRevealed = client.post("/v1/secrets/get", &request)?;
+            use std::io::Write;
+            let mut out = std::io::stdout().lock();
+            if context.json {
+                // The person asked for the value in this form, with --reveal.
+                let bytes = proto::wire::to_bytes(&revealed).map_err(anyhow::Error::from)?;
+                out.write_all(&bytes).map_err(anyhow::Error::from)?;
+                writeln!(out).map_err(anyhow::Error::from)?;
+            } else {
+                out.write_all(revealed.value.secret().expose()).map_err(anyhow::Error::from)?;
+            }
+            out.flush().map_err(anyhow::Error::from)?;
+        }
+        SecretCommand::List(args) => {
+            let request = proto::SecretList {
+                scope: args.scope,
+                environment: args.env,
+                name: args.name,
+                group: args.group,
+                limit: None,
+            };
+            let listed: proto::SecretListed = client.get("/v1/secrets", &request)?;
+            show(context.json, &listed, || {
+                let rows: Vec<_> = listed
+                    .secrets
+                    .iter()
+                    .map(|s| {
+                        vec![
+                            s.key.clone(),
+                            s.scope.clone(),
+                            or_dash(s.group.clone()),
+                            or_dash(s.current),
+                            or_dash(s.expires_at),
+                        ]
+                    })
+                    .collect();
+                table(&["NAME", "SCOPE", "GROUP", "CURRENT", "EXPIRES"], &rows)
+            })?;
+        }
+        SecretCommand::Rm { name, force } => {
+            let request = proto::SecretRm { name: name.name, scope: name.scope, force };
+            let done: proto::Done = client.post("/v1/secrets/rm", &request)?;
+            show(context.json, &done, || format!("removed {}", request.name))?;
+        }
+        SecretCommand::Show(name) => {
+            let request = proto::SecretName { name: name.name, scope: name.scope };
+            let shown: proto::SecretShown = client.get("/v1/secrets/show", &request)?;
+            show(context.json, &shown, || secret_text(&shown))?;
+        }
+    }
+    Ok(exit::OK)
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GroupCommand {
+    /// Lists groups.
+    List {
+        /// Only of this environment; - for none.
+        #[arg(long)]
+        env: Option<String>,
+    },
+    /// Removes a group with its members.
+    Rm(NameArgs),
+    /// Stores a group: a JSON object of names and values on stdin.
+    #[command(
+        after_help = "Example:\n  strongroom group set aws-deploy --scope chain:deploy < group.json"
+    )]
+    Set {
+        #[command(flatten)]
+        name: NameArgs,
+        /// Members that are delivered but no secrets.
+        #[arg(long)]
+        plain: Vec<String>,
+        /// Reads the object from a file.
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// Gives all members of an existing group new values at once.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Shows a group, without values.
+    Show(NameArgs),
+}
+
+fn group_text(group: &proto::GroupShown) -> String {
+    let rows: Vec<_> = group
+        .members
+        .iter()
+        .map(|m| {
+            vec![m.key.clone(), or_dash(m.current), if m.plain { "plain" } else { "secret" }.into()]
+        })
+        .collect();
+    format!(
+        "{}  scope {}\n{}",
+        group.group,
+        group.scope,
+        table(&["MEMBER", "CURRENT", "KIND"], &rows)
+    )
+}
+
+pub(super) fn group(context: &Context, command: GroupCommand) -> Outcome {
+    let client = context.client();
+    match command {
+        GroupCommand::Set { name, plain, file, replace } => {
+            let text = value::read(file.as_deref(), true, "JSON object")?;
+            // The parser's own words would quote values.
+            let members: BTreeMap<String, Value> =
+                serde_json::from_slice(text.expose()).map_err(|e| {
+                    Failure::new(format!(
+                        "line {}, column {}: this is no JSON object of names and texts",
+                        e.line(),
+                        e.column()
+                    ))
+                    .hint("as in {\"AWS_ACCESS_KEY_ID\": \"...\", \"AWS_SECRET_ACCESS_KEY\": \"...\"}")
+                })?;
+            drop::<SecretBytes>(text);
+            let request = proto::GroupSet {
+                name: name.name,
+                scope: name.scope,
+                members,
+                plain,
+                description: None,
+                replace,
+            };
+            let shown: proto::GroupShown = client.post("/v1/groups", &request)?;
+            for text in &shown.notes {
+                note(&format!("note: {text}"));
+            }
+            show(context.json, &shown, || {
+                format!("stored group {} of {} members", shown.group, shown.members.len())
+            })?;
+        }
+        GroupCommand::List { env } => {
+            let listed: proto::GroupListed =
+                client.get("/v1/groups", &proto::GroupList { environment: env })?;
+            show(context.json, &listed, || {
+                let rows: Vec<_> = listed
+                    .groups
+                    .iter()
+                    .map(|g| vec![g.group.clone(), g.scope.clone(), g.members.len().to_string()])
+                    .collect();
+                table(&["GROUP", "SCOPE", "MEMBERS"], &rows)
+            })?;
+        }
+        GroupCommand::Show(name) => {
+            let request = proto::GroupName { name: name.name, scope: name.scope, force: false };
+            let shown: proto::GroupShown = client.get("/v1/groups/show", &request)?;
+            show(context.json, &shown, || group_text(&shown))?;
+        }
+        GroupCommand::Rm(name) => {
+            let request = proto::GroupName { name: name.name, scope: name.scope, force: false };
+            let done: proto::Done = client.post("/v1/groups/rm", &request)?;
+            show(context.json, &done, || format!("removed group {}", request.name))?;
+        }
+    }
+    Ok(exit::OK)
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ProjectCommand {
+    /// Lists projects.
+    List,
+    /// Removes a project.
+    Rm {
+        /// Its name.
+        name: String,
+        /// Also where secrets have its scope.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Sets the chains of a project.
+    #[command(after_help = "Example:\n  \
+        strongroom project set billing --chain billing/invoices --chain billing/payments")]
+    Set {
+        /// Its name.
+        name: String,
+        /// A chain that the project's secrets admit; may be repeated.
+        #[arg(long = "chain", required = true)]
+        chains: Vec<String>,
+    },
+}
+
+pub(super) fn project(context: &Context, command: ProjectCommand) -> Outcome {
+    let client = context.client();
+    match command {
+        ProjectCommand::Set { name, chains } => {
+            let request = proto::ProjectSet { name, chains_allowed: chains, description: None };
+            let shown: proto::ProjectShown = client.post("/v1/projects", &request)?;
+            show(context.json, &shown, || {
+                format!("project {} admits {}", shown.project, shown.chains_allowed.join(", "))
+            })?;
+        }
+        ProjectCommand::List => {
+            let listed: proto::ProjectListed =
+                client.get("/v1/projects", &proto::ProjectList::default())?;
+            show(context.json, &listed, || {
+                let rows: Vec<_> = listed
+                    .projects
+                    .iter()
+                    .map(|p| {
+                        vec![p.project.clone(), p.secrets.to_string(), p.chains_allowed.join(" ")]
+                    })
+                    .collect();
+                table(&["PROJECT", "SECRETS", "CHAINS"], &rows)
+            })?;
+        }
+        ProjectCommand::Rm { name, force } => {
+            let request = proto::ProjectName { name, force };
+            let done: proto::Done = client.post("/v1/projects/rm", &request)?;
+            show(context.json, &done, || format!("removed project {}", request.name))?;
+        }
+    }
+    Ok(exit::OK)
+}

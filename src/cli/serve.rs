@@ -1,0 +1,337 @@
+//! Making, starting and ending the daemon.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Mode, UnlockMethod};
+use crate::daemon::keys::{Init, create_vault};
+use crate::keeper;
+use crate::proto;
+use crate::sys::process;
+use crate::vault::unlock::{Credential, key_file};
+use crate::worker;
+
+use super::output::{note, show};
+use super::{Context, Failure, Outcome, exit, value};
+
+/// How long a daemon may take to answer.
+const UP_LIMIT: Duration = Duration::from_secs(20);
+/// How long it may take to be gone.
+const DOWN_LIMIT: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  strongroom init\n  \
+    head -c 32 /dev/urandom > key && chmod 600 key && strongroom init --unlock key-file:$PWD/key\n  \
+    strongroom init --unlock command:/usr/local/bin/kms-wrap --recovery")]
+pub(super) struct InitArgs {
+    /// How the vault is unlocked: passphrase, key-file:PATH, or command:PROGRAM.
+    #[arg(long, default_value = "passphrase", value_name = "METHOD")]
+    unlock: String,
+    /// Also makes a recovery key, printed once.
+    #[arg(long)]
+    recovery: bool,
+}
+
+pub(super) fn init(context: &Context, args: &InitArgs) -> Outcome {
+    let paths = &context.paths;
+    let (method, setting, credential) = match args.unlock.split_once(':') {
+        None if args.unlock == "passphrase" => {
+            let typed = value::read(None, false, "new passphrase")?;
+            (
+                UnlockMethod::Passphrase,
+                "method = \"passphrase\"\n".to_owned(),
+                Credential::Passphrase(typed),
+            )
+        }
+        Some(("key-file", path)) => {
+            let path = std::path::absolute(path).map_err(anyhow::Error::from)?;
+            let forbidden = (paths.mode == Mode::System).then_some(paths.state_dir.as_path());
+            let content = key_file::read(&path, forbidden)
+                .map_err(|e| Failure::new(e.to_string()).hint(e.hint()))?;
+            let setting =
+                format!("method = \"key-file\"\npath = {}\n", quoted(&path.to_string_lossy()));
+            (UnlockMethod::KeyFile, setting, Credential::KeyFile(content))
+        }
+        Some(("command", program)) => {
+            let argv: Vec<String> = program.split_whitespace().map(ToOwned::to_owned).collect();
+            let list: Vec<_> = argv.iter().map(|a| quoted(a)).collect();
+            let setting = format!("method = \"command\"\ncommand = [{}]\n", list.join(", "));
+            (UnlockMethod::Command, setting, Credential::Command(argv))
+        }
+        _ => {
+            return Err(Failure::new(format!("there is no unlock method {}", args.unlock))
+                .hint("use passphrase, key-file:PATH or command:PROGRAM"));
+        }
+    };
+    let prepare = |path: &Path, e: io::Error| {
+        Failure::new(format!("{}: {e}", path.display())).hint("check that its parent is yours")
+    };
+    for dir in [&paths.state_dir, &paths.audit_dir] {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|e| prepare(dir, e))?;
+    }
+    let init = Init { method, credential, recovery: args.recovery };
+    let recovery = create_vault(&paths.vault_file, init, SystemClock.now()).map_err(|e| {
+        let failure = Failure::new(format!("{}: {e}", paths.vault_file.display()));
+        match e.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })?;
+    if paths.config_file.exists() {
+        note(&format!(
+            "note: {} was there and stays; its [unlock] must say: {}",
+            paths.config_file.display(),
+            setting.trim_end().replace('\n', ", ")
+        ));
+    } else {
+        if let Some(dir) = paths.config_file.parent() {
+            fs::create_dir_all(dir).map_err(|e| prepare(dir, e))?;
+        }
+        let text = format!("# strongroom config show prints every setting.\n[unlock]\n{setting}");
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&paths.config_file)
+            .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+            .map_err(|e| prepare(&paths.config_file, e))?;
+    }
+    if let Some(key) = &recovery {
+        // The one time that it is shown, to the person who asked for it.
+        eprintln!("recovery key (write it down, it is not shown again):");
+        eprintln!("  {}", String::from_utf8_lossy(key.expose()));
+    }
+    let made = serde_json::json!({
+        "vault": paths.vault_file,
+        "config": paths.config_file,
+        "method": args.unlock.split(':').next(),
+    });
+    show(context.json, &made, || {
+        format!("made {}\nnext: strongroom up", paths.vault_file.display())
+    })?;
+    Ok(exit::OK)
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn keeper_failure(error: &keeper::Error) -> Failure {
+    let mut what = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        what.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    Failure::new(what).hint(error.hint())
+}
+
+fn require_vault(context: &Context) -> Result<(), Failure> {
+    if context.paths.vault_file.exists() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("there is no vault at {}", context.paths.vault_file.display()))
+        .hint("strongroom init")
+        .status(exit::NOT_FOUND))
+}
+
+pub(super) fn serve(context: &Context) -> Outcome {
+    require_vault(context)?;
+    detach_if_asked();
+    start_log();
+    let program = std::env::current_exe().map_err(anyhow::Error::from)?;
+    let options =
+        keeper::Options { paths: context.paths.clone(), program, worker_args: context.home_args() };
+    keeper::run(&options).map_err(|e| keeper_failure(&e))?;
+    Ok(exit::OK)
+}
+
+pub(super) fn worker(context: Context, descriptors: &str) -> Outcome {
+    start_log();
+    let numbers: Vec<i32> = descriptors.split(',').filter_map(|n| n.parse().ok()).collect();
+    let [device, listener, state, key_box] = numbers[..] else {
+        return Err(
+            Failure::new("the worker is started by its keeper alone").hint("strongroom serve")
+        );
+    };
+    let inherited = worker::Inherited { device, listener, state, key_box };
+    match worker::run(context.paths, context.config, inherited) {
+        Ok(status) => Ok(u8::try_from(status).unwrap_or(exit::FAILED)),
+        Err(error) => {
+            tracing::error!(error = %anyhow::Error::from(error), "the worker gave up");
+            Ok(u8::try_from(keeper::worker_status::FATAL).unwrap_or(exit::FAILED))
+        }
+    }
+}
+
+/// The operator's log, on stderr. Names of secrets are at debug level; fuser's own debug lines are
+/// never shown, since they print names.
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let wanted = std::env::var("STRONGROOM_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = EnvFilter::try_new(format!("{wanted},fuser=warn,hyper=warn,log=warn"))
+        .unwrap_or_else(|_| EnvFilter::new("info,fuser=warn,hyper=warn,log=warn"));
+    // A second start in one process keeps the first.
+    let _first = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .try_init();
+}
+
+fn log_file(context: &Context) -> PathBuf {
+    context.paths.state_dir.join("daemon.log")
+}
+
+pub(super) fn up(context: &Context) -> Outcome {
+    require_vault(context)?;
+    let paths = &context.paths;
+    if keeper::is_served(&paths.runtime_dir) {
+        return Err(keeper_failure(&keeper::Error::AlreadyServing {
+            runtime_dir: paths.runtime_dir.clone(),
+        })
+        .status(exit::CONFLICT));
+    }
+    let program = std::env::current_exe().map_err(anyhow::Error::from)?;
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(log_file(context))
+        .map_err(anyhow::Error::from)?;
+    let start = log.metadata().map_err(anyhow::Error::from)?.len();
+    let mut child = Command::new(program)
+        .args(context.home_args())
+        .arg("serve")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .current_dir("/")
+        .env("STRONGROOM_DETACH", "1")
+        .spawn()
+        .map_err(anyhow::Error::from)?;
+    let deadline = Instant::now() + UP_LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().map_err(anyhow::Error::from)? {
+            return Err(failed_start(context, start, &format!("the daemon ended with {status}")));
+        }
+        let health: Result<proto::Health, _> =
+            context.client().get("/v1/health", &proto::Empty::default());
+        if let Ok(health) = health {
+            // The mount answers, not only the socket.
+            if fs::metadata(&paths.mount).is_ok() {
+                show(context.json, &health, || {
+                    let locked = health.state == proto::State::Locked;
+                    let next = if locked { "\nnext: strongroom unlock" } else { "" };
+                    format!("{} at {}{next}", health.state, paths.mount.display())
+                })?;
+                return Ok(exit::OK);
+            }
+        }
+        if Instant::now() >= deadline {
+            let _ended = child.kill();
+            let _reaped = child.wait();
+            return Err(failed_start(context, start, "the daemon does not answer"));
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// What the daemon said before it ended.
+fn failed_start(context: &Context, from: u64, what: &str) -> Failure {
+    let mut text = String::new();
+    if let Ok(mut file) = fs::File::open(log_file(context)) {
+        let _moved = io::Seek::seek(&mut file, io::SeekFrom::Start(from));
+        let _read = file.take(64 << 10).read_to_string(&mut text);
+    }
+    let line = |start: &str| {
+        text.lines().rev().find_map(|l| l.strip_prefix(start)).map(|l| l.trim().to_owned())
+    };
+    Failure::new(line("error:").unwrap_or_else(|| what.to_owned())).hint(
+        line("hint:").unwrap_or_else(|| format!("its log is {}", log_file(context).display())),
+    )
+}
+
+fn keeper_pid(context: &Context) -> Result<u32, Failure> {
+    let gone = || {
+        Failure::new(format!("no daemon serves {}", context.paths.runtime_dir.display()))
+            .hint("strongroom up")
+            .status(exit::NO_DAEMON)
+    };
+    if !keeper::is_served(&context.paths.runtime_dir) {
+        return Err(gone());
+    }
+    fs::read_to_string(context.paths.runtime_dir.join("keeper.pid"))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .ok_or_else(gone)
+}
+
+fn signal_keeper(
+    context: &Context,
+    signal: nix::sys::signal::Signal,
+) -> Result<crate::sys::pidfd::PidFd, Failure> {
+    let pid = keeper_pid(context)?;
+    let keeper = crate::sys::pidfd::PidFd::open(pid).map_err(anyhow::Error::from)?;
+    // Asked again with the process held: it is still the one that has the lock.
+    if keeper_pid(context)? != pid {
+        return Err(Failure::new("the daemon is just being replaced").hint("try again"));
+    }
+    keeper.signal(signal).map_err(|e| {
+        Failure::new(format!("the daemon cannot be signalled: {e}"))
+            .hint("run this as the user who started it")
+    })?;
+    Ok(keeper)
+}
+
+pub(super) fn down(context: &Context) -> Outcome {
+    let keeper = signal_keeper(context, nix::sys::signal::Signal::SIGTERM)?;
+    if !keeper.exited_within(DOWN_LIMIT) {
+        return Err(Failure::new("the daemon does not end")
+            .hint(format!("its log is {}", log_file(context).display())));
+    }
+    show(context.json, &proto::Done::default(), || "down".to_owned())?;
+    Ok(exit::OK)
+}
+
+pub(super) fn reload(context: &Context) -> Outcome {
+    let before: proto::Status = context.client().get("/v1/status", &proto::Empty::default())?;
+    signal_keeper(context, nix::sys::signal::Signal::SIGHUP)?;
+    let deadline = Instant::now() + UP_LIMIT;
+    loop {
+        let now: Result<proto::Status, _> =
+            context.client().get("/v1/status", &proto::Empty::default());
+        if let Ok(now) = now
+            && now.worker_pid != before.worker_pid
+        {
+            show(context.json, &now, || format!("worker {} serves", now.worker_pid))?;
+            return Ok(exit::OK);
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::new("no new worker answers")
+                .hint(format!("its log is {}", log_file(context).display())));
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Leaves the terminal of whoever ran `up`.
+fn detach_if_asked() {
+    if std::env::var_os("STRONGROOM_DETACH").is_some() {
+        // Already a leader, as under a service manager: nothing to leave.
+        let _leader = process::new_session();
+    }
+}

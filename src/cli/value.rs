@@ -1,0 +1,76 @@
+//! Values come in by stdin, file or a hidden prompt, never by argument.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::path::Path;
+
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+
+use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
+
+use super::Failure;
+use super::output::note;
+
+/// Reads a value. One trailing newline of a single line is dropped, unless `exact`.
+///
+/// # Errors
+/// A sentence with its hint.
+pub(super) fn read(file: Option<&Path>, exact: bool, what: &str) -> Result<SecretBytes, Failure> {
+    let too_long = |e: io::Error| {
+        Failure::new(format!("the value cannot be read: {e}"))
+            .hint("pipe it in: printf %s \"$VALUE\" | strongroom secret set NAME")
+    };
+    let (value, typed) = match file {
+        Some(path) => {
+            let file = File::open(path).map_err(|e| {
+                Failure::new(format!("{}: {e}", path.display()))
+                    .hint("give a file that you can read")
+            })?;
+            (SecretBytes::read_from(file, MAX_VALUE_BYTES).map_err(too_long)?, false)
+        }
+        None if io::stdin().is_terminal() => (prompt(what)?, true),
+        None => {
+            (SecretBytes::read_from(io::stdin().lock(), MAX_VALUE_BYTES).map_err(too_long)?, false)
+        }
+    };
+    if value.is_empty() {
+        return Err(Failure::new("the value is empty")
+            .hint("pipe it in: printf %s \"$VALUE\" | strongroom secret set NAME"));
+    }
+    let bytes = value.expose();
+    let single = bytes.iter().filter(|b| **b == b'\n').count() == 1 && bytes.ends_with(b"\n");
+    if exact || typed || !single || bytes.len() == 1 {
+        return Ok(value);
+    }
+    note("note: dropped one trailing newline (--exact keeps it)");
+    Ok(SecretBytes::copy_of(&bytes[..bytes.len() - 1]))
+}
+
+/// Asks at the terminal without showing what is typed.
+///
+/// # Errors
+/// When there is no terminal.
+pub(super) fn prompt(what: &str) -> Result<SecretBytes, Failure> {
+    let no_terminal =
+        |_| Failure::new(format!("no terminal to ask for the {what}")).hint("pipe it in on stdin");
+    let mut terminal =
+        File::options().read(true).write(true).open("/dev/tty").map_err(no_terminal)?;
+    write!(terminal, "{what}: ").map_err(no_terminal)?;
+    let before = tcgetattr(&terminal).map_err(|e| no_terminal(e.into()))?;
+    let mut hidden = before.clone();
+    hidden.local_flags.remove(LocalFlags::ECHO);
+    tcsetattr(&terminal, SetArg::TCSAFLUSH, &hidden).map_err(|e| no_terminal(e.into()))?;
+    let mut line = zeroize::Zeroizing::new(Vec::with_capacity(4096));
+    let read =
+        io::BufReader::new((&terminal).take(MAX_VALUE_BYTES as u64)).read_until(b'\n', &mut line);
+    // Whatever happened, the terminal shows again what is typed.
+    let restored = tcsetattr(&terminal, SetArg::TCSAFLUSH, &before);
+    writeln!(terminal).map_err(no_terminal)?;
+    restored.map_err(|e| no_terminal(e.into()))?;
+    read.map_err(no_terminal)?;
+    if line.ends_with(b"\n") {
+        line.pop();
+    }
+    Ok(SecretBytes::copy_of(&line))
+}
