@@ -122,9 +122,23 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
     );
     let tree = Arc::new(Tree::new(broker));
     let alarms = Arc::new(Alarms::default());
-    let resend = enabled("resend") && device::resend(device.as_fd()).is_ok();
+    let (session, takeover) = session::take_over(
+        Adapter::new(tree.clone(), alarms.clone()),
+        &state,
+        device.as_fd(),
+        config.mount.threads,
+        enabled("resend"),
+    )
+    .map_err(part("the mount cannot be taken over"))?;
+    let resend = match takeover {
+        Takeover::First { can_resend } => can_resend,
+        Takeover::Resent => true,
+        Takeover::Lost => {
+            log.stop(STOP_GRACE);
+            return Ok(worker_status::REMOUNT);
+        }
+    };
     let roles = Roles::new(&config.roles, paths.mode, nix::unistd::geteuid().as_raw());
-    let threads = config.mount.threads;
     let daemon = Arc::new(Daemon::new(Parts {
         cgroup_root: cgroup_root(&paths),
         paths: paths.clone(),
@@ -133,8 +147,8 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         key_box,
         registry,
         core: core.clone(),
-        tree: tree.clone(),
-        alarms: alarms.clone(),
+        tree,
+        alarms,
         resend,
         hardening,
     }));
@@ -143,13 +157,6 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         tracing::error!("the start could not be recorded");
     }
 
-    let (session, takeover) =
-        session::take_over(Adapter::new(tree, alarms), &state, device.as_fd(), threads, resend)
-            .map_err(part("the mount cannot be taken over"))?;
-    if takeover == Takeover::Lost {
-        log.stop(STOP_GRACE);
-        return Ok(worker_status::REMOUNT);
-    }
     let (ended, mount_ended) =
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| part("no pipe")(e.into()))?;
     std::thread::Builder::new()

@@ -20,8 +20,11 @@ use crate::sys::device;
 /// How a worker took the mount over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takeover {
-    /// It is the first.
-    First,
+    /// It is the first; whether the kernel could send requests again to the next.
+    First {
+        /// Linux 6.9.
+        can_resend: bool,
+    },
     /// Requests in flight were sent again.
     Resent,
     /// The kernel cannot send requests again (before 6.9).
@@ -49,13 +52,14 @@ pub fn take_over<F: Filesystem>(
     let session = Session::from_fd(filesystem, stand_in, SessionACL::All, config)?;
     let reply = handshake.reply()?;
     device::substitute(session.as_fd(), device.as_fd())?;
+    let resend = || newer_features && device::resend(device).is_ok();
     let takeover = if state.init_answered() {
-        let resent = newer_features && device::resend(device).is_ok();
-        if resent { Takeover::Resent } else { Takeover::Lost }
+        if resend() { Takeover::Resent } else { Takeover::Lost }
     } else {
         device::answer_init(device, &reply)?;
         state.set_init_answered();
-        Takeover::First
+        // Asked only now: a resend before the answer would send the INIT itself again.
+        Takeover::First { can_resend: resend() }
     };
     Ok((session, takeover))
 }
