@@ -92,7 +92,15 @@ impl Log {
         clock: Arc<dyn Clock>,
     ) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let head = recover(dir)?;
+        let mut head = recover(dir)?;
+        // Files that end before what an earlier worker wrote have lost records: the chain goes on
+        // from the last one that was written, so that `verify` tells of the gap.
+        if let Some((seq, link)) = Ring::remembered(&region, offset)
+            && seq > head.seq
+        {
+            tracing::error!(found = head.seq, written = seq, "audit records are missing");
+            head = Head { seq, link: hex(&link) };
+        }
         let ring = Ring::open(region, offset, len, head.seq);
         // Before the file was behind the ring, never after: what it has is done.
         ring.flushed(head.seq);
@@ -234,6 +242,7 @@ impl Shared {
     /// The thread: everything in the ring goes to the file, in one write a turn.
     fn run(&self) {
         let mut file: Option<(PathBuf, File)> = None;
+        let mut newest = newest_day(&self.dir);
         loop {
             let (head, entries) = {
                 let mut progress = self.lock();
@@ -255,10 +264,15 @@ impl Shared {
             for entry in &entries {
                 next = line(&next, entry.seq, &entry.bytes, &mut lines);
             }
-            let outcome = self.write(&mut file, &lines);
+            // A clock that goes back must not put a record before an earlier one.
+            newest = newest.max(day(&*self.clock));
+            let outcome = self.write(&mut file, &newest, &lines);
             let mut progress = self.lock();
             match outcome {
                 Ok(()) => {
+                    if let Some(link) = unhex(&next.link) {
+                        self.ring.remember(next.seq, &link);
+                    }
                     self.ring.flushed(next.seq);
                     progress.written = next;
                     if progress.fault.take().is_some() {
@@ -286,8 +300,8 @@ impl Shared {
         }
     }
 
-    fn write(&self, open: &mut Option<(PathBuf, File)>, lines: &[u8]) -> io::Result<()> {
-        let path = self.dir.join(file_name(&*self.clock));
+    fn write(&self, open: &mut Option<(PathBuf, File)>, day: &str, lines: &[u8]) -> io::Result<()> {
+        let path = self.dir.join(format!("{day}.jsonl"));
         let gone = open.as_ref().is_none_or(|(opened, file)| {
             // Removed or renamed under us: what is written must be found again.
             *opened != path
@@ -316,10 +330,21 @@ impl Shared {
     }
 }
 
-/// Today's file.
-fn file_name(clock: &dyn Clock) -> String {
+/// Today, in UTC, as files are named.
+fn day(clock: &dyn Clock) -> String {
     let now = clock.now().to_string();
-    format!("{}.jsonl", now.split('T').next().unwrap_or("unknown"))
+    now.split('T').next().unwrap_or("unknown").to_owned()
+}
+
+/// The day of the newest file, empty for none.
+fn newest_day(dir: &Path) -> String {
+    // A directory that cannot be read fails the write, which tells.
+    let files = files(dir).unwrap_or_default();
+    let days = files.iter().filter_map(|path| path.file_stem()?.to_str());
+    days.filter(|stem| stem.parse::<jiff::civil::Date>().is_ok() && stem.len() == 10)
+        .max()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Appends the line of an entry to `out`; the head after it.
@@ -340,12 +365,28 @@ pub fn link(previous: &str, unlinked: &[u8]) -> String {
     let mut hash = Sha256::new();
     hash.update(previous.as_bytes());
     hash.update(unlinked);
-    hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         use std::fmt::Write as _;
         // Writing to a string cannot fail.
         let _written = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// The bytes of a link; none when it is not one.
+fn unhex(link: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if link.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(link.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// The log's files, oldest first.

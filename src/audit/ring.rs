@@ -18,6 +18,10 @@ use crate::sys::shm::Region;
 const PUSHED: usize = 0;
 /// Position of the oldest entry that is not yet known to be in the file.
 const TAIL: usize = 8;
+/// Number of the last record in the file, and its link: a file removed while no worker runs must not
+/// make the count start again. A number of 0 says that nothing is known.
+const HEAD_SEQ: usize = 16;
+const HEAD_LINK: usize = 24;
 /// Requests that are remembered after their records have gone to the file: far more than can be in
 /// work at once.
 const REQUESTS: u64 = 1024;
@@ -105,9 +109,10 @@ impl Ring {
         self.region.store(at + 8, seq, Ordering::Relaxed);
         self.region.store(at + 16, request, Ordering::Relaxed);
         self.region.write(at + HEADER_BYTES, bytes);
-        let pair = self.offset + REQUEST_PAIRS + usize::try_from(seq % REQUESTS).unwrap_or(0) * 16;
-        self.region.store(pair + 8, request, Ordering::Relaxed);
-        self.region.store(pair, seq, Ordering::Relaxed);
+        for (offset, value) in pair_stores(seq, request) {
+            // Release keeps them in this order for the worker that comes after a kill.
+            self.region.store(self.offset + offset, value, Ordering::Release);
+        }
         position.pushed = pushed + need;
         position.next_seq = seq + 1;
         self.region.store(self.offset + PUSHED, position.pushed, Ordering::Release);
@@ -168,6 +173,28 @@ impl Ring {
         self.region.store(self.offset + TAIL, tail, Ordering::Release);
     }
 
+    /// Keeps the number and the link of the last record in the file, for the next worker.
+    pub fn remember(&self, seq: u64, link: &[u8; 32]) {
+        // A worker killed in between leaves "nothing known", never a number with another's link.
+        self.region.store(self.offset + HEAD_SEQ, 0, Ordering::SeqCst);
+        for (index, word) in link.chunks_exact(8).enumerate() {
+            let word = word.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            self.region.store(self.offset + HEAD_LINK + index * 8, word, Ordering::Release);
+        }
+        self.region.store(self.offset + HEAD_SEQ, seq, Ordering::Release);
+    }
+
+    /// What an earlier worker kept with [`Ring::remember`] in the ring at `offset` of `region`.
+    pub fn remembered(region: &Region, offset: usize) -> Option<(u64, [u8; 32])> {
+        let seq = region.load(offset + HEAD_SEQ, Ordering::Acquire);
+        let mut link = [0; 32];
+        for (index, bytes) in link.chunks_exact_mut(8).enumerate() {
+            let word = region.load(offset + HEAD_LINK + index * 8, Ordering::Acquire);
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+        (seq != 0).then_some((seq, link))
+    }
+
     /// Requests of the last records, in the file or not. A pair whose record was not published is
     /// of a writer that died before it.
     pub fn requests(&self) -> HashSet<u64> {
@@ -181,6 +208,14 @@ impl Ring {
             })
             .collect()
     }
+}
+
+/// The stores, in order, that tie a request to the record with number `seq`. The place held an older
+/// record's pair, and a pair half replaced would tell the new request by the old number: a read that
+/// is resent would then go unrecorded.
+fn pair_stores(seq: u64, request: u64) -> [(usize, u64); 3] {
+    let pair = REQUEST_PAIRS + usize::try_from(seq % REQUESTS).unwrap_or(0) * 16;
+    [(pair, 0), (pair + 8, request), (pair, seq)]
 }
 
 impl std::fmt::Debug for Ring {
@@ -236,5 +271,35 @@ mod tests {
         assert!(refused);
         ring.flushed(ring.last_seq());
         assert!(ring.push(&[0; 50], 0).is_ok());
+    }
+
+    /// Mechanism: the pair of a record 1,024 earlier was replaced request first.
+    #[test]
+    fn a_push_killed_between_any_two_stores_tells_no_request_as_recorded() {
+        for stored in 0..=3 {
+            let region = region();
+            let ring = Ring::open(region.clone(), 0, LEN, 0);
+            for seq in 1..=REQUESTS {
+                ring.push(b"x", 10_000 + seq).unwrap();
+                ring.flushed(seq);
+            }
+            for (offset, value) in pair_stores(REQUESTS + 1, 7).into_iter().take(stored) {
+                region.store(offset, value, Ordering::Release);
+            }
+            let next = Ring::open(region, 0, LEN, REQUESTS);
+            assert!(!next.requests().contains(&7), "after {stored} stores");
+            assert!(next.requests().contains(&10_002));
+            next.push(b"x", 7).unwrap();
+            assert!(next.requests().contains(&7));
+        }
+    }
+
+    #[test]
+    fn the_head_that_was_kept_is_told_with_its_own_link() {
+        let region = region();
+        assert_eq!(Ring::remembered(&region, 0), None);
+        let link: [u8; 32] = std::array::from_fn(|i| i as u8);
+        Ring::open(region.clone(), 0, LEN, 0).remember(9, &link);
+        assert_eq!(Ring::remembered(&region, 0), Some((9, link)));
     }
 }
