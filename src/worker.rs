@@ -188,6 +188,12 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         tracing::error!("the stop could not be recorded");
     }
     log.stop(STOP_GRACE);
+    if status == worker_status::DOWN
+        && let Some(root) = cgroup_root(&paths)
+    {
+        // Busy while agents of an execution still run; they stay where they are.
+        let _removed = cgroup::remove_tree(&root);
+    }
     Ok(status)
 }
 

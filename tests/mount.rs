@@ -1,0 +1,468 @@
+//! The mount under hostile callers: passed descriptors, page cache, other uids, deaths of the worker.
+
+mod common;
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::{Home, OPENAI, may_mount, text, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A Python script as an agent.
+fn python(home: &Home, agent: &str, script: &str) -> String {
+    let file = home.dir.path().join("script.py");
+    std::fs::write(&file, script).unwrap();
+    text(&home.agent(agent, &format!("python3 {}", file.display())))
+}
+
+#[test]
+fn nothing_enters_the_page_cache() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let script = r#"
+import mmap, os, signal, sys, ctypes
+path = os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY"
+fd = os.open(path, os.O_RDONLY)
+r, w = os.pipe()
+for name, call in [("sendfile", lambda: os.sendfile(w, fd, 0, 10)),
+                   ("splice", lambda: os.splice(fd, w, 10, offset_src=0))]:
+    try:
+        print(name, call())
+    except OSError as e:
+        print(name, e.errno)
+try:
+    m = mmap.mmap(fd, 4, mmap.MAP_SHARED, mmap.PROT_READ)
+    print("shared mapped")
+except OSError as e:
+    print("shared", e.errno)
+pid = os.fork()
+if pid == 0:
+    m = mmap.mmap(fd, 4, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    os._exit(m[0] & 1)
+print("private", os.waitpid(pid, 0)[1] & 127)
+print(len(os.pread(fd, 100, 0)))
+"#;
+    let told = python(&home, "CodeAnalyzer", script);
+    let lines: Vec<_> = told.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            &format!("sendfile {}", libc::EINVAL),
+            &format!("splice {}", libc::EINVAL),
+            &format!("shared {}", libc::ENODEV),
+            &format!("private {}", libc::SIGBUS),
+            &OPENAI.len().to_string(),
+        ],
+        "{told}"
+    );
+}
+
+#[test]
+fn a_descriptor_in_other_hands_reads_nothing() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let socket = home.dir.path().join("pass.sock");
+    // A stranger waits for a descriptor and tries it, and its /proc link.
+    let receiver = format!(
+        r#"
+import os, socket
+s = socket.socket(socket.AF_UNIX); s.bind("{0}"); os.chmod("{0}", 0o666); s.listen(1)
+c, _ = s.accept()
+_, fds, _, _ = socket.recv_fds(c, 1, 1)
+for name, call in [("pread", lambda: os.pread(fds[0], 100, 0)),
+                   ("reopen", lambda: os.read(os.open("/proc/self/fd/%d" % fds[0], os.O_RDONLY), 100))]:
+    try:
+        print(name, "read", len(call()))
+    except OSError as e:
+        print(name, e.errno)
+c.send(b"x")
+"#,
+        socket.display()
+    );
+    let file = home.dir.path().join("receiver.py");
+    std::fs::write(&file, receiver).unwrap();
+    let stranger =
+        Command::new("python3").arg(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    wait_until("the stranger listens", Duration::from_secs(10), || socket.exists());
+    let sender = format!(
+        r#"
+import os, socket, time
+fd = os.open(os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY", os.O_RDONLY)
+s = socket.socket(socket.AF_UNIX)
+for _ in range(100):
+    try:
+        s.connect("{}"); break
+    except OSError:
+        time.sleep(0.05)
+socket.send_fds(s, [b"x"], [fd])
+s.recv(1)
+print(len(os.pread(fd, 100, 0)))
+"#,
+        socket.display()
+    );
+    let own = python(&home, "CodeAnalyzer", &sender);
+    assert_eq!(own.trim(), OPENAI.len().to_string());
+    let output = stranger.wait_with_output().unwrap();
+    let told = text(&output);
+    assert!(told.contains(&format!("pread {}", libc::EACCES)), "{told}");
+    assert!(told.contains("reopen") && !told.contains("read 3"), "{told}");
+    let denied = home.records("secret_denied");
+    assert!(denied.iter().any(|r| r["reason"].as_str().unwrap().contains("another principal")));
+}
+
+#[test]
+fn threads_and_daemonised_children_are_the_agent_and_another_uid_is_not() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let script = r#"
+import os, threading
+path = os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY"
+def read():
+    print("thread", len(open(path).read()), flush=True)
+t = threading.Thread(target=read); t.start(); t.join()
+r, w = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.write(w, b"orphan %d" % len(open(path).read()))
+        os._exit(0)
+    os._exit(0)
+os.close(w)
+print(os.read(r, 100).decode(), flush=True)
+r, w = os.pipe()
+if os.fork() == 0:
+    os.setgid(12345); os.setuid(12345)
+    try:
+        os.write(w, b"other uid %d" % len(open(path).read()))
+    except OSError as e:
+        os.write(w, b"other uid errno %d" % e.errno)
+    os._exit(0)
+os.close(w)
+print(os.read(r, 100).decode())
+"#;
+    let told = python(&home, "CodeAnalyzer", script);
+    let len = OPENAI.len();
+    assert_eq!(
+        told.lines().collect::<Vec<_>>(),
+        [
+            format!("thread {len}"),
+            format!("orphan {len}"),
+            format!("other uid errno {}", libc::ENOENT)
+        ]
+    );
+}
+
+#[test]
+fn an_agent_of_another_user_owns_its_files() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let view = home.dir.path().join("view");
+    let output = home.run(&[
+        "run",
+        "--chain",
+        "deploy-pipeline",
+        "--agent",
+        "CodeAnalyzer",
+        "--env",
+        "prod",
+        "--as",
+        "nobody",
+        "--secrets-path",
+        view.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        "id -un; stat -c '%U %a %s' $CREDENTIALS_DIRECTORY/OPENAI_API_KEY; \
+         cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY",
+    ]);
+    assert_eq!(text(&output), format!("nobody\nnobody 400 {}\n{OPENAI}", OPENAI.len()));
+}
+
+#[test]
+fn an_ended_execution_reads_nothing_through_what_it_still_holds() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", "r1"]);
+    let view = home.dir.path().join("view");
+    let ready = home.dir.path().join("ready");
+    let told = home.dir.path().join("told");
+    let script = format!(
+        "trap '' TERM; exec 3<$CREDENTIALS_DIRECTORY/OPENAI_API_KEY; touch {}; sleep 0.3; \
+         while cat <&3 >/dev/null 2>{}; do sleep 0.05; done",
+        ready.display(),
+        told.display()
+    );
+    let mut child = home
+        .command(&[
+            "run",
+            "--execution",
+            "r1",
+            "--agent",
+            "CodeAnalyzer",
+            "--secrets-path",
+            view.to_str().unwrap(),
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ])
+        .spawn()
+        .unwrap();
+    wait_until("the agent holds its file", Duration::from_secs(10), || ready.exists());
+    home.ok(&["execution", "end", "r1"]);
+    child.wait().unwrap();
+    let message = std::fs::read_to_string(&told).unwrap_or_default();
+    assert!(message.contains("Permission denied") || message.is_empty(), "{message}");
+    let shown = home.json(&["execution", "show", "r1"]);
+    assert_eq!(shown["state"], "ended");
+    assert_eq!(shown["survivors"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn no_read_fails_and_each_is_recorded_once_while_workers_are_killed() {
+    if !may_mount() {
+        return;
+    }
+    let kills: u32 =
+        std::env::var("STRONGROOM_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(60);
+    let home = Home::deployed();
+    let stop = home.dir.path().join("stop");
+    let reader = format!(
+        r#"
+import os, sys
+path = os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY"
+open("{}" + str(os.getpid()), "w").close()
+n = 0
+while not os.path.exists("{}"):
+    fd = os.open(path, os.O_RDONLY)
+    assert len(os.pread(fd, 100, 0)) == {}
+    os.close(fd)
+    n += 1
+print(n)
+"#,
+        home.dir.path().join("reads.").display(),
+        stop.display(),
+        OPENAI.len()
+    );
+    let file = home.dir.path().join("reader.py");
+    std::fs::write(&file, reader).unwrap();
+    let view = home.dir.path().join("view");
+    let script = format!("for i in 1 2 3 4; do python3 {} & done; wait", file.display());
+    let child = home
+        .command(&[
+            "run",
+            "--chain",
+            "deploy-pipeline",
+            "--agent",
+            "CodeAnalyzer",
+            "--env",
+            "prod",
+            "--secrets-path",
+            view.to_str().unwrap(),
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A launch is no request of the mount: it is over before the first death.
+    wait_until("four readers", Duration::from_secs(20), || {
+        let entries = std::fs::read_dir(home.dir.path()).unwrap();
+        let readers = entries
+            .filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with("reads."));
+        readers.count() == 4
+    });
+    let keeper = std::fs::read_to_string(home.home().join("run/keeper.pid")).unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", keeper.trim());
+    let mut killed = 0;
+    let mut last = String::new();
+    while killed < kills {
+        let now = std::fs::read_to_string(&children).unwrap();
+        if now.trim().is_empty() || now == last {
+            std::thread::yield_now();
+            continue;
+        }
+        // From its first instructions to some milliseconds of service.
+        std::thread::park_timeout(Duration::from_micros(u64::from(killed % 30) * 700));
+        let pid: i32 = now.trim().parse().unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        last = now;
+        killed += 1;
+    }
+    std::fs::write(&stop, "").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let counts: Vec<u64> = text(&output).lines().map(|l| l.parse().unwrap()).collect();
+    assert_eq!(counts.len(), 4, "{}", text(&output));
+    let reads: u64 = counts.iter().sum();
+    let recorded = home.records("secret_accessed").len() as u64;
+    println!("{reads} reads over {kills} kills");
+    assert_eq!(recorded, reads);
+    assert!(home.ok(&["audit", "verify"]).starts_with("ok: "));
+    assert!(home.json(&["status"])["worker_restarts"].as_u64().unwrap() >= u64::from(kills));
+}
+
+#[test]
+fn reload_and_a_kernel_without_newer_features_serve_as_well() {
+    if !may_mount() {
+        return;
+    }
+    let mut home = Home::new();
+    home.env.push(("STRONGROOM_DISABLE".into(), "pidfd-info,resend".into()));
+    home.start();
+    home.fill();
+    let read = |home: &Home| {
+        text(&home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY"))
+    };
+    assert_eq!(read(&home), OPENAI);
+    let before = home.worker_pid();
+    home.ok(&["reload"]);
+    assert_ne!(home.worker_pid(), before);
+    assert_eq!(read(&home), OPENAI);
+    let doctor = home.json(&["doctor"]);
+    let survival =
+        doctor["promises"].as_array().unwrap().iter().find(|p| p["number"] == 7).unwrap();
+    assert_eq!(survival["holds"], "partial");
+}
+
+#[test]
+fn down_leaves_no_mount_and_up_clears_a_dead_one_but_no_strangers() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let mounted = || {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().filter(|l| l.contains(home.mount().to_str().unwrap())).count()
+    };
+    assert_eq!(mounted(), 1);
+    let keeper: i32 = std::fs::read_to_string(home.home().join("run/keeper.pid"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    // Both die at once: nobody is left to unmount.
+    let worker = home.worker_pid();
+    kill(Pid::from_raw(worker), Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    wait_until("the dead mount", Duration::from_secs(10), || {
+        std::fs::metadata(home.mount()).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    });
+    home.ok(&["up"]);
+    assert_eq!(mounted(), 1);
+    home.ok(&["down"]);
+    assert_eq!(mounted(), 0);
+    // Somebody else's mount there is refused and stays.
+    let mount =
+        |args: &[&str]| assert!(Command::new(args[0]).args(&args[1..]).status().unwrap().success());
+    let point = home.mount();
+    mount(&["mount", "-t", "tmpfs", "stranger", point.to_str().unwrap()]);
+    let message = home.refused(&["up"]);
+    assert_eq!(mounted(), 1);
+    mount(&["umount", point.to_str().unwrap()]);
+    assert!(message.contains("tmpfs"), "{message}");
+    std::fs::write(point.join("file"), "").unwrap();
+    assert!(home.refused(&["up"]).contains("not empty"));
+}
+
+#[test]
+fn a_plain_user_serves_through_fusermount3() {
+    if !may_mount() {
+        return;
+    }
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata("/dev/fuse").unwrap().permissions(),
+    );
+    // A namespace of its own with a device that everybody may open, as distributions have it.
+    let home = Home::new();
+    std::os::unix::fs::chown(home.dir.path(), Some(65534), Some(65534)).unwrap();
+    let strongroom = env!("CARGO_BIN_EXE_strongroom");
+    let script = format!(
+        r#"set -e
+mount -t tmpfs dev {dir}.dev
+mknod -m 666 {dir}.dev/fuse c 10 229
+mount --bind {dir}.dev/fuse /dev/fuse
+exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c '
+set -e
+export STRONGROOM_HOME={dir}/home HOME={dir}
+head -c 32 /dev/urandom > {dir}/key; chmod 600 {dir}/key
+{strongroom} init --unlock key-file:{dir}/key
+{strongroom} up
+printf %s {OPENAI} | {strongroom} secret set OPENAI_API_KEY
+{strongroom} run -s OPENAI_API_KEY -- sh -c "cat \$CREDENTIALS_DIRECTORY/OPENAI_API_KEY; echo; (sleep 0; cat \$CREDENTIALS_DIRECTORY/OPENAI_API_KEY); echo; echo \$CREDENTIALS_DIRECTORY"
+cat {dir}/home/mnt/OPENAI_API_KEY && echo STRANGER READ IT
+{strongroom} audit query --event secret_accessed | wc -l
+{strongroom} down
+'"#,
+        dir = home.dir.path().display()
+    );
+    let script = script.replace("cat {dir}/home/mnt", "cat");
+    let device_dir = format!("{}.dev", home.dir.path().display());
+    std::fs::create_dir(&device_dir).unwrap();
+    let output = Command::new("unshare")
+        .args([
+            "--mount",
+            "--propagation",
+            "slave",
+            "sh",
+            "-c",
+            &script.replace(
+                " && echo STRANGER READ IT",
+                " 2>/dev/null && echo STRANGER READ IT || true",
+            ),
+        ])
+        .arg0("unshare")
+        .output()
+        .unwrap();
+    std::fs::remove_dir(&device_dir).unwrap();
+    let told = text(&output);
+    assert!(output.status.success(), "mode of /dev/fuse {mode:o}: {told}");
+    assert_eq!(told.matches(OPENAI).count(), 2, "{told}");
+    assert!(!told.contains("STRANGER"), "{told}");
+    assert!(told.contains("home/mnt/.agents/"), "{told}");
+    assert!(told.lines().any(|l| l.trim() == "2"), "{told}");
+}
+
+#[test]
+fn readers_of_two_executions_never_share_bytes() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let wrong = AtomicBool::new(false);
+    let reads = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for agent in ["CodeAnalyzer", "TestRunner"] {
+            let (home, wrong, reads) = (&home, &wrong, &reads);
+            scope.spawn(move || {
+                for _ in 0..10 {
+                    let output =
+                        home.agent(agent, "cat $CREDENTIALS_DIRECTORY/DATABASE_URL 2>/dev/null");
+                    let got = text(&output);
+                    let want = if agent == "TestRunner" { common::DB_PROD } else { "" };
+                    wrong.fetch_or(got != want, Ordering::Relaxed);
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(reads.into_inner(), 20);
+    assert!(!wrong.into_inner());
+}

@@ -1,0 +1,290 @@
+//! The README's session and what must not happen in it: the real binary, daemon and mount.
+
+mod common;
+
+use common::{DB_PROD, Home, OPENAI, SSH_KEY, may_mount, text};
+
+#[test]
+fn each_agent_reads_its_own_secrets_and_no_others() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let look = "ls \"$CREDENTIALS_DIRECTORY\"; cat \"$CREDENTIALS_DIRECTORY\"/*";
+    let analyzer = home.agent("CodeAnalyzer", look);
+    assert_eq!(text(&analyzer), format!("OPENAI_API_KEY\n{OPENAI}"));
+    let tester = home.agent("TestRunner", look);
+    assert_eq!(text(&tester), format!("DATABASE_URL\nOPENAI_API_KEY\n{DB_PROD}{OPENAI}"));
+    let deployer =
+        home.agent("Deployer", "ls \"$CREDENTIALS_DIRECTORY\"; cat \"$DEPLOY_KEY_FILE\"");
+    assert_eq!(
+        text(&deployer),
+        format!("AWS_ACCESS_KEY_ID\nAWS_SECRET_ACCESS_KEY\nOPENAI_API_KEY\nid_deploy\n{SSH_KEY}")
+    );
+    let foreign = home.agent("TestRunner", "cat \"$CREDENTIALS_DIRECTORY\"/id_deploy");
+    assert!(text(&foreign).contains("No such file"), "{}", text(&foreign));
+    assert_eq!(foreign.status.code(), Some(1));
+    let by_environment = home.agent("Deployer", "printf %s \"$AWS_SECRET_ACCESS_KEY\"");
+    assert_eq!(text(&by_environment), common::AWS_SECRET);
+    let not_asked_for = home.agent("Deployer", "printf %s \"$OPENAI_API_KEY\"");
+    assert_eq!(text(&not_asked_for), "");
+}
+
+#[test]
+fn a_stranger_sees_an_empty_directory_that_says_why() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let names: Vec<_> =
+        std::fs::read_dir(home.mount()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, [".identity"]);
+    let told = std::fs::read_to_string(home.mount().join(".identity")).unwrap();
+    assert!(told.contains("belongs to no execution"), "{told}");
+    for name in ["OPENAI_API_KEY", "NO_SUCH_NAME", "events"] {
+        let error = std::fs::read(home.mount().join(name)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{name}");
+    }
+    let error = std::fs::write(home.mount().join("x"), "x").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+}
+
+#[test]
+fn every_read_is_on_record_and_an_altered_log_is_found() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    for _ in 0..5 {
+        home.agent("TestRunner", "cat \"$CREDENTIALS_DIRECTORY\"/DATABASE_URL");
+    }
+    let records = home.records("secret_accessed");
+    assert_eq!(records.len(), 5);
+    for record in &records {
+        assert_eq!(record["secret_key"], "prod/DATABASE_URL");
+        assert_eq!(record["agent"], "TestRunner");
+        assert_eq!(record["version"], 1);
+    }
+    assert!(home.ok(&["audit", "verify"]).starts_with("ok: "));
+    home.ok(&["down"]);
+    let dir = home.home().join("audit");
+    let offline = ["audit", "verify", "--dir", dir.to_str().unwrap()];
+    assert!(home.ok(&offline).starts_with("ok: "));
+    let file = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.extension().is_some_and(|e| e == "jsonl"))
+        .unwrap();
+    let log = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, log.replacen("TestRunner", "Deployer", 1)).unwrap();
+    let output = home.run(&offline);
+    assert_eq!(output.status.code(), Some(8));
+    assert!(text(&output).contains("ALTERED"), "{}", text(&output));
+}
+
+#[test]
+fn the_status_of_run_is_the_commands_own() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let status = |script: &str| home.agent("CodeAnalyzer", script).status.code();
+    assert_eq!(status("exit 0"), Some(0));
+    assert_eq!(status("exit 42"), Some(42));
+    assert_eq!(status("kill -KILL $$"), Some(137));
+    let view = home.dir.path().join("view");
+    let run = |command: &str| {
+        home.run(&[
+            "run",
+            "-s",
+            "OPENAI_API_KEY",
+            "--secrets-path",
+            view.to_str().unwrap(),
+            "--",
+            command,
+        ])
+    };
+    assert_eq!(run("/nonexistent").status.code(), Some(127));
+    assert_eq!(run("/etc/passwd").status.code(), Some(126));
+    let unknown = home.run(&["run", "--chain", "none", "--agent", "x", "--", "true"]);
+    assert_eq!(unknown.status.code(), Some(125));
+}
+
+#[test]
+fn what_an_agent_leaves_behind_is_ended_with_it() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let file = home.dir.path().join("pid");
+    let script = format!("setsid sleep 300 & echo $! > {}; wait_for=1", file.display());
+    home.agent("CodeAnalyzer", &script);
+    let pid = std::fs::read_to_string(&file).unwrap();
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    assert!(state.is_err() || state.unwrap().contains(") Z "), "the sleep still runs");
+    assert_eq!(home.json(&["status"])["executions"], 0);
+}
+
+#[test]
+fn several_agents_share_an_execution_and_its_pins() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let start = ["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", "r1"];
+    assert_eq!(home.ok(&start).trim(), "r1");
+    assert_eq!(home.json(&start)["created"], false);
+    let view = home.dir.path().join("view");
+    let read = || {
+        let output = home.run(&[
+            "run",
+            "--execution",
+            "r1",
+            "--agent",
+            "CodeAnalyzer",
+            "--secrets-path",
+            view.to_str().unwrap(),
+            "--",
+            "sh",
+            "-c",
+            "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY",
+        ]);
+        text(&output)
+    };
+    assert_eq!(read(), OPENAI);
+    home.ok_with(&["secret", "set", "OPENAI_API_KEY", "--scope", "org", "--replace"], "sk-new-one");
+    // The run keeps what it started with; a new one gets the new version.
+    assert_eq!(read(), OPENAI);
+    assert_eq!(
+        text(&home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY")),
+        "sk-new-one"
+    );
+    home.ok(&["execution", "end", "r1"]);
+    let message =
+        home.refused(&["run", "--execution", "r1", "--agent", "CodeAnalyzer", "--", "true"]);
+    assert!(message.contains("has ended"), "{message}");
+}
+
+#[test]
+fn a_reference_that_resolves_to_nothing_stops_the_launch_with_the_remedy() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let message =
+        home.refused(&["run", "--chain", "deploy-pipeline", "--agent", "TestRunner", "--", "true"]);
+    assert!(message.contains("DATABASE_URL of agent TestRunner resolves to nothing"), "{message}");
+    assert!(message.contains("hint: strongroom secret set DATABASE_URL --scope"), "{message}");
+    assert!(home.records("agent_started").is_empty());
+}
+
+#[test]
+fn an_agent_has_no_role_whatever_its_uid() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let strongroom = env!("CARGO_BIN_EXE_strongroom");
+    let script =
+        format!("{strongroom} --home {} secret get OPENAI_API_KEY --reveal", home.home().display());
+    let output = home.agent("CodeAnalyzer", &script);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output));
+    assert!(!text(&output).contains(OPENAI));
+    // The neighbouring allow: the same verb by the operator.
+    assert_eq!(home.ok(&["secret", "get", "OPENAI_API_KEY", "--reveal"]), OPENAI);
+    assert_eq!(home.records("revealed").len(), 1);
+    assert!(!home.records("role_denied").is_empty());
+}
+
+#[test]
+fn a_locked_vault_gives_nothing_and_unlocks_again() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    home.ok(&["lock"]);
+    let output = home.run(&["secret", "list"]);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output).contains("hint: strongroom unlock"));
+    home.ok(&["unlock"]);
+    assert!(home.ok(&["secret", "list"]).contains("OPENAI_API_KEY"));
+}
+
+#[test]
+fn bad_input_is_told_with_the_next_step_and_changes_nothing() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let set = |args: &[&str], input: &str| {
+        let mut all = vec!["secret", "set"];
+        all.extend(args);
+        let output = home.run_with(&all, input);
+        assert!(!output.status.success(), "{args:?}");
+        let message = text(&output);
+        assert!(message.contains("hint: ") || message.contains("error: "), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
+        message
+    };
+    set(&["OPENAI_API_KEY", "--scope", "org"], "hunter2hunter2");
+    set(&["../etc", "--scope", "org"], "hunter2");
+    set(&["events"], "hunter2");
+    set(&["A", "--scope", "team:x"], "hunter2");
+    set(&["qa/A"], "hunter2");
+    set(&["A"], "");
+    set(&["A"], &"x".repeat((1 << 20) + 1));
+    home.refused(&["up"]);
+    home.refused(&["secret", "show", "NONE"]);
+    home.refused(&["execution", "show", "none"]);
+    home.refused(&["key", "rm", "1"]);
+    home.refused(&["secret", "get", "OPENAI_API_KEY"]);
+    let file = home.dir.path().join("bad.json");
+    std::fs::write(&file, "{\"chain\": \"x\",\n \"agents\": [{\"name\": \"A\", \"secrts\": []}]}")
+        .unwrap();
+    let message = home.refused(&["chain", "check", file.to_str().unwrap()]);
+    assert!(message.contains("line 2, column"), "{message}");
+    assert!(message.contains("did you mean \"secrets\"?"), "{message}");
+    let listed = home.json(&["secret", "list"]);
+    assert_eq!(listed["secrets"].as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn no_value_is_anywhere_but_where_it_was_asked_for() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    home.agent("TestRunner", "cat $CREDENTIALS_DIRECTORY/*");
+    let mut seen = Vec::new();
+    for args in [
+        &["secret", "list"][..],
+        &["secret", "show", "OPENAI_API_KEY"],
+        &["group", "list"],
+        &["chain", "list"],
+        &["access"],
+        &["status"],
+        &["doctor"],
+        &["audit", "query"],
+        &["execution", "list", "--all"],
+        &["key", "list"],
+    ] {
+        seen.extend(home.run(args).stdout);
+        let mut json = args.to_vec();
+        json.push("--json");
+        seen.extend(home.run(&json).stdout);
+    }
+    home.ok(&["down"]);
+    let mut files = vec![home.home()];
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        } else {
+            seen.extend(std::fs::read(&path).unwrap());
+        }
+    }
+    let hex: String = OPENAI.bytes().map(|b| format!("{b:02x}")).collect();
+    for canary in [OPENAI, "canary-hunter2", "canaryKEY", common::AWS_SECRET, &hex] {
+        let found = seen.windows(canary.len()).any(|w| w == canary.as_bytes());
+        assert!(!found, "a value was written somewhere");
+    }
+}
