@@ -111,6 +111,20 @@ fn the_status_of_run_is_the_commands_own() {
 }
 
 #[test]
+fn the_command_inherits_no_blocked_signals() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let blocked = "grep -E '^Sig(Blk|Ign)' /proc/self/status";
+    let outside = std::process::Command::new("sh").args(["-c", blocked]).output().unwrap();
+    assert_eq!(text(&home.agent("CodeAnalyzer", blocked)), text(&outside));
+    // A shell that waits for children needs SIGCHLD.
+    let waits = home.agent("CodeAnalyzer", "sleep 0.05 & sleep 0.1 & wait; echo done");
+    assert_eq!(text(&waits), "done\n");
+}
+
+#[test]
 fn what_an_agent_leaves_behind_is_ended_with_it() {
     if !may_mount() {
         return;

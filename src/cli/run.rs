@@ -121,14 +121,15 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
         status,
         keep_background: args.keep_background,
     };
-    let ended: Result<proto::Done, _> = context.client().post("/v1/agents/end", &end);
+    let ended: Result<proto::Done, _> = context.client().post_again("/v1/agents/end", &end);
     match ended {
         Ok(done) => {
             for left in done.notes {
                 note(&format!("warning: {left} could not be ended"));
             }
         }
-        // The daemon notices the end by itself.
+        // Its execution was ended from elsewhere, or the daemon noticed the end by itself.
+        Err(problem) if problem.code == proto::Code::NotFound => {}
         Err(problem) => note(&format!("note: {problem}")),
     }
     Ok(u8::try_from(outcome?).unwrap_or(exit::RUN_FAILED))

@@ -73,6 +73,20 @@ impl Client {
         self.repeat(false, |client| client.once("POST", path, &body))
     }
 
+    /// Asks with `POST`, again where the worker is being replaced: for what may be done twice.
+    ///
+    /// # Errors
+    /// The daemon's problem, or that it cannot be reached.
+    pub fn post_again<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Q,
+    ) -> Result<A, Problem> {
+        let body = wire::to_bytes(body)
+            .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+        self.repeat(true, |client| client.once("POST", path, &body))
+    }
+
     /// Follows a stream of lines until it ends or `each` returns false.
     ///
     /// # Errors

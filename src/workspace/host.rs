@@ -123,6 +123,7 @@ pub struct Running {
 /// # Errors
 /// See [`Error`]; the child is gone then.
 pub fn start(plan: &Plan<'_>) -> Result<Running, Error> {
+    let before = SigSet::thread_get_mask().map_err(io::Error::from)?;
     let signals = take_signals()?;
     if let Some(bind) = &plan.bind {
         std::fs::create_dir_all(bind.to)
@@ -133,12 +134,16 @@ pub fn start(plan: &Plan<'_>) -> Result<Running, Error> {
         .map_err(|errno| Error::Start(errno.into()))?;
     let cgroup = plan.cgroup_dir.and_then(|dir| File::open(dir).ok());
     let child = match &cgroup {
-        None => process::spawn_in_cgroup(None, || run_child(plan, true, &failed))?,
+        None => process::spawn_in_cgroup(None, || run_child(plan, true, &before, &failed))?,
         Some(dir) => {
-            match process::spawn_in_cgroup(Some(dir.as_fd()), || run_child(plan, false, &failed)) {
+            match process::spawn_in_cgroup(Some(dir.as_fd()), || {
+                run_child(plan, false, &before, &failed)
+            }) {
                 Ok(child) => child,
                 // The kernel wants the common ancestor to be ours; the daemon moves us instead.
-                Err(_) => process::spawn_in_cgroup(None, || run_child(plan, true, &failed))?,
+                Err(_) => {
+                    process::spawn_in_cgroup(None, || run_child(plan, true, &before, &failed))?
+                }
             }
         }
     };
@@ -152,7 +157,7 @@ pub fn start(plan: &Plan<'_>) -> Result<Running, Error> {
     Ok(Running { child, signals })
 }
 
-fn run_child(plan: &Plan<'_>, attach: bool, failed: &OwnedFd) -> Infallible {
+fn run_child(plan: &Plan<'_>, attach: bool, mask: &SigSet, failed: &OwnedFd) -> Infallible {
     let report = |step: u8, text: &str| -> Infallible {
         if let Ok(fd) = failed.try_clone() {
             let _told = File::from(fd).write_all(&[&[step], text.as_bytes()].concat());
@@ -171,6 +176,11 @@ fn run_child(plan: &Plan<'_>, attach: bool, failed: &OwnedFd) -> Infallible {
         && let Err(error) = process::become_user(user)
     {
         return report(STEP_USER, &errno_text(&error));
+    }
+    // What the launcher blocks for itself, the command must not inherit: a shell that never sees
+    // SIGCHLD waits for ever.
+    if let Err(errno) = mask.thread_set_mask() {
+        return report(STEP_EXEC, &(errno as i32).to_string());
     }
     let [program, args @ ..] = plan.command else { return report(STEP_EXEC, "22") };
     let error = process::exec(program, args, plan.env);
