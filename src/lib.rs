@@ -15,6 +15,7 @@ pub mod fs;
 pub mod fuse;
 pub mod identity;
 pub mod keeper;
+pub mod manual;
 pub mod proto;
 pub mod secret;
 pub mod sys;

@@ -1,0 +1,135 @@
+//! Clients that are not ours: curl, Python and Node over the socket, as the examples have them.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Home, OPENAI, cannot_run, may_mount, text};
+
+fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        cannot_run(&format!("needs {program}"));
+    }
+    found
+}
+
+fn example(name: &str) -> String {
+    format!("{}/examples/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn curl_starts_shows_and_ends_an_execution() {
+    if !may_mount() || !has("curl") {
+        return;
+    }
+    let home = Home::deployed();
+    let curl = |path: &str, body: Option<&str>| -> serde_json::Value {
+        let mut command = Command::new("curl");
+        command.args(["-s", "--max-time", "20", "--unix-socket"]).arg(home.socket());
+        if let Some(body) = body {
+            command.args(["-H", "content-type: application/json", "-d", body]);
+        }
+        let output = command.arg(format!("http://strongroom{path}")).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)))
+    };
+    let body = r#"{"chain": "deploy-pipeline", "environment": "prod", "id": "c1"}"#;
+    assert_eq!(curl("/v1/executions", Some(body))["created"], true);
+    assert_eq!(curl("/v1/executions", Some(body))["created"], false);
+    assert_eq!(curl("/v1/executions/show?id=c1", None)["state"], "active");
+    assert_eq!(curl("/v1/executions/end", Some(r#"{"id": "c1"}"#))["state"], "ended");
+    let gone = curl("/v1/executions/show?id=c2", None);
+    assert_eq!(gone["code"], "not_found");
+    assert!(gone["hint"].is_string());
+    let unknown = curl("/v1/executions", Some(r#"{"chian": "deploy-pipeline"}"#));
+    assert!(unknown["status"].as_u64().unwrap() >= 400);
+    let document = curl("/v1/openapi.json", None);
+    assert!(document["paths"]["/v1/executions"].is_object());
+}
+
+#[test]
+fn a_python_orchestrator_attaches_a_stopped_child_of_its_own() {
+    if !may_mount() || !has("python3") {
+        return;
+    }
+    let home = Home::deployed();
+    let script = "cat \"$(cat dir)\"/OPENAI_API_KEY";
+    // The child learns its directory from what the orchestrator printed.
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "python3 {} {} deploy-pipeline CodeAnalyzer prod sh -c 'for i in 1 2 3 4 5 6 7 8 9; do \
+             test -s dir && break; sleep 0.1; done; {script}' | tee out | sed -un 's/^directory //w dir'; \
+             cat out",
+            example("orchestrator.py"),
+            home.socket().display()
+        ))
+        .current_dir(home.dir.path())
+        .output()
+        .unwrap();
+    let told = text(&output);
+    assert!(told.contains(OPENAI), "{told}");
+    assert!(told.contains("execution ended"), "{told}");
+    let accessed = home.records("secret_accessed");
+    assert_eq!(accessed.len(), 1);
+    assert_eq!(accessed[0]["agent"], "CodeAnalyzer");
+}
+
+#[test]
+fn a_node_client_watches() {
+    if !may_mount() || !has("node") {
+        return;
+    }
+    let home = Home::deployed();
+    home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
+    let output = Command::new("timeout")
+        .args(["20", "node", &example("watch.js")])
+        .arg(home.socket())
+        .args(["0", "12"])
+        .output()
+        .unwrap();
+    let told = text(&output);
+    assert!(told.contains("secret_accessed CodeAnalyzer"), "{told}");
+}
+
+#[test]
+fn another_user_redeems_a_ticket_once_and_nobody_else_does() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let body = r#"{"chain": "deploy-pipeline", "agent": "CodeAnalyzer", "environment": "prod",
+        "as_user": "nobody"}"#;
+    let output = Command::new("curl")
+        .args(["-s", "--max-time", "20", "--unix-socket"])
+        .arg(home.socket())
+        .args(["-H", "content-type: application/json", "-d", body, "http://strongroom/v1/tickets"])
+        .output()
+        .unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ticket = home.dir.path().join("ticket");
+    std::fs::write(&ticket, answer["ticket"].as_str().unwrap()).unwrap();
+    for dir in [home.home(), home.home().join("run"), home.mount()] {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        // The mount refuses, and needs no change.
+        let _changed = std::fs::set_permissions(dir, open);
+    }
+    let redeem = |user: &str| {
+        Command::new("runuser")
+            .args(["-u", user, "--", env!("CARGO_BIN_EXE_strongroom"), "--home"])
+            .arg(home.home())
+            .args(["run", "--ticket-file"])
+            .arg(&ticket)
+            .args(["--", "sh", "-c", "id -un; cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY"])
+            .output()
+            .unwrap()
+    };
+    let stranger = redeem("daemon");
+    assert!(!stranger.status.success());
+    assert!(!text(&stranger).contains(OPENAI));
+    let told = text(&redeem("nobody"));
+    assert!(told.contains(&format!("nobody\n{OPENAI}")), "{told}");
+    let again = redeem("nobody");
+    assert!(!again.status.success());
+    assert!(text(&again).contains("not good"), "{}", text(&again));
+}
