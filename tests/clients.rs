@@ -85,7 +85,7 @@ fn a_node_client_watches() {
     let output = Command::new("timeout")
         .args(["20", "node", &example("watch.js")])
         .arg(home.socket())
-        .args(["0", "12"])
+        .args(["0", "10"])
         .output()
         .unwrap();
     let told = text(&output);

@@ -1,7 +1,7 @@
 //! Records on their way to the file, in memory that outlives the worker.
 //!
 //! Layout: words `pushed` (bytes ever pushed) and `tail` (bytes that are done with), then the last
-//! [`REQUESTS`] pairs of sequence number and request id, then the ring. An entry is length, sequence
+//! 1,024 pairs of sequence number and request id, then the ring. An entry is length, sequence
 //! number, request id, and bytes, padded to 8. `pushed` is stored last, with release: an entry is
 //! there as a whole or not at all. What is in the file is known from the file alone, so nothing is
 //! written twice.

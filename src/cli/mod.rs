@@ -257,7 +257,16 @@ fn dispatch(cli: Cli) -> Outcome {
         Failure::new(error.to_string()).hint(hint)
     };
     let paths = Paths::of_this_process(home.as_deref()).map_err(config_failure)?;
-    let config = Config::load(&paths).map_err(config_failure)?;
+    let config = match Config::load(&paths) {
+        // A client of another user needs the socket alone; the file may hold a webhook's token.
+        Err(crate::config::Error::Read { source, .. })
+            if source.kind() == std::io::ErrorKind::PermissionDenied
+                && matches!(cli.command, Command::Run(_) | Command::Status | Command::Wait(_)) =>
+        {
+            Config::default()
+        }
+        loaded => loaded.map_err(config_failure)?,
+    };
     let paths = paths.with(&config);
     config.check(&paths).map_err(config_failure)?;
     let context = Context { paths, config, home, json: cli.json };

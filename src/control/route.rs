@@ -593,16 +593,18 @@ fn chain_verbs() -> Vec<Route> {
             |a, w, q| a.agent_launch(w, q),
         ),
         post(
+            // The launch's id is the right: 128 random bits that its maker alone was told, and the
+            // verb asks for the launch's uid as well.
             "agent attach",
             "/v1/agents/attach",
-            Needs::LaunchOrAgent,
+            Needs::Anyone,
             "Makes the peer, or a stopped child of it, the agent's process.",
             |a, w, q| a.agent_attach(w, q),
         ),
         post(
             "agent end",
             "/v1/agents/end",
-            Needs::LaunchOrAgent,
+            Needs::Anyone,
             "Says that the agent's main process has ended.",
             |a, w, q| a.agent_end(w, q),
         )
