@@ -89,16 +89,11 @@ pub fn create(
     crypto::random(&mut salt)?;
     let stretch = passphrase::Parameters::new(cost, crypto::hex(&salt));
     let key = passphrase::master(passphrase_text, &stretch)?;
-    let mut all = Vec::new();
-    for kind in KINDS {
-        for (id, bytes) in vault.all(kind)? {
-            all.push((kind, id, bytes));
-        }
-    }
-    let size = all.iter().map(|(_, _, bytes)| 25 + bytes.len()).sum();
+    let (revision, all) = vault.snapshot()?;
+    let size = all.iter().map(|(_, bytes)| 25 + bytes.len()).sum();
     // Allocated once at full size: a growing buffer would leave copies behind.
     let mut plain = Zeroizing::new(Vec::with_capacity(size));
-    for (kind, id, bytes) in &all {
+    for ((kind, id), bytes) in &all {
         plain.push(*kind as u8);
         plain.extend_from_slice(&id.0);
         plain.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
@@ -106,7 +101,7 @@ pub fn create(
     }
     let header = Header {
         vault_id: crypto::hex(&vault.vault_id()),
-        revision: vault.revision(),
+        revision,
         count: all.len() as u64,
         stretch,
     };

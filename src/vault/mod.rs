@@ -134,8 +134,17 @@ impl Keys {
 
 struct Head {
     revision: u64,
+    /// The highest revision that the audit log knew: after an accepted rollback numbers go on from
+    /// there, so that none is used twice and the next start is not refused.
+    floor: u64,
     set: [u8; 32],
     slots: Vec<Slot>,
+}
+
+impl Head {
+    fn next(&self) -> u64 {
+        self.revision.max(self.floor) + 1
+    }
 }
 
 /// A vault whose key is not known yet.
@@ -266,7 +275,12 @@ impl Locked {
             format: image.format,
             root,
             keys,
-            writing: Mutex::new(Head { revision: image.revision, set, slots }),
+            writing: Mutex::new(Head {
+                revision: image.revision,
+                floor: known_revision.unwrap_or(0),
+                set,
+                slots,
+            }),
             sealed: RwLock::new(sealed),
         })
     }
@@ -308,7 +322,7 @@ impl Vault {
         }
         let format = store::redb::FORMAT;
         let keys = Keys::of(&root, &vault_id);
-        let head = Head { revision: 1, set: [0; 32], slots };
+        let head = Head { revision: 1, floor: 0, set: [0; 32], slots };
         let vault = Self {
             store,
             vault_id,
@@ -442,7 +456,7 @@ impl Vault {
         if batch.is_empty() {
             return Ok(head.revision);
         }
-        let revision = head.revision + 1;
+        let revision = head.next();
         let mut set = head.set;
         let mut records = Vec::with_capacity(batch.changes.len());
         let mut applied = Vec::with_capacity(batch.changes.len());
@@ -471,7 +485,7 @@ impl Vault {
             applied.push((*key, Some(Sealed { version: revision, bytes: stored, mark })));
         }
         let seal = self.seal(revision, count, &set, &encode_slots(&head.slots))?;
-        self.store.commit(head.revision, &Change { revision, seal, slots: None, records })?;
+        self.store_change(head.revision, &Change { revision, seal, slots: None, records })?;
         head.revision = revision;
         head.set = set;
         let mut sealed = self.sealed.write().unwrap_or_else(PoisonError::into_inner);
@@ -488,12 +502,41 @@ impl Vault {
         Ok(revision)
     }
 
+    /// Stores a change. A store that fails after the change became durable has made it: memory must
+    /// follow, or nothing could ever be changed again.
+    fn store_change(&self, expected: u64, change: &Change) -> Result<(), Error> {
+        match self.store.commit(expected, change) {
+            Ok(()) => Ok(()),
+            Err(error) => match self.store.load() {
+                Ok(image) if image.revision == change.revision && image.seal == change.seal => {
+                    Ok(())
+                }
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    /// Every record of one revision, decrypted, with that revision's number.
+    ///
+    /// # Errors
+    /// [`Error::Altered`].
+    pub fn snapshot(&self) -> Result<(u64, Vec<(RecordKey, SecretBytes)>), Error> {
+        // Held: no change comes in between.
+        let head = self.head();
+        let sealed = self.sealed.read().unwrap_or_else(PoisonError::into_inner);
+        let all = sealed
+            .iter()
+            .map(|(key, record)| Ok((*key, self.open(key.0, key.1, record)?)))
+            .collect::<Result<_, Error>>()?;
+        Ok((head.revision, all))
+    }
+
     fn commit_slots(&self, head: &mut Head, slots: Vec<Slot>) -> Result<(), Error> {
-        let revision = head.revision + 1;
+        let revision = head.next();
         let encoded = encode_slots(&slots);
         let seal = self.seal(revision, self.len() as u64, &head.set, &encoded)?;
         let change = Change { revision, seal, slots: Some(encoded), records: Vec::new() };
-        self.store.commit(head.revision, &change)?;
+        self.store_change(head.revision, &change)?;
         head.revision = revision;
         head.slots = slots;
         Ok(())
@@ -685,7 +728,11 @@ mod tests {
             locked.unlock(root, Some(known), accept)
         };
         assert!(matches!(open(false), Err(Error::RolledBack { found: 2, known: 3 })));
-        assert_eq!(get(&open(true).unwrap(), 1).unwrap(), b"one");
+        let accepted = open(true).unwrap();
+        assert_eq!(get(&accepted, 1).unwrap(), b"one");
+        // The next change is newer than all that the log has seen.
+        put(&accepted, 1, b"three");
+        assert_eq!(accepted.revision(), known + 1);
     }
 
     #[test]

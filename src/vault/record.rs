@@ -98,7 +98,7 @@ pub type RecordKey = (RecordKind, RecordId);
 /// Changes that are made together or not at all. The last change of a record counts.
 #[derive(Default)]
 pub struct Batch {
-    pub(super) changes: Vec<(RecordKey, Option<SecretBytes>)>,
+    pub(super) changes: std::collections::BTreeMap<RecordKey, Option<SecretBytes>>,
 }
 
 impl Batch {
@@ -109,14 +109,12 @@ impl Batch {
 
     /// Stores `bytes` as the record, in place of what was there.
     pub fn put(&mut self, kind: RecordKind, id: RecordId, bytes: SecretBytes) {
-        self.changes.retain(|(key, _)| *key != (kind, id));
-        self.changes.push(((kind, id), Some(bytes)));
+        self.changes.insert((kind, id), Some(bytes));
     }
 
     /// Removes the record, if it is there.
     pub fn delete(&mut self, kind: RecordKind, id: RecordId) {
-        self.changes.retain(|(key, _)| *key != (kind, id));
-        self.changes.push(((kind, id), None));
+        self.changes.insert((kind, id), None);
     }
 
     /// Whether nothing would change.

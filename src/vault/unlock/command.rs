@@ -7,7 +7,8 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
@@ -90,8 +91,20 @@ fn ask(argv: &[String], question: &Question<'_>) -> Result<Answer, Error> {
         // A program that does not read its question is told by its answer.
         let _read = stdin.write_all(&text);
     }
-    let stdout = child.stdout.take();
-    if !pidfd.exited_within(LIMIT) {
+    // Read aside: a grandchild that keeps the pipe open must not hold us past the limit.
+    let (told, answer) = mpsc::sync_channel(1);
+    let stdout = child.stdout.take().ok_or_else(|| failed("no output".into()))?;
+    std::thread::Builder::new()
+        .name("unlock".into())
+        .spawn(move || {
+            // Nobody listens any more once the limit has passed.
+            let _late = told.send(SecretBytes::read_from(stdout, MOST_BYTES));
+        })
+        .map_err(|e| failed(e.to_string()))?;
+    let deadline = Instant::now() + LIMIT;
+    let answer = answer.recv_timeout(LIMIT);
+    let left = deadline.saturating_duration_since(Instant::now());
+    if answer.is_err() || !pidfd.exited_within(left) {
         let _killed = child.kill();
         let _reaped = child.wait();
         return Err(failed(format!("no answer within {} s", LIMIT.as_secs())));
@@ -100,9 +113,7 @@ fn ask(argv: &[String], question: &Question<'_>) -> Result<Answer, Error> {
     if !status.success() {
         return Err(failed(format!("{program} ended with {status}")));
     }
-    let answer = stdout.ok_or_else(|| failed("no output".into())).and_then(|out| {
-        SecretBytes::read_from(out, MOST_BYTES).map_err(|e| failed(e.to_string()))
-    })?;
+    let answer = answer.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
     // The parser's own words would quote the answer.
     serde_json::from_slice(answer.expose()).map_err(|_| failed("its answer is no JSON".into()))
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::secret::SecretBytes;
@@ -82,7 +82,7 @@ impl ReadError {
 /// # Errors
 /// See [`ReadError`].
 pub fn read(path: &Path, forbidden: Option<&Path>) -> Result<SecretBytes, ReadError> {
-    let io = |source| ReadError::Io { path: path.to_owned(), source };
+    let io = |source: io::Error| ReadError::Io { path: path.to_owned(), source };
     if let Some(forbidden) = forbidden {
         let real = path.canonicalize().map_err(io)?;
         if forbidden.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
@@ -90,8 +90,16 @@ pub fn read(path: &Path, forbidden: Option<&Path>) -> Result<SecretBytes, ReadEr
         }
     }
     // Facts of the open file, so that nobody exchanges it in between.
-    let file = File::open(path).map_err(io)?;
+    // Not blocking: a FIFO there must not stop the start.
+    let file = File::options()
+        .read(true)
+        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .map_err(io)?;
     let facts = file.metadata().map_err(io)?;
+    if !facts.is_file() {
+        return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
+    }
     if facts.mode() & 0o077 != 0 {
         return Err(ReadError::Mode { path: path.to_owned(), mode: facts.mode() & 0o7777 });
     }
