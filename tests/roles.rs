@@ -1,0 +1,118 @@
+//! Every cell of the table of verbs by role, on the real server: what a role does not allow is
+//! refused, what it allows is not refused for want of a role.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Home, may_mount, text};
+use strongroom::config::Permission;
+use strongroom::control::Needs;
+use strongroom::control::route::{Method, table};
+
+/// Nobody else's.
+const UID: &str = "54321";
+
+/// Asks for every verb with an empty request; prints the problem's code, or `-`.
+const ASK: &str = r#"
+import http.client, json, socket, sys
+class Vault(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(1)
+        self.sock.connect(sys.argv[1])
+for line in sys.stdin:
+    method, path = line.split()
+    vault = Vault("strongroom")
+    try:
+        vault.request(method, path, "{}" if method == "POST" else None,
+                      {"content-type": "application/json"})
+        answer = vault.getresponse()
+        code = "-"
+        if answer.status >= 400:
+            code = json.load(answer).get("code", "?")
+        elif path.startswith("/v1/watch") or path == "/v1/audit":
+            pass
+        else:
+            answer.read()
+    except TimeoutError:
+        code = "-"
+    print(code, flush=True)
+    vault.close()
+"#;
+
+fn codes(home: &Home) -> Vec<String> {
+    let file = home.dir.path().join("ask.py");
+    std::fs::write(&file, ASK).unwrap();
+    let lines: String =
+        table().iter().map(|r| format!("{} {}\n", r.method.word(), r.path)).collect();
+    let questions = home.dir.path().join("questions");
+    std::fs::write(&questions, lines).unwrap();
+    for dir in [home.home(), home.home().join("run")] {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir, open).unwrap();
+    }
+    let output = Command::new("setpriv")
+        .args(["--reuid", UID, "--regid", UID, "--clear-groups", "/usr/bin/env", "python3"])
+        .arg(&file)
+        .arg(home.socket())
+        .stdin(std::fs::File::open(&questions).unwrap())
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap();
+    let told = text(&output);
+    let codes: Vec<_> = told.lines().map(ToOwned::to_owned).collect();
+    assert_eq!(codes.len(), table().len(), "{told}");
+    codes
+}
+
+fn configure(home: &Home, may: Option<Permission>) {
+    let file = home.home().join("strongroom.toml");
+    let own = std::fs::read_to_string(&file).unwrap();
+    let base = own.split("[[role]]").next().unwrap();
+    let mut text = format!(
+        "{base}[[role]]\nname = \"root\"\nuids = [0]\nmay = [\"launch\", \"operate\", \"reveal\", \
+         \"revoke\", \"audit\"]\n"
+    );
+    if let Some(permission) = may {
+        text.push_str(&format!(
+            "[[role]]\nname = \"tested\"\nuids = [{UID}]\nmay = [\"{}\"]\n",
+            permission.word()
+        ));
+    }
+    std::fs::write(&file, text).unwrap();
+    home.ok(&["reload"]);
+}
+
+#[test]
+fn each_cell_of_the_table_is_as_it_says() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    home.start();
+    for may in [None].into_iter().chain(Permission::ALL.map(Some)) {
+        configure(&home, may);
+        let mut wrong = Vec::new();
+        for (route, code) in table().iter().zip(codes(&home)) {
+            let allowed = match may {
+                Some(permission) => route.needs.cell(permission),
+                None => matches!(route.needs, Needs::Anyone),
+            };
+            let refused = code == "no_role" || code == "agent_refused";
+            if allowed == refused {
+                wrong.push(format!("{} with {may:?}: {code}", route.verb));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+}
+
+#[test]
+fn a_verb_that_reads_is_get_and_every_path_is_named_once() {
+    let mut seen = std::collections::BTreeSet::new();
+    for route in table() {
+        assert!(seen.insert((route.method.word(), route.path)), "{} twice", route.path);
+        assert!(route.idempotent || route.method == Method::Post, "{}", route.verb);
+    }
+}
