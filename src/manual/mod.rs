@@ -60,6 +60,11 @@
 //! `STRONGROOM_KILLS=1000 cargo test --test mount no_read_fails -- --nocapture` kills the worker a
 //! thousand times under four readers: no failed read, as many records as reads.
 //!
+//! `cargo bench --bench mount` (root, 2 virtual CPUs, Linux 6.18, all on one CPU, `sync = "batch"`):
+//! open + read + close of one secret against a bare fuser server that checks and records nothing, in
+//! the same run: p50 42.3 us against 35.1 (ratio 1.2), p99 127 us against 53 (ratio 2.4; the log's
+//! writer shares the CPU).
+//!
 //! # Limits of this version
 //!
 //! See `SECURITY.md`, last section. Lookup counts of the kernel are not kept: inodes of secrets live as
