@@ -302,3 +302,37 @@ fn no_value_is_anywhere_but_where_it_was_asked_for() {
         assert!(!found, "a value was written somewhere");
     }
 }
+
+#[test]
+fn a_dotenv_file_is_taken_as_a_whole_or_not_at_all() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let file = home.dir.path().join(".env");
+    std::fs::write(
+        &file,
+        "# comment\nexport STRIPE_KEY='sk_live_canary0123456789'\nLOG_LEVEL=info\n",
+    )
+    .unwrap();
+    let path = file.to_str().unwrap();
+    let dry = home.json(&["import", path, "--scope", "org", "--dry-run"]);
+    assert_eq!(dry["items"].as_array().unwrap().len(), 2);
+    assert_eq!(home.json(&["secret", "list"])["secrets"].as_array().unwrap().len(), 5);
+    let taken = home.json(&["import", path, "--scope", "org"]);
+    let kinds: Vec<_> =
+        taken["items"].as_array().unwrap().iter().map(|i| i["plain"].as_bool().unwrap()).collect();
+    assert_eq!(kinds, [false, true]);
+    assert_eq!(taken["notes"][0], format!("lines 2, 3 of {path} can go now"));
+    assert_eq!(home.ok(&["secret", "get", "STRIPE_KEY", "--reveal"]), "sk_live_canary0123456789");
+    std::fs::write(&file, "STRIPE_KEY=other\nNEW_ONE=value\n").unwrap();
+    let message = home.refused(&["import", path, "--scope", "org"]);
+    assert!(message.contains("STRIPE_KEY exists already"), "{message}");
+    home.refused(&["secret", "show", "NEW_ONE"]);
+    home.ok(&["import", path, "--scope", "org", "--on-conflict", "skip"]);
+    assert_eq!(home.ok(&["secret", "get", "NEW_ONE", "--reveal"]), "value");
+    assert_eq!(home.ok(&["secret", "get", "STRIPE_KEY", "--reveal"]), "sk_live_canary0123456789");
+    std::fs::write(&file, "1BAD=canary-bad\n").unwrap();
+    let message = home.refused(&["import", path]);
+    assert!(message.contains("line 1") && !message.contains("canary-bad"), "{message}");
+}

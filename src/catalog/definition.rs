@@ -316,7 +316,7 @@ const PREFIXES: &[(&str, usize)] = &[
     ("eyJ", 60),
 ];
 
-fn looks_like_a_secret(text: &str) -> bool {
+pub(super) fn looks_like_a_secret(text: &str) -> bool {
     let url_password = text.split_once("://").is_some_and(|(_, rest)| {
         let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
         authority

@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 pub mod definition;
+pub mod dotenv;
 pub mod group;
+pub mod import;
 pub mod loader;
 pub mod name;
 pub mod resolve;

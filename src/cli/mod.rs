@@ -6,6 +6,7 @@ mod audit;
 mod chain;
 mod demo;
 pub mod exit;
+mod import;
 mod output;
 mod run;
 mod secret;
@@ -73,6 +74,8 @@ enum Command {
     /// Sets of secrets that are referenced together.
     #[command(subcommand)]
     Group(secret::GroupCommand),
+    /// Takes values from a dotenv file, JSON, or a directory.
+    Import(import::ImportArgs),
     /// Makes the vault.
     Init(serve::InitArgs),
     /// Key slots: the ways to unlock the vault.
@@ -281,6 +284,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Execution(command) => chain::execution(&context, command),
         Command::Explain(args) => chain::explain(&context, &args),
         Command::Group(command) => secret::group(&context, command),
+        Command::Import(args) => import::main(&context, &args),
         Command::Init(args) => serve::init(&context, &args),
         Command::Key(command) => admin::key(&context, command),
         Command::Lock => admin::lock(&context),

@@ -84,6 +84,9 @@ pub trait Api: Send + Sync + 'static {
     /// `POST /v1/projects/rm`
     fn project_rm(&self, who: &Caller, req: proto::ProjectName) -> Answer<proto::Done>;
 
+    /// `POST /v1/import`
+    fn import(&self, who: &Caller, req: proto::Import) -> Answer<proto::Imported>;
+
     /// `GET /v1/keys`
     fn key_list(&self, who: &Caller) -> Answer<proto::KeyListed>;
     /// `POST /v1/keys`

@@ -20,6 +20,8 @@ use crate::proto::{self, Code, Problem, Request, wire};
 
 /// The longest body of most requests, in bytes: one value of 1 MiB in base64 and its frame.
 pub const MAX_BODY_BYTES: usize = 2 << 20;
+/// The longest body of an import, in bytes.
+pub const MAX_IMPORT_BYTES: usize = 8 << 20;
 /// The longest body that carries a backup, in bytes.
 pub const MAX_BACKUP_BYTES: usize = 256 << 20;
 
@@ -484,6 +486,14 @@ fn secret_verbs() -> Vec<Route> {
 
 fn vault_verbs() -> Vec<Route> {
     vec![
+        post(
+            "import",
+            "/v1/import",
+            OPERATE,
+            "Takes values from a dotenv file, a JSON object, or a directory's files.",
+            |a, w, q| a.import(w, q),
+        )
+        .up_to(MAX_IMPORT_BYTES),
         get::<proto::KeyList, _>(
             "key list",
             "/v1/keys",

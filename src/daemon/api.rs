@@ -149,6 +149,10 @@ impl Api for Daemon {
         self.remove_project(who, &req)
     }
 
+    fn import(&self, who: &Caller, req: proto::Import) -> Result<proto::Imported, Problem> {
+        self.import_secrets(who, req)
+    }
+
     fn key_list(&self, _who: &Caller) -> Result<proto::KeyListed, Problem> {
         self.list_keys()
     }

@@ -7,6 +7,7 @@
 mod api;
 mod chains;
 pub mod core;
+mod import;
 pub mod inspect;
 pub mod keys;
 mod launch;

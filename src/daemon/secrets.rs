@@ -127,7 +127,7 @@ fn binding(text: Option<&str>) -> Result<Binding, Problem> {
 }
 
 impl Daemon {
-    fn new_version(&self, value: &SecretBytes, id: RecordId, by: &str) -> NewVersion {
+    pub(super) fn new_version(&self, value: &SecretBytes, id: RecordId, by: &str) -> NewVersion {
         NewVersion {
             value: id.to_string(),
             size_bytes: value.len() as u64,

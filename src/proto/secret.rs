@@ -637,8 +637,6 @@ pub enum OnConflict {
     /// Import nothing at all.
     #[default]
     Fail,
-    /// Stage the value as a pending version.
-    Rotate,
     /// Leave the existing one.
     Skip,
 }

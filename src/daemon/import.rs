@@ -1,0 +1,211 @@
+//! `import`: many values at once, all or none.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use crate::audit::record::Event;
+use crate::catalog::Catalog;
+use crate::catalog::group::{Group, GroupKey};
+use crate::catalog::import::{Action, Entry, Nature, OnConflict, Plan, plan};
+use crate::catalog::import::{from_dotenv, from_files, from_json};
+use crate::catalog::name::{EnvName, GroupName, SecretKey};
+use crate::catalog::scope::Scope;
+use crate::catalog::secret::{Binding, Secret};
+use crate::control::Caller;
+use crate::proto::{self, Code, ImportFormat, Problem};
+use crate::secret::SecretBytes;
+use crate::vault::record::RecordKind;
+
+use super::core::{new_id, put};
+use super::secrets::{catalog_problem, parse, parse_scope};
+use super::{Daemon, user_of};
+
+fn read(req: &mut proto::Import) -> Result<Vec<Entry>, Problem> {
+    let source = req.source.clone().unwrap_or_else(|| "the input".to_owned());
+    let bad = |what: String| {
+        Problem::new(Code::Invalid, format!("{source}: {what}"))
+            .with_hint("strongroom import --help shows the forms that are read")
+    };
+    if req.format == ImportFormat::Directory {
+        let files = std::mem::take(&mut req.entries);
+        return Ok(from_files(files.into_iter().map(|(k, v)| (k, v.into_secret())).collect()));
+    }
+    let content = req.content.as_ref().ok_or_else(|| bad("there is no content".into()))?;
+    let bytes = content.secret().expose();
+    let is_json = match req.format {
+        ImportFormat::Auto => bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{'),
+        format => format == ImportFormat::Json,
+    };
+    if is_json {
+        from_json(bytes).map_err(|e| bad(e.to_string()))
+    } else {
+        from_dotenv(bytes).map_err(|e| bad(e.to_string()))
+    }
+}
+
+fn shown(plan: &Plan, environment: Option<&EnvName>) -> Vec<proto::ImportedItem> {
+    plan.items
+        .iter()
+        .map(|item| {
+            let (plain, why) = match item.nature {
+                Nature::Plain(why) => (true, why),
+                Nature::Secret(why) => (false, why),
+            };
+            proto::ImportedItem {
+                key: item.name.to_string(),
+                environment: environment.map(ToString::to_string),
+                group: item.group.as_ref().map(ToString::to_string),
+                plain,
+                why: why.to_owned(),
+                action: match item.action {
+                    Action::Conflict => "conflict",
+                    Action::Create => "create",
+                    Action::Skip => "skip",
+                }
+                .to_owned(),
+                line: item.line.map(|l| l as u64),
+            }
+        })
+        .collect()
+}
+
+/// Refuses a plan that cannot be carried out as a whole.
+fn check(plan: &Plan) -> Result<(), Problem> {
+    if let Some((at, line, why)) = plan.refused.first() {
+        let place = line.map_or(format!("entry {}", at + 1), |line| format!("line {line}"));
+        return Err(Problem::new(Code::Invalid, format!("{place}: {why}"))
+            .with_hint("mend or remove it; nothing was stored"));
+    }
+    match plan.items.iter().find(|i| i.action == Action::Conflict) {
+        Some(item) => Err(Problem::new(Code::Exists, format!("{} exists already", item.name))
+            .with_hint("add --on-conflict skip to leave what is there; nothing was stored")),
+        None => Ok(()),
+    }
+}
+
+impl Daemon {
+    pub(super) fn import_secrets(
+        &self,
+        who: &Caller,
+        mut req: proto::Import,
+    ) -> Result<proto::Imported, Problem> {
+        self.core.unlocked()?;
+        let scope = parse_scope(req.scope.as_deref())?.unwrap_or(Scope::Org);
+        let environment: Option<EnvName> =
+            req.environment.as_deref().filter(|e| *e != "-").map(parse).transpose()?;
+        self.core
+            .catalog()
+            .check_environment(environment.as_ref())
+            .map_err(|e| catalog_problem(&e))?;
+        let mut entries = read(&mut req)?;
+        for entry in &mut entries {
+            entry.plain |= req.plain.contains(&entry.key);
+        }
+        let on_conflict = match req.on_conflict {
+            proto::OnConflict::Fail => OnConflict::Fail,
+            proto::OnConflict::Skip => OnConflict::Skip,
+        };
+        let make = |catalog: &Catalog, entries| {
+            let mut plan = plan(catalog, entries, environment.as_ref(), &scope, on_conflict);
+            for item in &mut plan.items {
+                if req.secret.iter().any(|name| name == item.name.as_str()) {
+                    item.nature = Nature::Secret("you said so");
+                }
+            }
+            plan
+        };
+        if req.dry_run {
+            let plan = make(&self.core.catalog(), entries);
+            let notes = plan
+                .refused
+                .iter()
+                .map(|(at, line, why)| {
+                    let place =
+                        line.map_or(format!("entry {}", at + 1), |line| format!("line {line}"));
+                    format!("{place}: {why}")
+                })
+                .collect();
+            let items = shown(&plan, environment.as_ref());
+            return Ok(proto::Imported { items, dry_run: true, notes });
+        }
+        let by = user_of(who.peer.uid);
+        let now = self.core.clock.now();
+        let (items, revision) = self.core.change(|catalog, batch| {
+            let plan = make(catalog, entries);
+            check(&plan)?;
+            let mut secrets = Vec::new();
+            let mut groups: BTreeMap<GroupName, Group> = BTreeMap::new();
+            for item in plan.items.iter().filter(|i| i.action == Action::Create) {
+                if let Some(name) = &item.group
+                    && !groups.contains_key(name)
+                {
+                    let key = GroupKey { environment: environment.clone(), name: name.clone() };
+                    let group = match catalog.find_group(&key, Some(&scope)) {
+                        Ok(group) => Group::clone(&group),
+                        Err(_) => Group {
+                            id: new_id()?.to_string(),
+                            key,
+                            scope: scope.clone(),
+                            description: None,
+                            created_at: now,
+                            created_by: by.clone(),
+                        },
+                    };
+                    catalog.check_group(&group).map_err(|e| catalog_problem(&e))?;
+                    put(batch, RecordKind::Group, &group.id, &group)?;
+                    groups.insert(name.clone(), group);
+                }
+                let mut secret = Secret {
+                    id: new_id()?.to_string(),
+                    key: SecretKey { environment: environment.clone(), name: item.name.clone() },
+                    scope: scope.clone(),
+                    description: None,
+                    group: item.group.clone(),
+                    plain: matches!(item.nature, Nature::Plain(_)),
+                    binding: Binding::Pinned,
+                    access_log_enabled: true,
+                    created_at: now,
+                    created_by: by.clone(),
+                    rotated_at: None,
+                    expires_at: None,
+                    versions: Vec::new(),
+                };
+                catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
+                let id = new_id()?;
+                secret.replace(self.new_version(&item.value, id, &by));
+                batch.put(RecordKind::Value, id, SecretBytes::copy_of(item.value.expose()));
+                put(batch, RecordKind::Secret, &secret.id, &secret)?;
+                secrets.push(secret);
+            }
+            let items = shown(&plan, environment.as_ref());
+            let apply = move |c: &mut Catalog| {
+                groups.into_values().for_each(|group| c.put_group(group));
+                secrets.into_iter().for_each(|secret| c.put_secret(secret));
+            };
+            Ok((items, Box::new(apply) as _))
+        })?;
+        let scope = scope.to_string();
+        for item in items.iter().filter(|i| i.action == "create") {
+            let key = match &item.environment {
+                Some(environment) => format!("{environment}/{}", item.key),
+                None => item.key.clone(),
+            };
+            let mut record = self.core.new_record(Event::SecretSet);
+            record.secret_key = Some(&key);
+            record.scope = Some(&scope);
+            record.environment = item.environment.as_deref();
+            record.version = Some(1);
+            record.user = Some(&by);
+            record.uid = Some(who.peer.uid);
+            record.via = Some("import");
+            record.revision = Some(revision);
+            self.core.record(&record)?;
+        }
+        let lines: Vec<_> = items.iter().filter_map(|i| i.line.map(|l| l.to_string())).collect();
+        let mut notes = Vec::new();
+        if let (Some(source), false) = (&req.source, lines.is_empty()) {
+            notes.push(format!("lines {} of {source} can go now", lines.join(", ")));
+        }
+        Ok(proto::Imported { items, dry_run: false, notes })
+    }
+}
