@@ -407,6 +407,12 @@ impl Catalog {
             .collect()
     }
 
+    /// Secrets that ended after `since` and until `now`.
+    pub fn expired(&self, since: Timestamp, now: Timestamp) -> Vec<Arc<Secret>> {
+        let over = |s: &&Arc<Secret>| s.expires_at.is_some_and(|end| end > since && end <= now);
+        self.secrets.values().filter(over).cloned().collect()
+    }
+
     /// Adds or replaces a policy.
     pub fn put_policy(&mut self, policy: Policy) {
         self.policies.insert(policy.target.clone(), Arc::new(policy));

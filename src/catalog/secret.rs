@@ -82,6 +82,9 @@ pub struct Version {
     /// Was pending and never became current: `rollback` does not bring it back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub discarded: bool,
+    /// Pending and not tested yet: nobody gets it but the rotation chain that made it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untested: bool,
     /// Members of a group that came together have the same number; 0 where there is no group.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub generation: u32,
@@ -186,6 +189,8 @@ pub struct NewVersion {
     pub generation: u32,
     /// Promoted after this time even while the old one is held.
     pub drain: Option<Period>,
+    /// Nobody gets it until a rotation chain has tested it.
+    pub untested: bool,
 }
 
 impl Secret {
@@ -223,6 +228,7 @@ impl Secret {
             created_by: new.by,
             stage_since: None,
             discarded: false,
+            untested: new.untested,
             generation: new.generation,
             drain: new.drain,
         });
@@ -247,6 +253,14 @@ impl Secret {
             return Err(Error::Pending { key: self.key.clone(), number: pending.number });
         }
         Ok(self.add(new, Stage::Pending))
+    }
+
+    /// The pending version has passed its test: new executions get it from `at` on.
+    pub fn release(&mut self, at: Timestamp) {
+        if let Some(pending) = self.versions.iter_mut().find(|v| v.stage == Stage::Pending) {
+            pending.untested = false;
+            pending.valid_from = Some(at);
+        }
     }
 
     /// Makes the pending version current; the old one becomes previous.
@@ -347,6 +361,7 @@ impl Secret {
         }
         let open = |v: &&Version| {
             v.value.is_some()
+                && !v.untested
                 && v.valid_from.is_none_or(|from| from <= now)
                 && v.valid_until.is_none_or(|until| until > now)
         };
@@ -375,6 +390,7 @@ mod tests {
             valid_until: None,
             generation: 0,
             drain: None,
+            untested: false,
         }
     }
 

@@ -34,6 +34,7 @@ fn secret(key: &str, scope: &str) -> Secret {
         valid_until: None,
         generation: 0,
         drain: None,
+        untested: false,
     });
     secret
 }

@@ -240,6 +240,8 @@ pub struct Rotation {
     pub keep_previous: Period,
     /// How long a retired version is kept for redaction before it is destroyed.
     pub keep_retired: Period,
+    /// How long one step of a rotation chain may take.
+    pub step_timeout: Period,
 }
 
 impl Default for Rotation {
@@ -248,6 +250,7 @@ impl Default for Rotation {
             drain: Period::secs(24 * 3600),
             keep_previous: Period::secs(7 * 86_400),
             keep_retired: Period::secs(90 * 86_400),
+            step_timeout: Period::secs(300),
         }
     }
 }

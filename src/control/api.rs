@@ -84,6 +84,27 @@ pub trait Api: Send + Sync + 'static {
 
     /// `POST /v1/groups/rotate`
     fn group_rotate(&self, who: &Caller, req: proto::GroupRotate) -> Answer<proto::Rotated>;
+    /// `POST /v1/rotations`
+    fn rotation_apply(
+        &self,
+        who: &Caller,
+        req: proto::RotationApply,
+    ) -> Answer<proto::RotationListed>;
+    /// `GET /v1/rotations`
+    fn rotation_list(
+        &self,
+        who: &Caller,
+        req: proto::RotationList,
+    ) -> Answer<proto::RotationListed>;
+    /// `POST /v1/rotations/rm`
+    fn rotation_rm(&self, who: &Caller, req: proto::RotationRm) -> Answer<proto::Done>;
+    /// `POST /v1/rotations/run`: lines of [`proto::RotationStep`].
+    fn rotation_run(
+        &self,
+        who: &Caller,
+        req: proto::RotationRun,
+        out: &mut dyn Lines,
+    ) -> Answer<()>;
     /// `POST /v1/alerts/test`
     fn alert_test(&self, who: &Caller) -> Answer<proto::AlertTested>;
     /// `POST /v1/groups`

@@ -324,6 +324,21 @@ where
     }
 }
 
+fn stream_post<Q, A>(
+    verb: &'static str,
+    path: &'static str,
+    needs: Needs,
+    about: &'static str,
+    call: StreamCall<Q>,
+) -> Route
+where
+    Q: Request + DeserializeOwned + JsonSchema + 'static,
+    A: JsonSchema + 'static,
+{
+    let route = stream::<Q, A>(verb, path, needs, about, call);
+    Route { method: Method::Post, idempotent: false, ..route }
+}
+
 fn metrics() -> Route {
     Route {
         verb: "metrics",
@@ -535,6 +550,26 @@ fn version_verbs() -> Vec<Route> {
             OPERATE,
             "Stages a version of every member of a group, in one commit.",
             |a, w, q| a.group_rotate(w, q),
+        ),
+        post(
+            "rotation apply",
+            "/v1/rotations",
+            OPERATE,
+            "Makes rotation policies hold, all or none of them.",
+            |a, w, q| a.rotation_apply(w, q),
+        ),
+        get("rotation list", "/v1/rotations", SEES, "Which rotation is due when.", |a, w, q| {
+            a.rotation_list(w, q)
+        }),
+        post("rotation rm", "/v1/rotations/rm", OPERATE, "Removes a policy.", |a, w, q| {
+            a.rotation_rm(w, q)
+        }),
+        stream_post::<proto::RotationRun, proto::RotationStep>(
+            "rotation run",
+            "/v1/rotations/run",
+            OPERATE,
+            "Runs the rotation chain of a secret or group now, a line for each step.",
+            |a, w, q, out| a.rotation_run(w, q, out),
         ),
         post::<proto::Empty, _>(
             "alert test",

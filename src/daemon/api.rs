@@ -161,6 +161,35 @@ impl Api for Daemon {
         self.rotate_group(who, req)
     }
 
+    fn rotation_apply(
+        &self,
+        who: &Caller,
+        req: proto::RotationApply,
+    ) -> Result<proto::RotationListed, Problem> {
+        self.apply_policies(who, &req)
+    }
+
+    fn rotation_list(
+        &self,
+        who: &Caller,
+        _req: proto::RotationList,
+    ) -> Result<proto::RotationListed, Problem> {
+        self.list_policies(who)
+    }
+
+    fn rotation_rm(&self, who: &Caller, req: proto::RotationRm) -> Result<proto::Done, Problem> {
+        self.remove_policy(who, &req)
+    }
+
+    fn rotation_run(
+        &self,
+        who: &Caller,
+        req: proto::RotationRun,
+        out: &mut dyn Lines,
+    ) -> Result<(), Problem> {
+        self.run_rotation(who, &req, out)
+    }
+
     fn alert_test(&self, who: &Caller) -> Result<proto::AlertTested, Problem> {
         self.test_alerts(who)
     }

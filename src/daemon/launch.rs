@@ -227,7 +227,7 @@ impl Daemon {
         };
         let id = self.execution_id(req.id.as_deref())?;
         let (execution, unresolved) = self.new_execution(
-            who,
+            who.peer.uid,
             id,
             &chain,
             environment.as_ref(),
@@ -272,9 +272,9 @@ impl Daemon {
     }
 
     #[allow(clippy::too_many_arguments)] // one for each field of an execution
-    fn new_execution(
+    pub(super) fn new_execution(
         &self,
-        who: &Caller,
+        uid: u32,
         id: ExecutionId,
         chain: &ChainName,
         environment: Option<&EnvName>,
@@ -318,8 +318,8 @@ impl Daemon {
             id,
             chain: chain.to_string(),
             environment: environment.map(ToString::to_string),
-            user: user_of(who.peer.uid),
-            uid: who.peer.uid,
+            user: user_of(uid),
+            uid,
             workspace: workspace.to_owned(),
             labels,
             started_at: now,
@@ -546,7 +546,7 @@ impl Daemon {
             }
         } else {
             self.new_execution(
-                who,
+                who.peer.uid,
                 id,
                 chain,
                 asker.environment,
@@ -1288,13 +1288,7 @@ impl Daemon {
                 (user.uid.as_raw(), user.gid.as_raw())
             }
         };
-        let text = SecretBytes::from_vec(crypto::hex(&random::<32>()?).into_bytes());
-        let expires_at = self
-            .core
-            .clock
-            .now()
-            .checked_add(req.ttl.map_or(TICKET_TTL, |p| p.0))
-            .map_err(|_| Problem::new(Code::Invalid, "the ticket's time is too long"))?;
+        let ttl = req.ttl.map_or(TICKET_TTL, |p| p.0);
         let ticket = Ticket {
             chain: req.chain.clone(),
             agent: req.agent.clone(),
@@ -1303,21 +1297,56 @@ impl Daemon {
             deliver: req.deliver.clone(),
             uid: user.0,
             gid: user.1,
-            expires_at,
+            expires_at: self.core.clock.now(),
             uses: req.uses.unwrap_or(1).max(1),
             user: user_of(who.peer.uid),
         };
-        let stored = serde_json::to_vec(&ticket)
-            .map_err(|_| Problem::new(Code::Internal, "the ticket cannot be stored"))?;
-        self.registry
-            .journal()
-            .put(Kind::Ticket, &crypto::digest(&[text.expose()]), &stored)
-            .map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
+        let (text, expires_at) = self.issue(ticket, ttl)?;
         Ok(proto::TicketCreated {
             ticket: Value::new(text),
             expires_at,
             execution: req.execution.clone(),
         })
+    }
+
+    /// A ticket of the daemon's own, for a step of a rotation chain.
+    pub(super) fn issue_own(
+        &self,
+        execution: &Execution,
+        agent: &AgentName,
+        (uid, gid): (u32, u32),
+        ttl: Duration,
+    ) -> Result<SecretBytes, Problem> {
+        let ticket = Ticket {
+            chain: execution.chain.clone(),
+            agent: agent.to_string(),
+            environment: execution.environment.clone(),
+            execution: Some(execution.id.to_string()),
+            deliver: None,
+            uid,
+            gid,
+            expires_at: self.core.clock.now(),
+            uses: 1,
+            user: execution.user.clone(),
+        };
+        Ok(self.issue(ticket, ttl)?.0)
+    }
+
+    fn issue(&self, ticket: Ticket, ttl: Duration) -> Result<(SecretBytes, Timestamp), Problem> {
+        let text = SecretBytes::from_vec(crypto::hex(&random::<32>()?).into_bytes());
+        let expires_at = self
+            .core
+            .clock
+            .now()
+            .checked_add(ttl)
+            .map_err(|_| Problem::new(Code::Invalid, "the ticket's time is too long"))?;
+        let stored = serde_json::to_vec(&Ticket { expires_at, ..ticket })
+            .map_err(|_| Problem::new(Code::Internal, "the ticket cannot be stored"))?;
+        self.registry
+            .journal()
+            .put(Kind::Ticket, &crypto::digest(&[text.expose()]), &stored)
+            .map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
+        Ok((text, expires_at))
     }
 
     pub(super) fn redeem_ticket(

@@ -14,9 +14,10 @@ pub mod keys;
 mod launch;
 mod revoke;
 mod rotate;
+mod rotation;
 mod secrets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -95,6 +96,12 @@ pub struct Daemon {
     revoking: Mutex<()>,
     /// Whether versions may have to change their stage, so that nobody waits for the next look.
     unsettled: AtomicBool,
+    /// Secrets and groups whose rotation chain runs, and chores that run.
+    rotating: Mutex<BTreeSet<String>>,
+    /// What is to be run later, as the vault has it; none: not read yet.
+    chores: Mutex<Option<Vec<rotation::Chore>>>,
+    /// Secrets whose end was told, with that end.
+    expired: Mutex<BTreeSet<(String, Option<Timestamp>)>>,
     /// Where alerts go.
     alerts: alert::Alerts,
     /// When versions and policies were last looked at.
@@ -126,6 +133,9 @@ impl Daemon {
             revoking: Mutex::new(()),
             unsettled: AtomicBool::new(true),
             looked_at: Mutex::new(None),
+            rotating: Mutex::default(),
+            chores: Mutex::new(None),
+            expired: Mutex::default(),
             alerts,
         };
         // Before anything is served: what an earlier worker began to revoke stays denied.
@@ -140,7 +150,7 @@ impl Daemon {
     }
 
     /// Looks after deadlines and deaths until the daemon stops.
-    pub fn keep_house(&self) {
+    pub fn keep_house(self: &Arc<Self>) {
         while !self.is_stopping() {
             let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.housekeeping();

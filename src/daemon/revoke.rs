@@ -320,6 +320,7 @@ impl Daemon {
         answer.survivors = survivors;
         answer.first_denial_us = u64::try_from(first_denial.as_micros()).unwrap_or(u64::MAX);
         self.alert_revoked(&intent, &answer);
+        self.revoke_at_provider(&intent.unit);
         Ok(answer)
     }
 

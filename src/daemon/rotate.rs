@@ -116,7 +116,12 @@ impl Daemon {
                     .with_hint("pipe the new value in, or add --generate alphanumeric:32"));
             }
         };
-        let times = Times { from: req.valid_from, until: req.valid_until, drain: req.drain };
+        let times = Times {
+            from: req.valid_from,
+            until: req.valid_until,
+            drain: req.drain,
+            untested: false,
+        };
         self.stage(who.peer.uid, &unit, &Fresh::One(value), times)
     }
 
@@ -131,7 +136,12 @@ impl Daemon {
             return Err(Problem::new(Code::Conflict, what)
                 .with_hint(format!("strongroom secret rotate {}", req.name)));
         }
-        let times = Times { from: req.valid_from, until: req.valid_until, drain: req.drain };
+        let times = Times {
+            from: req.valid_from,
+            until: req.valid_until,
+            drain: req.drain,
+            untested: false,
+        };
         self.stage(who.peer.uid, &unit, &Fresh::Given(members_of(req.members)), times)
     }
 
@@ -189,6 +199,7 @@ impl Daemon {
                     valid_until: times.until,
                     generation,
                     drain: times.drain,
+                    untested: times.untested,
                     ..self.new_version(value, id, &by)
                 };
                 secret.stage(new).map_err(|e| Problem::new(Code::Conflict, e.to_string()))?;
@@ -306,7 +317,7 @@ impl Daemon {
     }
 
     /// Applies one change to each member in one commit, records it, and lets floating files follow.
-    fn change_unit(
+    pub(super) fn change_unit(
         &self,
         unit: &Unit,
         uid: u32,
@@ -516,7 +527,7 @@ impl Daemon {
     }
 
     /// One look at what time and the ends of executions have done to versions.
-    pub(super) fn keep_versions(&self) {
+    pub(super) fn keep_versions(self: &std::sync::Arc<Self>) {
         if self.core.vault().is_none() {
             return;
         }
@@ -531,6 +542,7 @@ impl Daemon {
         }
         self.resume_revokes();
         self.settle();
+        self.keep_schedule();
         if let Err(problem) = self.store_exposures() {
             tracing::error!(%problem, "exposures could not be stored; they stay in memory");
         }
@@ -629,6 +641,8 @@ pub(super) struct Times {
     pub(super) from: Option<Timestamp>,
     pub(super) until: Option<Timestamp>,
     pub(super) drain: Option<crate::config::Period>,
+    /// Kept from everybody until a rotation chain has tested it.
+    pub(super) untested: bool,
 }
 
 /// The unit as it is now: another change may have come between.

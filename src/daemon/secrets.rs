@@ -140,6 +140,7 @@ impl Daemon {
             valid_until: None,
             generation: 0,
             drain: None,
+            untested: false,
         }
     }
 

@@ -59,7 +59,7 @@ fn may_promote(
     now: Timestamp,
 ) -> bool {
     let Some(pending) = member.at_stage(Stage::Pending) else { return false };
-    if pending.valid_from.is_some_and(|from| from > now) {
+    if pending.untested || pending.valid_from.is_some_and(|from| from > now) {
         return false;
     }
     let current = member.at_stage(Stage::Current).and_then(|v| v.value.as_deref());
@@ -135,6 +135,7 @@ mod tests {
             valid_until: None,
             generation: 0,
             drain: None,
+            untested: false,
         }
     }
 
