@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["identity"],
     &["audit"],
     &["redact"],
+    &["rotation"],
     &["catalog"],
     &["vault"],
     &["config", "log"],

@@ -16,6 +16,10 @@ const MAX_FIELD_BYTES: usize = 512;
 pub enum Event {
     /// An agent was launched.
     AgentStarted,
+    /// An alert could not be delivered.
+    AlertFailed,
+    /// An alert was delivered.
+    AlertSent,
     /// A backup was written.
     BackupCreated,
     /// A chain's definition was applied.
@@ -38,6 +42,8 @@ pub enum Event {
     KeyRekeyed,
     /// A key slot was removed.
     KeyRemoved,
+    /// A rotation policy was applied, or removed.
+    PolicyApplied,
     /// A project was set.
     ProjectSet,
     /// A backup was restored.
@@ -46,16 +52,36 @@ pub enum Event {
     Revealed,
     /// A verb was refused for want of a role.
     RoleDenied,
+    /// A rotation is due, or overdue.
+    RotationDue,
+    /// A rotation chain failed; the current version stays.
+    RotationFailed,
+    /// A rotation chain began.
+    RotationStarted,
     /// A value was read.
     SecretAccessed,
     /// A read was refused.
     SecretDenied,
+    /// The bytes of a version were destroyed.
+    SecretDestroyed,
     /// A secret's metadata changed.
     SecretEdited,
+    /// A secret's end has come.
+    SecretExpired,
     /// A value left by another way than a file.
     SecretExposed,
+    /// The pending version became current.
+    SecretPromoted,
     /// A secret was removed.
     SecretRemoved,
+    /// A version became unreadable.
+    SecretRetired,
+    /// Versions were revoked.
+    SecretRevoked,
+    /// The previous version came back, or a pending one was discarded.
+    SecretRolledBack,
+    /// A version was staged.
+    SecretRotated,
     /// A value was stored.
     SecretSet,
     /// An attempt to unlock failed.
@@ -73,6 +99,8 @@ impl Event {
     pub fn name(self) -> &'static str {
         match self {
             Self::AgentStarted => "agent_started",
+            Self::AlertFailed => "alert_failed",
+            Self::AlertSent => "alert_sent",
             Self::BackupCreated => "backup_created",
             Self::ChainApplied => "chain_applied",
             Self::ChainRemoved => "chain_removed",
@@ -84,15 +112,26 @@ impl Event {
             Self::KeyAdded => "key_added",
             Self::KeyRekeyed => "key_rekeyed",
             Self::KeyRemoved => "key_removed",
+            Self::PolicyApplied => "policy_applied",
             Self::ProjectSet => "project_set",
             Self::Restored => "restored",
             Self::Revealed => "revealed",
             Self::RoleDenied => "role_denied",
+            Self::RotationDue => "rotation_due",
+            Self::RotationFailed => "rotation_failed",
+            Self::RotationStarted => "rotation_started",
             Self::SecretAccessed => "secret_accessed",
             Self::SecretDenied => "secret_denied",
+            Self::SecretDestroyed => "secret_destroyed",
             Self::SecretEdited => "secret_edited",
+            Self::SecretExpired => "secret_expired",
             Self::SecretExposed => "secret_exposed",
+            Self::SecretPromoted => "secret_promoted",
             Self::SecretRemoved => "secret_removed",
+            Self::SecretRetired => "secret_retired",
+            Self::SecretRevoked => "secret_revoked",
+            Self::SecretRolledBack => "secret_rolled_back",
+            Self::SecretRotated => "secret_rotated",
             Self::SecretSet => "secret_set",
             Self::UnlockFailed => "unlock_failed",
             Self::VaultLocked => "vault_locked",

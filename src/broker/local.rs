@@ -7,9 +7,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::clock::{Clock, Timestamp};
+use crate::execution::exposure::{Channel, Exposure};
 use crate::execution::handles::{Handle, Handles};
 use crate::execution::principal::{File, Principal};
 use crate::execution::registry::{Inode, Registry};
@@ -54,6 +55,8 @@ pub struct Local<B, R> {
     clock: Arc<dyn Clock>,
     /// Values of open handles, wiped at release.
     open: [Mutex<HashMap<u64, Arc<SecretBytes>>>; SHARDS],
+    /// Held for reading from the judgement of a request to its answer.
+    in_work: RwLock<()>,
     refusals: Mutex<HashMap<PrincipalNumber, LastRefusal>>,
     counted: Mutex<HashMap<(Option<PrincipalNumber>, String), Counted>>,
 }
@@ -78,6 +81,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             recorder,
             clock,
             open: std::array::from_fn(|_| Mutex::new(HashMap::new())),
+            in_work: RwLock::new(()),
             refusals: Mutex::new(HashMap::new()),
             counted: Mutex::new(HashMap::new()),
         }
@@ -102,6 +106,23 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             .map(|last| format!("{}: {} ({})", last.name, last.why, last.at))
             .into_iter()
             .collect()
+    }
+
+    /// Waits until every request that was judged before has been answered: what is denied from then
+    /// on is denied to all.
+    pub fn settle_requests(&self) {
+        drop(self.in_work.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Drops the decrypted values that are denied now.
+    pub fn wipe_denied(&self) {
+        for shard in &self.open {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).retain(|handle, _| {
+                let inode = self.handles.get(*handle).map(|h| h.inode);
+                let secret = inode.and_then(|inode| self.registry.inode(inode));
+                !matches!(secret, Some(Inode::Secret(s)) if self.backend.is_revoked(&s.value))
+            });
+        }
     }
 
     /// Drops every decrypted value, as locking the vault asks for.
@@ -223,6 +244,25 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         Ok(value)
     }
 
+    /// Notes that the reader's execution obtains this version, before it does.
+    fn expose(&self, reader: &Principal, file: &File) -> Result<(), Refusal> {
+        let ledger = self.registry.ledger();
+        if ledger.knows(&file.value, &reader.execution, Channel::File) {
+            return Ok(());
+        }
+        ledger
+            .note(Exposure {
+                value: file.value.clone(),
+                via: Channel::File,
+                execution: Some(reader.execution.clone()),
+                chain: Some(reader.chain.clone()),
+                agent: Some(reader.agent.clone()),
+                user: reader.user.clone(),
+                at: self.clock.now(),
+            })
+            .map_err(|_| Refusal::AuditUnavailable)
+    }
+
     /// Whether a read at `offset` through `handle` wants a record of its own.
     fn wants_record(&self, handle: u64, file: &File, offset: u64, now_secs: u64) -> bool {
         let last = self.handles.recorded_at(handle);
@@ -290,6 +330,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         caller: Caller,
         request: Request,
     ) -> Result<u64, Refusal> {
+        let _in_work = self.in_work.read().unwrap_or_else(PoisonError::into_inner);
         let principal = self.registry.principal(principal).ok_or(Refusal::ForeignHandle)?;
         let Some((name, file)) = principal.file_by_inode(inode) else {
             // Another principal's inode, reached through a descriptor that was passed.
@@ -317,6 +358,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         request: Request,
         reply: &mut dyn FnMut(&[u8]),
     ) -> Result<(), Refusal> {
+        let _in_work = self.in_work.read().unwrap_or_else(PoisonError::into_inner);
         let opened = self.handles.get(handle).ok_or(Refusal::ForeignHandle)?;
         let (facts, reader) = self.attested(caller)?;
         let foreign = |reader: Option<&Principal>| {
@@ -350,9 +392,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
             }
             self.handles.set_recorded_at(handle, now_secs);
         }
-        self.registry
-            .expose(&reader.execution, &file.value, "file")
-            .map_err(|_| Refusal::AuditUnavailable)?;
+        self.expose(&reader, file)?;
         let value = self.value(handle, file)?;
         reply(range.of(value.expose()));
         Ok(())

@@ -10,11 +10,12 @@ pub mod group;
 pub mod import;
 pub mod loader;
 pub mod name;
+pub mod policy;
 pub mod resolve;
 pub mod scope;
 pub mod secret;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use definition::Definition;
 use group::{Group, GroupKey, Project};
 use name::{ChainName, EnvName, GroupName, ProjectName, SecretKey, SecretName};
+use policy::Policy;
 use scope::Scope;
 use secret::Secret;
 
@@ -92,6 +94,53 @@ pub struct Catalog {
     groups: BTreeMap<String, Arc<Group>>,
     projects: BTreeMap<ProjectName, Arc<Project>>,
     chains: BTreeMap<ChainName, Arc<Chain>>,
+    /// By the record of their secret or group.
+    policies: BTreeMap<String, Arc<Policy>>,
+    /// Secrets with more than a current version: those that time or an end may change.
+    unsettled: BTreeSet<String>,
+}
+
+/// What is changed together: a secret, or all members of a group.
+#[derive(Debug, Clone)]
+pub struct Unit {
+    /// The group, if it is one.
+    pub group: Option<Arc<Group>>,
+    /// The secret, or the members by name.
+    pub members: Vec<Arc<Secret>>,
+}
+
+impl Unit {
+    /// The record that a policy for it names.
+    pub fn id(&self) -> &str {
+        match &self.group {
+            Some(group) => &group.id,
+            None => self.members.first().map_or("", |s| &s.id),
+        }
+    }
+
+    /// Its name with the environment.
+    pub fn name(&self) -> String {
+        match &self.group {
+            Some(group) => group.key.to_string(),
+            None => self.members.first().map_or_else(String::new, |s| s.key.to_string()),
+        }
+    }
+
+    /// Its scope.
+    pub fn scope(&self) -> Option<&Scope> {
+        match &self.group {
+            Some(group) => Some(&group.scope),
+            None => self.members.first().map(|s| &s.scope),
+        }
+    }
+
+    /// Its environment.
+    pub fn environment(&self) -> Option<&EnvName> {
+        match &self.group {
+            Some(group) => group.key.environment.as_ref(),
+            None => self.members.first().and_then(|s| s.key.environment.as_ref()),
+        }
+    }
 }
 
 impl Catalog {
@@ -156,12 +205,16 @@ impl Catalog {
     /// Adds or replaces a secret, by its id.
     pub fn put_secret(&mut self, secret: Secret) {
         self.remove_secret(&secret.id.clone());
+        if secret.versions.iter().filter(|v| v.value.is_some()).count() > 1 {
+            self.unsettled.insert(secret.id.clone());
+        }
         self.by_name.entry(secret.key.name.clone()).or_default().push(secret.id.clone());
         self.secrets.insert(secret.id.clone(), Arc::new(secret));
     }
 
     /// Takes a secret out.
     pub fn remove_secret(&mut self, id: &str) {
+        self.unsettled.remove(id);
         if let Some(old) = self.secrets.remove(id)
             && let Some(ids) = self.by_name.get_mut(&old.key.name)
         {
@@ -296,6 +349,82 @@ impl Catalog {
             .collect();
         members.sort_by(|a, b| a.key.cmp(&b.key));
         members
+    }
+
+    /// The secret or the group that a name and, where it is given, a scope mean; a member of a group
+    /// stands for itself.
+    ///
+    /// # Errors
+    /// [`Error::Ambiguous`], [`Error::Missing`].
+    pub fn find_unit(&self, name: &str, scope: Option<&Scope>) -> Result<Unit, Error> {
+        let secret = match name.parse::<SecretKey>() {
+            Ok(key) => self.find(&key, scope),
+            Err(_) => Err(Error::Missing { what: format!("secret {name}") }),
+        };
+        match (secret, name.parse::<GroupKey>()) {
+            (Ok(secret), _) => Ok(Unit { group: None, members: vec![secret] }),
+            (Err(Error::Missing { .. }), Ok(key)) => match self.find_group(&key, scope) {
+                Ok(group) => Ok(Unit { members: self.members(&group), group: Some(group) }),
+                Err(Error::Missing { .. }) => {
+                    Err(Error::Missing { what: format!("secret or group {name}") })
+                }
+                Err(error) => Err(error),
+            },
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// What a secret is changed together with: its group, or itself.
+    pub fn unit_of(&self, secret: &Arc<Secret>) -> Unit {
+        let group = secret.group.as_ref().and_then(|name| {
+            self.groups_named(name)
+                .into_iter()
+                .find(|g| g.key.environment == secret.key.environment && g.scope == secret.scope)
+        });
+        match group {
+            Some(group) => Unit { members: self.members(&group), group: Some(group) },
+            None => Unit { group: None, members: vec![secret.clone()] },
+        }
+    }
+
+    /// The unit behind a record's id, as policies name it.
+    pub fn unit(&self, id: &str) -> Option<Unit> {
+        if let Some(secret) = self.secrets.get(id) {
+            return Some(Unit { group: None, members: vec![secret.clone()] });
+        }
+        let group = self.groups.get(id)?.clone();
+        Some(Unit { members: self.members(&group), group: Some(group) })
+    }
+
+    /// Units that have more than a current version, each once.
+    pub fn unsettled(&self) -> Vec<Unit> {
+        let mut seen = BTreeSet::new();
+        self.unsettled
+            .iter()
+            .filter_map(|id| self.secrets.get(id))
+            .map(|secret| self.unit_of(secret))
+            .filter(|unit| seen.insert(unit.id().to_owned()))
+            .collect()
+    }
+
+    /// Adds or replaces a policy.
+    pub fn put_policy(&mut self, policy: Policy) {
+        self.policies.insert(policy.target.clone(), Arc::new(policy));
+    }
+
+    /// Takes the policy of a secret or group out.
+    pub fn remove_policy(&mut self, target: &str) {
+        self.policies.remove(target);
+    }
+
+    /// The policy of a secret or group.
+    pub fn policy(&self, target: &str) -> Option<&Arc<Policy>> {
+        self.policies.get(target)
+    }
+
+    /// All policies.
+    pub fn policies(&self) -> Vec<Arc<Policy>> {
+        self.policies.values().cloned().collect()
     }
 
     /// A project.

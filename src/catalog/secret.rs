@@ -1,12 +1,14 @@
 //! A secret's metadata and the stages of its versions.
 //!
 //! Invariant: at most one version is `current` and at most one `pending`; numbers only grow; a
-//! version that is revoked or destroyed never comes back.
+//! version that is revoked or destroyed never comes back. Several may be `previous`: each is read by
+//! whoever is still pinned to it.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::config::Period;
 
 use super::name::{GroupName, SecretKey};
 use super::scope::Scope;
@@ -74,6 +76,35 @@ pub struct Version {
     pub created_at: Timestamp,
     /// Who made it.
     pub created_by: String,
+    /// Since when it stands where it stands; none: since it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage_since: Option<Timestamp>,
+    /// Was pending and never became current: `rollback` does not bring it back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub discarded: bool,
+    /// Members of a group that came together have the same number; 0 where there is no group.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u32,
+    /// Promoted after this time even while the old one is held; none: as configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Period>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl Version {
+    /// Since when it stands where it stands.
+    pub fn since(&self) -> Timestamp {
+        self.stage_since.unwrap_or(self.created_at)
+    }
+
+    fn move_to(&mut self, stage: Stage, at: Timestamp) {
+        self.stage = stage;
+        self.stage_since = Some(at);
+    }
 }
 
 /// A secret without its values.
@@ -149,12 +180,34 @@ pub struct NewVersion {
     pub by: String,
     /// From when new executions get it.
     pub valid_from: Option<Timestamp>,
+    /// Until when new executions get it.
+    pub valid_until: Option<Timestamp>,
+    /// The group's generation; 0 where there is no group.
+    pub generation: u32,
+    /// Promoted after this time even while the old one is held.
+    pub drain: Option<Period>,
 }
 
 impl Secret {
-    /// A version by its stage.
+    /// The newest version of a stage.
     pub fn at_stage(&self, stage: Stage) -> Option<&Version> {
         self.versions.iter().rev().find(|v| v.stage == stage)
+    }
+
+    /// A version by its number.
+    pub fn version(&self, number: u32) -> Option<&Version> {
+        self.versions.iter().find(|v| v.number == number)
+    }
+
+    /// What `rollback` would bring back.
+    pub fn rollback_target(&self) -> Option<&Version> {
+        let of = |v: &&Version| v.stage == Stage::Previous && !v.discarded && v.value.is_some();
+        self.versions.iter().filter(of).max_by_key(|v| (v.since(), v.number))
+    }
+
+    /// The highest generation of any version.
+    pub fn generation(&self) -> u32 {
+        self.versions.iter().map(|v| v.generation).max().unwrap_or(0)
     }
 
     fn add(&mut self, new: NewVersion, stage: Stage) -> u32 {
@@ -165,18 +218,22 @@ impl Secret {
             value: Some(new.value),
             size_bytes: new.size_bytes,
             valid_from: new.valid_from,
-            valid_until: None,
+            valid_until: new.valid_until,
             created_at: new.at,
             created_by: new.by,
+            stage_since: None,
+            discarded: false,
+            generation: new.generation,
+            drain: new.drain,
         });
         number
     }
 
-    /// Makes a version current at once; the old one becomes previous.
+    /// Makes a version current at once; the old one becomes previous, a pending one is discarded.
     pub fn replace(&mut self, new: NewVersion) -> u32 {
         let at = new.at;
-        self.shift(Stage::Previous, Stage::Retired);
-        self.shift(Stage::Current, Stage::Previous);
+        self.discard(at);
+        self.shift(Stage::Current, Stage::Previous, at);
         self.rotated_at = Some(at);
         self.add(new, Stage::Current)
     }
@@ -192,17 +249,24 @@ impl Secret {
         Ok(self.add(new, Stage::Pending))
     }
 
-    /// Makes the pending version current.
+    /// Makes the pending version current; the old one becomes previous.
     ///
     /// # Errors
     /// [`Error::NoVersion`].
     pub fn promote(&mut self, at: Timestamp) -> Result<u32, Error> {
         let number = self.number_at(Stage::Pending, "pending")?;
-        self.shift(Stage::Previous, Stage::Retired);
-        self.shift(Stage::Current, Stage::Previous);
-        self.shift(Stage::Pending, Stage::Current);
+        self.shift(Stage::Current, Stage::Previous, at);
+        self.shift(Stage::Pending, Stage::Current, at);
         self.rotated_at = Some(at);
         Ok(number)
+    }
+
+    /// Gives up the pending version: whoever is pinned to it goes on reading it, as `previous`.
+    pub fn discard(&mut self, at: Timestamp) -> Option<u32> {
+        let pending = self.versions.iter_mut().find(|v| v.stage == Stage::Pending)?;
+        pending.move_to(Stage::Previous, at);
+        pending.discarded = true;
+        Some(pending.number)
     }
 
     /// Brings the previous version back; the current one becomes previous, a pending one goes.
@@ -210,14 +274,42 @@ impl Secret {
     /// # Errors
     /// [`Error::NoVersion`].
     pub fn rollback(&mut self, at: Timestamp) -> Result<u32, Error> {
-        let back = self.number_at(Stage::Previous, "previous")?;
-        self.shift(Stage::Pending, Stage::Retired);
-        self.shift(Stage::Current, Stage::Previous);
+        let back = self
+            .rollback_target()
+            .map(|v| v.number)
+            .ok_or_else(|| Error::NoVersion { key: self.key.clone(), wanted: "previous" })?;
+        self.discard(at);
+        self.shift(Stage::Current, Stage::Previous, at);
         if let Some(version) = self.versions.iter_mut().find(|v| v.number == back) {
-            version.stage = Stage::Current;
+            version.move_to(Stage::Current, at);
         }
         self.rotated_at = Some(at);
         Ok(back)
+    }
+
+    /// Makes a version that nobody holds unreadable.
+    pub fn retire(&mut self, number: u32, at: Timestamp) {
+        let of = |v: &&mut Version| v.number == number && v.stage == Stage::Previous;
+        if let Some(version) = self.versions.iter_mut().find(of) {
+            version.move_to(Stage::Retired, at);
+        }
+    }
+
+    /// Forgets the value of a version; the vault's record of it goes with it. Returns its id.
+    pub fn destroy(&mut self, number: u32) -> Option<String> {
+        self.versions.iter_mut().find(|v| v.number == number)?.value.take()
+    }
+
+    /// Denies versions for good; returns those that were not denied before.
+    pub fn revoke(&mut self, numbers: &[u32], at: Timestamp) -> Vec<u32> {
+        let mut revoked = Vec::new();
+        for version in self.versions.iter_mut().filter(|v| numbers.contains(&v.number)) {
+            if version.stage != Stage::Revoked {
+                version.move_to(Stage::Revoked, at);
+                revoked.push(version.number);
+            }
+        }
+        revoked
     }
 
     fn number_at(&self, stage: Stage, wanted: &'static str) -> Result<u32, Error> {
@@ -226,10 +318,23 @@ impl Secret {
             .ok_or_else(|| Error::NoVersion { key: self.key.clone(), wanted })
     }
 
-    fn shift(&mut self, from: Stage, to: Stage) {
+    fn shift(&mut self, from: Stage, to: Stage, at: Timestamp) {
         for version in self.versions.iter_mut().filter(|v| v.stage == from) {
-            version.stage = to;
+            version.move_to(to, at);
         }
+    }
+
+    /// The version that a floating secret is at each open: the current one.
+    ///
+    /// # Errors
+    /// [`Error::Expired`], [`Error::NoVersion`].
+    pub fn version_to_follow(&self, now: Timestamp) -> Result<&Version, Error> {
+        if let Some(at) = self.expires_at.filter(|end| *end <= now) {
+            return Err(Error::Expired { key: self.key.clone(), at });
+        }
+        self.at_stage(Stage::Current)
+            .filter(|v| v.value.is_some())
+            .ok_or_else(|| Error::NoVersion { key: self.key.clone(), wanted: "current" })
     }
 
     /// The version that an execution starting `now` is pinned to.
@@ -267,6 +372,9 @@ mod tests {
             at: at(second),
             by: "me".into(),
             valid_from: None,
+            valid_until: None,
+            generation: 0,
+            drain: None,
         }
     }
 

@@ -31,6 +31,9 @@ fn secret(key: &str, scope: &str) -> Secret {
         at: now(),
         by: "me".into(),
         valid_from: None,
+        valid_until: None,
+        generation: 0,
+        drain: None,
     });
     secret
 }

@@ -21,6 +21,8 @@ pub const NOT_FOUND: u8 = 6;
 pub const CONFLICT: u8 = 7;
 /// A check found something: `audit verify`, `chain check`, `doctor`.
 pub const FOUND: u8 = 8;
+/// `secret revoke`: a process that had the value could not be ended.
+pub const INCOMPLETE: u8 = 9;
 /// `run`: strongroom itself failed.
 pub const RUN_FAILED: u8 = 125;
 /// `run`: the command cannot be executed.
@@ -39,6 +41,7 @@ pub const TABLE: &[(u8, &str)] = &[
     (NOT_FOUND, "there is no such thing"),
     (CONFLICT, "it exists already, or conflicts with what is there"),
     (FOUND, "a check found something"),
+    (INCOMPLETE, "secret revoke: a process that had the value could not be ended"),
     (RUN_FAILED, "run: strongroom itself failed"),
     (RUN_CANNOT, "run: the command cannot be executed"),
     (RUN_MISSING, "run: the command was not found"),

@@ -12,6 +12,7 @@ mod run;
 mod secret;
 mod serve;
 mod value;
+mod version;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,6 +58,9 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Alerts of the configuration.
+    #[command(subcommand)]
+    Alert(AlertCommand),
     /// The configuration.
     #[command(subcommand)]
     Config(admin::ConfigCommand),
@@ -112,6 +116,12 @@ enum Command {
         #[arg(long)]
         descriptors: String,
     },
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum AlertCommand {
+    /// Delivers a test to every configured alert, and waits for it.
+    Test,
 }
 
 /// What went wrong, and the next step: the two lines of an error.
@@ -274,6 +284,7 @@ fn dispatch(cli: Cli) -> Outcome {
     config.check(&paths).map_err(config_failure)?;
     let context = Context { paths, config, home, json: cli.json };
     match cli.command {
+        Command::Alert(AlertCommand::Test) => version::test_alerts(&context),
         Command::Access(args) => chain::access(&context, &args),
         Command::Audit(command) => audit::main(&context, command),
         Command::Backup(command) => admin::backup(&context, command),

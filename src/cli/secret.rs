@@ -2,25 +2,32 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
 use crate::clock::Timestamp;
 use crate::proto::{self, Value};
-use crate::secret::SecretBytes;
 
 use super::output::{note, or_dash, show, table};
-use super::{Context, Failure, Outcome, exit, value};
+use super::{Context, Failure, Outcome, exit, value, version};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SecretCommand {
+    /// Removes the bytes of a version that nobody holds.
+    Destroy(version::DestroyArgs),
     /// Changes a secret's metadata.
     Edit(EditArgs),
+    /// Who obtained which version, and how.
+    Exposures(NameArgs),
     /// Shows a value; recorded as a disclosure to you.
     Get(GetArgs),
     /// Lists secrets.
     List(ListArgs),
+    /// Makes the pending version current now.
+    Promote(version::PromoteArgs),
+    /// Denies versions for good, and ends the executions that obtained them.
+    Revoke(version::RevokeArgs),
     /// Removes a secret with all its versions.
     Rm {
         #[command(flatten)]
@@ -29,6 +36,10 @@ pub(super) enum SecretCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Gives up the pending version, or brings the previous one back.
+    Rollback(NameArgs),
+    /// Stages a new version: new executions get it, running ones keep theirs.
+    Rotate(version::RotateArgs),
     /// Stores a value: from stdin, a file, or a prompt.
     Set(SetArgs),
     /// Shows a secret, without its value.
@@ -38,10 +49,10 @@ pub(super) enum SecretCommand {
 #[derive(Debug, Args)]
 pub(super) struct NameArgs {
     /// NAME or ENV/NAME.
-    name: String,
+    pub(super) name: String,
     /// org, project:P, chain:C or agent:C/A; needed where the name is ambiguous.
     #[arg(long)]
-    scope: Option<String>,
+    pub(super) scope: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -66,6 +77,9 @@ pub(super) struct SetArgs {
     /// When the secret ends, as 2027-01-31T00:00:00Z.
     #[arg(long)]
     expires_at: Option<Timestamp>,
+    /// Follows the current version at each open, instead of staying with one for an execution.
+    #[arg(long)]
+    floating: bool,
     /// It is delivered, but no secret.
     #[arg(long)]
     plain: bool,
@@ -90,6 +104,9 @@ pub(super) struct EditArgs {
     /// Whether it is delivered but no secret.
     #[arg(long)]
     plain: Option<bool>,
+    /// pinned or floating.
+    #[arg(long)]
+    binding: Option<String>,
     /// Moves it to another scope.
     #[arg(long)]
     new_scope: Option<String>,
@@ -151,6 +168,12 @@ fn secret_text(secret: &proto::SecretShown) -> String {
 pub(super) fn secret(context: &Context, command: SecretCommand) -> Outcome {
     let client = context.client();
     match command {
+        SecretCommand::Destroy(args) => return version::destroy(context, args),
+        SecretCommand::Exposures(name) => return version::exposures(context, name),
+        SecretCommand::Promote(args) => return version::promote(context, args),
+        SecretCommand::Revoke(args) => return version::revoke(context, args, false),
+        SecretCommand::Rollback(name) => return version::rollback(context, name),
+        SecretCommand::Rotate(args) => return version::rotate(context, args),
         SecretCommand::Set(args) => {
             let value = value::read(args.file.as_deref(), args.exact, "value")?;
             let request = proto::SecretSet {
@@ -160,7 +183,7 @@ pub(super) fn secret(context: &Context, command: SecretCommand) -> Outcome {
                 description: args.description,
                 expires_at: args.expires_at,
                 valid_until: None,
-                binding: None,
+                binding: args.floating.then(|| "floating".to_owned()),
                 plain: args.plain,
                 access_log_enabled: args.no_access_log.then_some(false),
                 replace: args.replace,
@@ -179,7 +202,7 @@ pub(super) fn secret(context: &Context, command: SecretCommand) -> Outcome {
                 scope: args.name.scope,
                 description: args.description,
                 expires_at: args.expires_at,
-                binding: None,
+                binding: args.binding,
                 access_log_enabled: args.access_log,
                 plain: args.plain,
                 new_scope: args.new_scope,
@@ -259,8 +282,16 @@ pub(super) enum GroupCommand {
         #[arg(long)]
         env: Option<String>,
     },
+    /// Makes the pending versions of all members current now.
+    Promote(version::PromoteArgs),
+    /// Denies versions of all members for good, and ends the executions that obtained them.
+    Revoke(version::RevokeArgs),
     /// Removes a group with its members.
     Rm(NameArgs),
+    /// Gives up the pending versions, or brings the previous ones back.
+    Rollback(NameArgs),
+    /// Stages a new version of every member at once: a JSON object on stdin.
+    Rotate(version::GroupRotateArgs),
     /// Stores a group: a JSON object of names and values on stdin.
     #[command(
         after_help = "Example:\n  strongroom group set aws-deploy --scope chain:deploy < group.json"
@@ -298,22 +329,29 @@ fn group_text(group: &proto::GroupShown) -> String {
     )
 }
 
+/// A group's members: a JSON object of names and values, from stdin or a file.
+pub(super) fn members(file: Option<&Path>) -> Result<BTreeMap<String, Value>, Failure> {
+    let text = value::read(file, true, "JSON object")?;
+    // The parser's own words would quote values.
+    serde_json::from_slice(text.expose()).map_err(|e| {
+        Failure::new(format!(
+            "line {}, column {}: this is no JSON object of names and texts",
+            e.line(),
+            e.column()
+        ))
+        .hint("as in {\"AWS_ACCESS_KEY_ID\": \"...\", \"AWS_SECRET_ACCESS_KEY\": \"...\"}")
+    })
+}
+
 pub(super) fn group(context: &Context, command: GroupCommand) -> Outcome {
     let client = context.client();
     match command {
+        GroupCommand::Promote(args) => return version::promote(context, args),
+        GroupCommand::Revoke(args) => return version::revoke(context, args, true),
+        GroupCommand::Rollback(name) => return version::rollback(context, name),
+        GroupCommand::Rotate(args) => return version::rotate_group(context, args),
         GroupCommand::Set { name, plain, file, replace } => {
-            let text = value::read(file.as_deref(), true, "JSON object")?;
-            // The parser's own words would quote values.
-            let members: BTreeMap<String, Value> =
-                serde_json::from_slice(text.expose()).map_err(|e| {
-                    Failure::new(format!(
-                        "line {}, column {}: this is no JSON object of names and texts",
-                        e.line(),
-                        e.column()
-                    ))
-                    .hint("as in {\"AWS_ACCESS_KEY_ID\": \"...\", \"AWS_SECRET_ACCESS_KEY\": \"...\"}")
-                })?;
-            drop::<SecretBytes>(text);
+            let members = members(file.as_deref())?;
             let request = proto::GroupSet {
                 name: name.name,
                 scope: name.scope,

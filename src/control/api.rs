@@ -67,7 +67,25 @@ pub trait Api: Send + Sync + 'static {
     fn secret_show(&self, who: &Caller, req: proto::SecretName) -> Answer<proto::SecretShown>;
     /// `POST /v1/secrets/rm`
     fn secret_rm(&self, who: &Caller, req: proto::SecretRm) -> Answer<proto::Done>;
+    /// `POST /v1/secrets/rotate`
+    fn secret_rotate(&self, who: &Caller, req: proto::SecretRotate) -> Answer<proto::Rotated>;
+    /// `POST /v1/secrets/promote`
+    fn secret_promote(&self, who: &Caller, req: proto::SecretPromote) -> Answer<proto::Rotated>;
+    /// `POST /v1/secrets/rollback`
+    fn secret_rollback(&self, who: &Caller, req: proto::SecretName) -> Answer<proto::Rotated>;
+    /// `POST /v1/secrets/revoke`
+    fn secret_revoke(&self, who: &Caller, req: proto::SecretRevoke) -> Answer<proto::Revoked>;
+    /// `POST /v1/secrets/destroy`
+    fn secret_destroy(&self, who: &Caller, req: proto::SecretDestroy)
+    -> Answer<proto::SecretShown>;
+    /// `GET /v1/secrets/exposures`
+    fn secret_exposures(&self, who: &Caller, req: proto::SecretName)
+    -> Answer<proto::ExposureList>;
 
+    /// `POST /v1/groups/rotate`
+    fn group_rotate(&self, who: &Caller, req: proto::GroupRotate) -> Answer<proto::Rotated>;
+    /// `POST /v1/alerts/test`
+    fn alert_test(&self, who: &Caller) -> Answer<proto::AlertTested>;
     /// `POST /v1/groups`
     fn group_set(&self, who: &Caller, req: proto::GroupSet) -> Answer<proto::GroupShown>;
     /// `GET /v1/groups`

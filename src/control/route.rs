@@ -342,7 +342,7 @@ fn metrics() -> Route {
     }
 }
 
-use Permission::{Audit, Launch, Operate, Reveal};
+use Permission::{Audit, Launch, Operate, Reveal, Revoke};
 
 const OPERATE: Needs = Needs::OneOf(&[Operate]);
 const LAUNCH: Needs = Needs::OneOf(&[Launch]);
@@ -355,6 +355,7 @@ pub fn table() -> &'static [Route] {
     static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         let mut all = daemon_verbs();
         all.extend(secret_verbs());
+        all.extend(version_verbs());
         all.extend(vault_verbs());
         all.extend(chain_verbs());
         all.extend(seeing_verbs());
@@ -481,6 +482,67 @@ fn secret_verbs() -> Vec<Route> {
         post("project rm", "/v1/projects/rm", OPERATE, "Removes a project.", |a, w, q| {
             a.project_rm(w, q)
         }),
+    ]
+}
+
+fn version_verbs() -> Vec<Route> {
+    vec![
+        post(
+            "secret rotate",
+            "/v1/secrets/rotate",
+            OPERATE,
+            "Stages a version: new executions get it, running ones keep theirs.",
+            |a, w, q| a.secret_rotate(w, q),
+        ),
+        post(
+            "secret promote",
+            "/v1/secrets/promote",
+            OPERATE,
+            "Makes the pending version of a secret or group current.",
+            |a, w, q| a.secret_promote(w, q),
+        ),
+        post(
+            "secret rollback",
+            "/v1/secrets/rollback",
+            OPERATE,
+            "Gives up the pending version, or brings the previous one back.",
+            |a, w, q| a.secret_rollback(w, q),
+        ),
+        post(
+            "secret revoke",
+            "/v1/secrets/revoke",
+            Needs::OneOf(&[Revoke]),
+            "Denies versions for good and ends the executions that obtained them.",
+            |a, w, q| a.secret_revoke(w, q),
+        ),
+        post(
+            "secret destroy",
+            "/v1/secrets/destroy",
+            OPERATE,
+            "Removes the bytes of a version that nobody holds.",
+            |a, w, q| a.secret_destroy(w, q),
+        ),
+        get(
+            "secret exposures",
+            "/v1/secrets/exposures",
+            Needs::OneOf(&[Operate, Revoke, Audit]),
+            "Who obtained which version, and how.",
+            |a, w, q| a.secret_exposures(w, q),
+        ),
+        post(
+            "group rotate",
+            "/v1/groups/rotate",
+            OPERATE,
+            "Stages a version of every member of a group, in one commit.",
+            |a, w, q| a.group_rotate(w, q),
+        ),
+        post::<proto::Empty, _>(
+            "alert test",
+            "/v1/alerts/test",
+            OPERATE,
+            "Delivers a test to every configured alert.",
+            |a, w, _| a.alert_test(w),
+        ),
     ]
 }
 

@@ -105,6 +105,66 @@ impl Api for Daemon {
         self.remove_secret(who, &req)
     }
 
+    fn secret_rotate(
+        &self,
+        who: &Caller,
+        req: proto::SecretRotate,
+    ) -> Result<proto::Rotated, Problem> {
+        self.rotate_secret(who, req)
+    }
+
+    fn secret_promote(
+        &self,
+        who: &Caller,
+        req: proto::SecretPromote,
+    ) -> Result<proto::Rotated, Problem> {
+        self.promote_secret(who, &req)
+    }
+
+    fn secret_rollback(
+        &self,
+        who: &Caller,
+        req: proto::SecretName,
+    ) -> Result<proto::Rotated, Problem> {
+        self.rollback_secret(who, &req)
+    }
+
+    fn secret_revoke(
+        &self,
+        who: &Caller,
+        req: proto::SecretRevoke,
+    ) -> Result<proto::Revoked, Problem> {
+        self.revoke_secret(who, req)
+    }
+
+    fn secret_destroy(
+        &self,
+        who: &Caller,
+        req: proto::SecretDestroy,
+    ) -> Result<proto::SecretShown, Problem> {
+        self.destroy_version(who, &req)
+    }
+
+    fn secret_exposures(
+        &self,
+        _who: &Caller,
+        req: proto::SecretName,
+    ) -> Result<proto::ExposureList, Problem> {
+        self.list_exposures(&req)
+    }
+
+    fn group_rotate(
+        &self,
+        who: &Caller,
+        req: proto::GroupRotate,
+    ) -> Result<proto::Rotated, Problem> {
+        self.rotate_group(who, req)
+    }
+
+    fn alert_test(&self, who: &Caller) -> Result<proto::AlertTested, Problem> {
+        self.test_alerts(who)
+    }
+
     fn group_set(&self, who: &Caller, req: proto::GroupSet) -> Result<proto::GroupShown, Problem> {
         self.set_group(who, req)
     }

@@ -4,6 +4,7 @@
 //! change goes to the vault first.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::audit::log::{Log, Unavailable};
@@ -12,6 +13,7 @@ use crate::broker::Refusal;
 use crate::broker::backend::{Access, Backend, Outcome, Recorder};
 use crate::catalog::Catalog;
 use crate::catalog::name::EnvName;
+use crate::catalog::secret::Stage;
 use crate::clock::Clock;
 use crate::proto::{Code, Problem};
 use crate::secret::SecretBytes;
@@ -28,6 +30,9 @@ pub struct Core {
     environments: Vec<EnvName>,
     catalog: RwLock<Catalog>,
     vault: RwLock<Option<Arc<Vault>>>,
+    /// Values that are denied to everybody, by record id: revoked ones, from the moment on that a
+    /// revoke has begun.
+    denied: RwLock<HashSet<String>>,
 }
 
 impl Core {
@@ -39,7 +44,18 @@ impl Core {
             catalog: RwLock::new(Catalog::new(environments.clone())),
             environments,
             vault: RwLock::new(None),
+            denied: RwLock::default(),
         }
+    }
+
+    /// Denies values to everybody, at once.
+    pub fn deny(&self, values: impl IntoIterator<Item = String>) {
+        self.denied.write().unwrap_or_else(PoisonError::into_inner).extend(values);
+    }
+
+    /// Whether a value is denied to everybody.
+    pub fn is_denied(&self, value: &str) -> bool {
+        self.denied.read().unwrap_or_else(PoisonError::into_inner).contains(value)
     }
 
     /// The catalog, for reading.
@@ -68,6 +84,7 @@ impl Core {
     /// [`vault::Error::Altered`] when a record is not what its kind says.
     pub fn install(&self, vault: Vault) -> Result<(), vault::Error> {
         let catalog = load(&vault, &self.environments)?;
+        self.deny_revoked(&catalog);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
         *self.vault.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(vault));
         Ok(())
@@ -80,8 +97,16 @@ impl Core {
     pub fn reload(&self) -> Result<(), vault::Error> {
         let Some(vault) = self.vault() else { return Ok(()) };
         let catalog = load(&vault, &self.environments)?;
+        self.deny_revoked(&catalog);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
         Ok(())
+    }
+
+    fn deny_revoked(&self, catalog: &Catalog) {
+        let secrets = catalog.secrets();
+        let revoked =
+            secrets.iter().flat_map(|s| &s.versions).filter(|v| v.stage == Stage::Revoked);
+        self.deny(revoked.filter_map(|v| v.value.clone()));
     }
 
     /// Forgets the vault and the catalog.
@@ -169,6 +194,9 @@ fn load(vault: &Vault, environments: &[EnvName]) -> Result<Catalog, vault::Error
     for (_, bytes) in vault.all(RecordKind::Chain)? {
         catalog.put_chain(parse(&bytes)?);
     }
+    for (_, bytes) in vault.all(RecordKind::Policy)? {
+        catalog.put_policy(parse(&bytes)?);
+    }
     Ok(catalog)
 }
 
@@ -213,6 +241,9 @@ impl Backend for Core {
     }
 
     fn is_revoked(&self, id: &str) -> bool {
+        if self.is_denied(id) {
+            return true;
+        }
         // While it is locked no value is in reach, and every read says so.
         let Some(vault) = self.vault() else { return false };
         id.parse().is_ok_and(|id: RecordId| !vault.contains(RecordKind::Value, id))

@@ -61,7 +61,7 @@ impl Daemon {
             executions: running,
             audit_seq: Some(self.core.log.head().seq),
             audit_problem: self.core.log.fault(),
-            waiting: Vec::new(),
+            waiting: self.all_waiting(),
             hardening: self.hardening.clone(),
             warnings,
         }

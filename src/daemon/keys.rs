@@ -158,6 +158,8 @@ impl Daemon {
         let revision = vault.revision();
         self.fill_box(vault.root_key());
         self.core.install(vault).map_err(|e| vault_problem(&e))?;
+        self.load_exposures()?;
+        self.settle_soon();
         Ok(revision)
     }
 
@@ -394,13 +396,15 @@ impl Daemon {
         let (records, epoch) = (content.header.count, content.header.revision);
         let revision = content.restore(&vault).map_err(|e| backup_problem(&e))?;
         self.core.reload().map_err(|e| vault_problem(&e))?;
+        let reapplied = self.reapply_revocations()?;
+        self.load_exposures()?;
         let user = user_of(who.peer.uid);
         let mut record = self.core.new_record(Event::Restored);
         record.user = Some(&user);
         record.uid = Some(who.peer.uid);
         record.revision = Some(revision);
         self.core.record(&record)?;
-        Ok(proto::BackupRestored { records, epoch, reapplied: Vec::new() })
+        Ok(proto::BackupRestored { records, epoch, reapplied })
     }
 }
 

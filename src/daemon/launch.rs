@@ -11,10 +11,12 @@ use nix::sys::signal::Signal;
 use crate::audit::record::Event;
 use crate::catalog::definition::{Definition, Deliver, Reference};
 use crate::catalog::name::{AgentName, ChainName, EnvName};
-use crate::catalog::resolve::{Asker, Error as ResolveError, Grant, Resolution, Unresolved};
-use crate::catalog::secret::Secret;
+use crate::catalog::resolve::{Asker, Error as ResolveError, Resolution, Unresolved};
+use crate::catalog::secret::{Binding, Secret, Stage, Version};
+use crate::clock::Timestamp;
 use crate::config::Permission;
 use crate::control::Caller;
+use crate::execution::exposure::{Channel, Exposure};
 use crate::execution::id::ExecutionId;
 use crate::execution::journal::Kind;
 use crate::execution::principal::{Execution, File, Membership, Pin, Principal, ProcessRef};
@@ -39,7 +41,7 @@ const ADHOC: &str = "adhoc";
 /// How long processes get between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a killed group may take to be empty.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a ticket is good unless said otherwise.
 const TICKET_TTL: Duration = Duration::from_secs(300);
 
@@ -77,7 +79,7 @@ struct Ticket {
     user: String,
 }
 
-fn registry_problem(error: &registry::Error) -> Problem {
+pub(super) fn registry_problem(error: &registry::Error) -> Problem {
     match error {
         registry::Error::Conflict { .. } => Problem::new(Code::Conflict, error.to_string())
             .with_hint("choose another id, or give the same chain and environment"),
@@ -195,17 +197,18 @@ impl Daemon {
         Ok(resolution)
     }
 
-    fn pin_of(&self, secret: &Secret) -> Result<Pin, Problem> {
-        let version = secret.version_to_pin(self.core.clock.now()).map_err(|error| {
+    /// The version that an execution gets: one moment for all of them, or a group's members could be
+    /// of two generations.
+    fn pin_of(&self, secret: &Secret, now: Timestamp) -> Result<Pin, Problem> {
+        let version = match secret.binding {
+            Binding::Pinned => secret.version_to_pin(now),
+            Binding::Floating => secret.version_to_follow(now),
+        };
+        let version = version.map_err(|error| {
             Problem::new(Code::Unresolved, error.to_string())
                 .with_hint(format!("strongroom secret show {}", secret.key))
         })?;
-        Ok(Pin {
-            version: version.number,
-            value: version.value.clone().unwrap_or_default(),
-            size_bytes: version.size_bytes,
-            created_at: version.created_at,
-        })
+        pin(version)
     }
 
     /// Starts an execution: pins of all its agents are taken here, at once.
@@ -214,6 +217,7 @@ impl Daemon {
         who: &Caller,
         req: &proto::ExecutionStart,
     ) -> Result<proto::ExecutionShown, Problem> {
+        let _launching = self.launching.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.core.unlocked()?;
         let chain: ChainName = parse(&req.chain)?;
         let environment = self.environment(req.environment.as_deref())?;
@@ -297,8 +301,11 @@ impl Daemon {
                     .map(|u| unresolved_shown(agent.name.as_str(), environment, u)),
             );
             for grant in resolution.granted.values() {
+                if grant.secret.binding == Binding::Floating {
+                    continue;
+                }
                 // What cannot be pinned stops the launch of the agents that want it, not of others.
-                if let Ok(pin) = self.pin_of(&grant.secret) {
+                if let Ok(pin) = self.pin_of(&grant.secret, now) {
                     pins.insert(grant.secret.id.clone(), pin);
                 }
             }
@@ -379,6 +386,7 @@ impl Daemon {
         wanted: &Wanted<'_>,
         user: String,
     ) -> Result<proto::AgentLaunched, Problem> {
+        let _launching = self.launching.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.core.unlocked()?;
         let existing = match wanted.execution {
             None => None,
@@ -463,6 +471,47 @@ impl Daemon {
         outcome
     }
 
+    /// The files `NAME@current` and `NAME@pending` of an agent whose definition says that it rotates
+    /// NAME.
+    fn add_rotated(
+        &self,
+        files: &mut BTreeMap<String, File>,
+        execution: &Execution,
+        agent: &AgentName,
+        wanted: &Wanted<'_>,
+    ) -> Result<(), Problem> {
+        let catalog = self.core.catalog();
+        let chain: ChainName = parse(&execution.chain)?;
+        let environment: Option<EnvName> =
+            execution.environment.as_deref().map(parse).transpose()?;
+        let Some(stored) = catalog.chain(&chain) else { return Ok(()) };
+        let Some(definition) = stored.definition.agent(agent) else { return Ok(()) };
+        let asker = Asker { chain: &chain, agent, environment: environment.as_ref() };
+        let references = definition.rotates.iter().map(|name| Reference {
+            name: name.clone(),
+            group: false,
+            deliver: None,
+            as_name: None,
+            path_env: None,
+        });
+        let references: Vec<_> = references.collect();
+        let resolution = catalog
+            .resolve_references(references.iter(), Deliver::Files, asker)
+            .map_err(|e| resolve_problem(&e))?;
+        for (name, grant) in &resolution.granted {
+            for stage in [Stage::Current, Stage::Pending] {
+                let Some(version) = grant.secret.at_stage(stage) else { continue };
+                let pin = pin(version)?;
+                if !self.core.is_denied(&pin.value) {
+                    let file = self.file_of(&grant.secret, &pin, wanted.uid, wanted.gid)?;
+                    let file = File { floating: false, ..file };
+                    files.insert(format!("{name}@{}", stage.word()), file);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn implicit_execution(
         &self,
         who: &Caller,
@@ -474,8 +523,10 @@ impl Daemon {
         let id = self.execution_id(None)?;
         let execution = if chain.as_str() == ADHOC {
             let mut pins = BTreeMap::new();
-            for grant in resolution.granted.values() {
-                pins.insert(grant.secret.id.clone(), self.pin_of(&grant.secret)?);
+            let now = self.core.clock.now();
+            let granted = resolution.granted.values();
+            for grant in granted.filter(|g| g.secret.binding == Binding::Pinned) {
+                pins.insert(grant.secret.id.clone(), self.pin_of(&grant.secret, now)?);
             }
             Execution {
                 id,
@@ -517,10 +568,28 @@ impl Daemon {
         resolution: &Resolution,
     ) -> Result<Arc<Execution>, Problem> {
         let mut missing = BTreeMap::new();
+        let now = self.core.clock.now();
         for grant in resolution.granted.values() {
-            if !execution.pins.contains_key(&grant.secret.id) {
-                missing.insert(grant.secret.id.clone(), self.pin_of(&grant.secret)?);
+            if execution.pins.contains_key(&grant.secret.id)
+                || grant.secret.binding == Binding::Floating
+            {
+                continue;
             }
+            let pin = match self.generation_of(execution, &grant.secret) {
+                None => self.pin_of(&grant.secret, now)?,
+                Some(generation) => {
+                    let of = |v: &&Version| v.generation == generation && v.stage.is_readable();
+                    let version = grant.secret.versions.iter().find(of).ok_or_else(|| {
+                        let what = format!(
+                            "{} has no version that came with those that execution {} holds",
+                            grant.secret.key, execution.id
+                        );
+                        Problem::new(Code::Unresolved, what).with_hint("start a new execution")
+                    })?;
+                    pin(version)?
+                }
+            };
+            missing.insert(grant.secret.id.clone(), pin);
         }
         if missing.is_empty() {
             return Ok(execution.clone());
@@ -530,7 +599,20 @@ impl Daemon {
             .map_err(|e| registry_problem(&e))
     }
 
-    fn file_of(&self, grant: &Grant, pin: &Pin, uid: u32, gid: u32) -> Result<File, Problem> {
+    /// The generation of a secret's group that an execution holds already.
+    fn generation_of(&self, execution: &Execution, secret: &Arc<Secret>) -> Option<u32> {
+        secret.group.as_ref()?;
+        let unit = self.core.catalog().unit_of(secret);
+        unit.members.iter().find_map(|m| Some(execution.pins.get(&m.id)?.generation))
+    }
+
+    pub(super) fn file_of(
+        &self,
+        secret: &Secret,
+        pin: &Pin,
+        uid: u32,
+        gid: u32,
+    ) -> Result<File, Problem> {
         let inode = self
             .registry
             .secret_inode(
@@ -546,16 +628,17 @@ impl Daemon {
             .map_err(|e| registry_problem(&e))?;
         Ok(File {
             inode,
-            secret: grant.secret.id.clone(),
-            key: grant.secret.key.to_string(),
-            scope: grant.secret.scope.to_string(),
-            environment: grant.secret.key.environment.as_ref().map(ToString::to_string),
+            secret: secret.id.clone(),
+            key: secret.key.to_string(),
+            scope: secret.scope.to_string(),
+            environment: secret.key.environment.as_ref().map(ToString::to_string),
             version: pin.version,
             value: pin.value.clone(),
             size_bytes: pin.size_bytes,
             created_at: pin.created_at,
-            expires_at: grant.secret.expires_at,
-            access_log_enabled: grant.secret.access_log_enabled,
+            expires_at: secret.expires_at,
+            access_log_enabled: secret.access_log_enabled,
+            floating: secret.binding == Binding::Floating,
         })
     }
 
@@ -572,13 +655,23 @@ impl Daemon {
         let peer = self.peer_process(who)?;
         let mut files = BTreeMap::new();
         for grant in resolution.granted.values() {
-            let pin = execution
-                .pins
-                .get(&grant.secret.id)
-                .ok_or_else(|| Problem::new(Code::Internal, "a secret of the agent has no pin"))?;
-            let file = self.file_of(grant, pin, wanted.uid, wanted.gid)?;
+            let pin = match grant.secret.binding {
+                Binding::Floating => self.pin_of(&grant.secret, self.core.clock.now())?,
+                Binding::Pinned => {
+                    execution.pins.get(&grant.secret.id).cloned().ok_or_else(|| {
+                        Problem::new(Code::Internal, "a secret of the agent has no pin")
+                    })?
+                }
+            };
+            if self.core.is_denied(&pin.value) {
+                let what = format!("version {} of {} is revoked", pin.version, grant.secret.key);
+                return Err(Problem::new(Code::Unresolved, what)
+                    .with_hint(format!("strongroom secret show {}", grant.secret.key)));
+            }
+            let file = self.file_of(&grant.secret, &pin, wanted.uid, wanted.gid)?;
             files.insert(grant.file_name.to_string(), file);
         }
+        self.add_rotated(&mut files, execution, agent, wanted)?;
         let (membership, group) = match self.make_cgroup(&execution.id, agent, number) {
             Some(group) => {
                 let membership = Membership::Cgroup {
@@ -617,6 +710,7 @@ impl Daemon {
             identity: self.fresh_inode()?,
             membership,
             files,
+            earlier: Vec::new(),
             started_at: self.core.clock.now(),
             launch: launch.clone(),
             lifeline,
@@ -909,7 +1003,7 @@ impl Daemon {
         Ok(self.end_processes(principal, grace))
     }
 
-    fn end_processes(&self, principal: &Principal, grace: Duration) -> Vec<String> {
+    pub(super) fn end_processes(&self, principal: &Principal, grace: Duration) -> Vec<String> {
         match &principal.membership {
             Membership::Cgroup { path, .. } => {
                 let Ok(group) = Cgroup::open(path) else { return Vec::new() };
@@ -966,6 +1060,7 @@ impl Daemon {
             // Busy only while a survivor is in it.
             let _removed = cgroup::remove_tree(&root.join(id.as_str()));
         }
+        self.settle_soon();
         if running {
             self.record_execution(Event::ExecutionEnded, &execution, execution.uid, Some(reason))?;
         }
@@ -1100,7 +1195,7 @@ impl Daemon {
         }
     }
 
-    fn record_execution(
+    pub(super) fn record_execution(
         &self,
         event: Event,
         execution: &Execution,
@@ -1155,8 +1250,17 @@ impl Daemon {
         record.decision = Some("granted");
         self.core.record(&record)?;
         self.registry
-            .expose(&principal.execution, &file.value, "env")
-            .map_err(|e| registry_problem(&e))
+            .ledger()
+            .note(Exposure {
+                value: file.value.clone(),
+                via: Channel::Env,
+                execution: Some(principal.execution.clone()),
+                chain: Some(principal.chain.clone()),
+                agent: Some(principal.agent.clone()),
+                user: principal.user.clone(),
+                at: self.core.clock.now(),
+            })
+            .map_err(|e| registry_problem(&registry::Error::State(e)))
     }
 
     pub(super) fn create_ticket(
@@ -1313,6 +1417,19 @@ impl Daemon {
     }
 }
 
+fn pin(version: &Version) -> Result<Pin, Problem> {
+    let value = version.value.clone().ok_or_else(|| {
+        Problem::new(Code::Gone, format!("version {} was destroyed", version.number))
+    })?;
+    Ok(Pin {
+        version: version.number,
+        value,
+        size_bytes: version.size_bytes,
+        created_at: version.created_at,
+        generation: version.generation,
+    })
+}
+
 fn gone(error: std::io::Error) -> Problem {
     Problem::new(Code::Gone, format!("the process is gone: {error}"))
 }
@@ -1360,7 +1477,7 @@ fn proc_threads(pid: u32) -> Option<u32> {
 }
 
 /// Ends the descendants of a launcher, never the launcher: it is about to end by itself.
-fn end_tree(root: &ProcessRef, grace: Duration) -> Vec<String> {
+pub(super) fn end_tree(root: &ProcessRef, grace: Duration) -> Vec<String> {
     struct Root(u32);
     impl crate::identity::attestor::Members for Root {
         fn by_cgroup(&self, _: u64) -> Option<PrincipalNumber> {

@@ -4,6 +4,7 @@
 //! is registered before it runs. Each file holds the verbs of one noun.
 #![forbid(unsafe_code)]
 
+pub mod alert;
 mod api;
 mod chains;
 pub mod core;
@@ -11,12 +12,14 @@ mod import;
 pub mod inspect;
 pub mod keys;
 mod launch;
+mod revoke;
+mod rotate;
 mod secrets;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use crate::broker::local::Local;
@@ -85,12 +88,24 @@ pub struct Daemon {
     unlocking: Mutex<()>,
     /// Held over the redemption of a ticket.
     redeeming: Mutex<()>,
+    /// Held for reading over a launch, for writing while a revoke decides who had a value. Taken
+    /// before the catalog and the registry.
+    launching: RwLock<()>,
+    /// One revoke at a time.
+    revoking: Mutex<()>,
+    /// Whether versions may have to change their stage, so that nobody waits for the next look.
+    unsettled: AtomicBool,
+    /// Where alerts go.
+    alerts: alert::Alerts,
+    /// When versions and policies were last looked at.
+    looked_at: Mutex<Option<std::time::Instant>>,
 }
 
 impl Daemon {
     /// Puts the parts together; the vault is unlocked where no person is needed for it.
     pub fn new(parts: Parts) -> Self {
         let started_at = parts.core.clock.now();
+        let alerts = alert::Alerts::start(parts.config.alerts.clone(), parts.core.clone());
         let daemon = Self {
             paths: parts.paths,
             config: parts.config,
@@ -107,7 +122,14 @@ impl Daemon {
             stopping: AtomicBool::new(false),
             unlocking: Mutex::new(()),
             redeeming: Mutex::new(()),
+            launching: RwLock::new(()),
+            revoking: Mutex::new(()),
+            unsettled: AtomicBool::new(true),
+            looked_at: Mutex::new(None),
+            alerts,
         };
+        // Before anything is served: what an earlier worker began to revoke stays denied.
+        daemon.deny_again();
         daemon.unlock_at_start();
         daemon
     }
@@ -122,6 +144,7 @@ impl Daemon {
         while !self.is_stopping() {
             let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.housekeeping();
+                self.keep_versions();
             }));
             if turn.is_err() {
                 tracing::error!("a turn of housekeeping panicked");

@@ -54,7 +54,7 @@ pub(super) fn parse_scope(text: Option<&str>) -> Result<Option<Scope>, Problem> 
     text.map(parse).transpose()
 }
 
-fn check_value(value: &SecretBytes) -> Result<(), Problem> {
+pub(super) fn check_value(value: &SecretBytes) -> Result<(), Problem> {
     if value.is_empty() {
         return Err(Problem::new(Code::Invalid, "the value is empty")
             .with_hint("pipe it in: printf %s \"$VALUE\" | strongroom secret set NAME"));
@@ -70,7 +70,7 @@ fn check_value(value: &SecretBytes) -> Result<(), Problem> {
 }
 
 /// What a person should know of a value that redaction cannot find.
-fn notes_on(value: &SecretBytes, plain: bool) -> Vec<String> {
+pub(super) fn notes_on(value: &SecretBytes, plain: bool) -> Vec<String> {
     if !plain && value.len() < 8 {
         vec!["a value of fewer than 8 bytes can hardly be recognised in outputs".to_owned()]
     } else {
@@ -78,7 +78,7 @@ fn notes_on(value: &SecretBytes, plain: bool) -> Vec<String> {
     }
 }
 
-fn shown(secret: &Secret, notes: Vec<String>) -> proto::SecretShown {
+pub(super) fn shown(secret: &Secret, notes: Vec<String>) -> proto::SecretShown {
     let version = |v: &Version| proto::VersionShown {
         version: u64::from(v.number),
         stage: v.stage.word().to_owned(),
@@ -89,12 +89,15 @@ fn shown(secret: &Secret, notes: Vec<String>) -> proto::SecretShown {
         destroyed: v.value.is_none(),
         held_by: Vec::new(),
     };
-    let by_stage = [Stage::Pending, Stage::Current, Stage::Previous];
-    let versions: BTreeMap<_, _> = by_stage
-        .into_iter()
-        .filter_map(|stage| Some((stage.word().to_owned(), version(secret.at_stage(stage)?))))
-        .collect();
-    let old = secret.versions.iter().filter(|v| !by_stage.contains(&v.stage));
+    let by_stage = [
+        secret.at_stage(Stage::Pending),
+        secret.at_stage(Stage::Current),
+        secret.rollback_target(),
+    ];
+    let versions: BTreeMap<_, _> =
+        by_stage.into_iter().flatten().map(|v| (v.stage.word().to_owned(), version(v))).collect();
+    let named = |v: &Version| by_stage.iter().flatten().any(|n| n.number == v.number);
+    let old = secret.versions.iter().rev().filter(|v| !named(v));
     proto::SecretShown {
         key: secret.key.to_string(),
         scope: secret.scope.to_string(),
@@ -134,6 +137,9 @@ impl Daemon {
             at: self.core.clock.now(),
             by: by.to_owned(),
             valid_from: None,
+            valid_until: None,
+            generation: 0,
+            drain: None,
         }
     }
 
@@ -162,7 +168,10 @@ impl Daemon {
                     return Err(Problem::new(Code::Exists, what)
                         .with_hint("add --replace to give it a new value at once"));
                 }
-                Some(existing) => Secret::clone(&existing),
+                Some(existing) => {
+                    alone(&existing)?;
+                    Secret::clone(&existing)
+                }
                 None => Secret {
                     id: new_id()?.to_string(),
                     key: key.clone(),
@@ -191,10 +200,11 @@ impl Daemon {
             Ok((secret, Box::new(move |c: &mut Catalog| c.put_secret(stored)) as _))
         })?;
         self.record_secret(Event::SecretSet, who, &secret, Some(revision))?;
+        self.follow_floating(std::slice::from_ref(&secret));
         Ok(shown(&secret, notes))
     }
 
-    fn record_secret(
+    pub(super) fn record_secret(
         &self,
         event: Event,
         who: &Caller,
@@ -232,15 +242,24 @@ impl Daemon {
         let secret = self.find_secret(&req.name, req.scope.as_deref())?;
         let mut answer = shown(&secret, Vec::new());
         // Who holds which version now.
-        for execution in self.registry.executions() {
-            if execution.ended.is_none()
-                && let Some(pin) = execution.pins.get(&secret.id)
-            {
-                let number = u64::from(pin.version);
-                for version in answer.versions.values_mut().filter(|v| v.version == number) {
-                    version.held_by.push(execution.id.to_string());
-                }
-            }
+        for version in answer.versions.values_mut().chain(&mut answer.old_versions) {
+            let number = u32::try_from(version.version).unwrap_or(0);
+            let value = secret.version(number).and_then(|v| v.value.as_deref());
+            version.held_by = value
+                .map(|value| self.registry.holders(value))
+                .unwrap_or_default()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+        }
+        let unit = self.core.catalog().unit_of(&secret);
+        if let Some(waiting) = self.waiting_for(&unit) {
+            answer.notes.push(format!(
+                "version {} waits since {} for {}",
+                waiting.pending,
+                waiting.since,
+                waiting.waits_for.join(", ")
+            ));
         }
         Ok(answer)
     }
@@ -383,7 +402,10 @@ impl Daemon {
             .registry
             .executions()
             .iter()
-            .filter(|e| e.ended.is_none() && e.pins.contains_key(&secret.id))
+            .filter(|e| {
+                e.ended.is_none()
+                    && (e.pins.contains_key(&secret.id) || self.follows(&e.id, &secret.id))
+            })
             .map(|e| e.id.to_string())
             .collect();
         if !holders.is_empty() && !req.force {
@@ -397,10 +419,17 @@ impl Daemon {
                 "change the group with `strongroom group set --replace`, or add --force",
             ));
         }
-        let ((), revision) = self.core.change(|_, batch| {
+        let ((), revision) = self.core.change(|catalog, batch| {
             delete_secret(batch, &secret)?;
             let id = secret.id.clone();
-            Ok(((), Box::new(move |c: &mut Catalog| c.remove_secret(&id)) as _))
+            if let Some(policy) = catalog.policy(&id) {
+                batch.delete(RecordKind::Policy, parse(&policy.id)?);
+            }
+            let apply = move |c: &mut Catalog| {
+                c.remove_secret(&id);
+                c.remove_policy(&id);
+            };
+            Ok(((), Box::new(apply) as _))
         })?;
         self.record_secret(Event::SecretRemoved, who, &secret, Some(revision))?;
         Ok(proto::Done::default())
@@ -448,6 +477,7 @@ impl Daemon {
             };
             catalog.check_group(&group).map_err(|e| catalog_problem(&e))?;
             let old = catalog.members(&group);
+            let generation = old.iter().map(|s| s.generation()).max().unwrap_or(0) + 1;
             let mut secrets = Vec::new();
             for (member, (value, plain)) in &members {
                 let mut secret = match old.iter().find(|s| s.key == *member) {
@@ -470,7 +500,8 @@ impl Daemon {
                 };
                 catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
                 let id = new_id()?;
-                secret.replace(self.new_version(value, id, &by));
+                let new = self.new_version(value, id, &by);
+                secret.replace(NewVersion { generation, ..new });
                 batch.put(RecordKind::Value, id, SecretBytes::copy_of(value.expose()));
                 put(batch, RecordKind::Secret, &secret.id, &secret)?;
                 secrets.push(secret);
@@ -561,11 +592,15 @@ impl Daemon {
                 delete_secret(batch, secret)?;
             }
             batch.delete(RecordKind::Group, parse(&group.id)?);
+            if let Some(policy) = catalog.policy(&group.id) {
+                batch.delete(RecordKind::Policy, parse(&policy.id)?);
+            }
             let ids: Vec<_> = members.iter().map(|s| s.id.clone()).collect();
             let apply = move |c: &mut Catalog| {
                 for id in ids {
                     c.remove_secret(&id);
                 }
+                c.remove_policy(&group.id);
                 c.remove_group(&group.id);
             };
             Ok(((), Box::new(apply) as _))
@@ -666,6 +701,21 @@ impl Daemon {
         record.revision = Some(revision);
         self.core.record(&record)?;
         Ok(proto::Done::default())
+    }
+}
+
+/// Refuses a member of a group: members change together.
+pub(super) fn alone(secret: &Secret) -> Result<(), Problem> {
+    match &secret.group {
+        None => Ok(()),
+        Some(group) => {
+            let environment = secret.key.environment.as_ref();
+            let group = environment.map_or(group.to_string(), |e| format!("{e}/{group}"));
+            let what = format!("{} is a member of group {group}", secret.key);
+            Err(Problem::new(Code::Conflict, what).with_hint(format!(
+                "members change together: strongroom group rotate {group} < members.json"
+            )))
+        }
     }
 }
 

@@ -40,6 +40,10 @@ pub enum Kind {
     Fact = 5,
     /// A one-time ticket, by its digest.
     Ticket = 6,
+    /// An emergency revoke that has begun, by its id.
+    Revoke = 7,
+    /// A run of a rotation chain, by its token.
+    Rotation = 8,
 }
 
 impl Kind {
@@ -51,6 +55,8 @@ impl Kind {
             4 => Self::Exposure,
             5 => Self::Fact,
             6 => Self::Ticket,
+            7 => Self::Revoke,
+            8 => Self::Rotation,
             _ => return None,
         })
     }
@@ -178,11 +184,17 @@ impl Journal {
 
     /// All entries of `kind`, by key.
     pub fn all(&self, kind: Kind) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.some(kind, usize::MAX)
+    }
+
+    /// The first entries of `kind`, by key, at most `limit`.
+    pub fn some(&self, kind: Kind, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer
             .entries
             .range((kind, Vec::new())..)
             .take_while(|((k, _), _)| *k == kind)
+            .take(limit)
             .map(|((_, key), value)| (key.clone(), value.clone()))
             .collect()
     }

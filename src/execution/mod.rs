@@ -1,6 +1,7 @@
 //! Executions and what must outlive a worker: members, pins, inodes, open handles.
 #![forbid(unsafe_code)]
 
+pub mod exposure;
 pub mod handles;
 pub mod id;
 pub mod journal;

@@ -14,6 +14,9 @@ use crate::identity::attestor::PrincipalNumber;
 
 use super::id::ExecutionId;
 
+/// Superseded files that a principal keeps for handles that are open.
+const MAX_EARLIER: usize = 64;
+
 /// One run of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Execution {
@@ -58,6 +61,9 @@ pub struct Pin {
     pub size_bytes: u64,
     /// When the version was made.
     pub created_at: Timestamp,
+    /// The generation of its group; 0 where there is none.
+    #[serde(default)]
+    pub generation: u32,
 }
 
 /// Why and when an execution ended.
@@ -133,6 +139,10 @@ pub struct Principal {
     pub membership: Membership,
     /// Its files, by name.
     pub files: BTreeMap<String, File>,
+    /// What files were before they followed a floating secret, or another version after a revoke:
+    /// handles on them that are open stay what they were. Newest last.
+    #[serde(default)]
+    pub earlier: Vec<(String, File)>,
     /// When it was launched.
     pub started_at: Timestamp,
     /// Names the launch to whoever made it: 128 random bits in hex.
@@ -146,7 +156,18 @@ pub struct Principal {
 impl Principal {
     /// The file behind an inode number.
     pub fn file_by_inode(&self, inode: u64) -> Option<(&String, &File)> {
-        self.files.iter().find(|(_, file)| file.inode == inode)
+        let earlier = self.earlier.iter().map(|(name, file)| (name, file));
+        self.files.iter().chain(earlier).find(|(_, file)| file.inode == inode)
+    }
+
+    /// Puts `file` in the place of the one of that name, which handles that are open keep.
+    pub fn supersede(&mut self, name: &str, file: File) {
+        if let Some(old) = self.files.insert(name.to_owned(), file) {
+            self.earlier.push((name.to_owned(), old));
+            if self.earlier.len() > MAX_EARLIER {
+                self.earlier.remove(0);
+            }
+        }
     }
 
     /// Whether processes of `uid` may read.
@@ -180,4 +201,7 @@ pub struct File {
     pub expires_at: Option<Timestamp>,
     /// Whether each read is recorded.
     pub access_log_enabled: bool,
+    /// Follows the secret's current version at each open.
+    #[serde(default)]
+    pub floating: bool,
 }

@@ -5,7 +5,7 @@
 //! journal's own.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -16,6 +16,7 @@ use crate::identity::attestor::{Members, PrincipalNumber};
 use crate::sys::pidfd::PidFd;
 use crate::sys::proc;
 
+use super::exposure::Ledger;
 use super::id::ExecutionId;
 use super::journal::{self, Journal, Kind};
 use super::principal::{Ended, Execution, Membership, Principal, ProcessRef};
@@ -89,24 +90,27 @@ struct Inner {
     by_token: HashMap<String, u64>,
     inodes: HashMap<u64, Inode>,
     secret_inodes: HashMap<(String, u32), u64>,
-    exposures: std::collections::BTreeSet<(String, String, String)>,
+    /// Running executions that are pinned to a value.
+    held: HashMap<String, BTreeSet<ExecutionId>>,
     next_number: u64,
 }
 
 /// See the module.
 pub struct Registry {
-    journal: Journal,
+    journal: Arc<Journal>,
+    ledger: Ledger,
     inner: RwLock<Inner>,
 }
 
 impl Registry {
     /// Reads what earlier workers registered.
     pub fn open(journal: Journal) -> Self {
+        let journal = Arc::new(journal);
         let mut inner = Inner { next_number: 1, ..Inner::default() };
         for (_, value) in journal.all(Kind::Execution) {
             match serde_json::from_slice::<Execution>(&value) {
                 Ok(execution) => {
-                    inner.executions.insert(execution.id.clone(), Arc::new(execution));
+                    inner.insert_execution(execution);
                 }
                 Err(_) => tracing::error!("an execution in the runtime state does not parse"),
             }
@@ -116,12 +120,6 @@ impl Registry {
                 (<[u8; 8]>::try_from(key), serde_json::from_slice::<SecretInode>(&value))
             {
                 inner.insert_secret_inode(u64::from_be_bytes(number), secret);
-            }
-        }
-        for (key, _) in journal.all(Kind::Exposure) {
-            let text = String::from_utf8_lossy(&key);
-            if let [value, id, via] = text.split(' ').collect::<Vec<_>>()[..] {
-                inner.exposures.insert((value.into(), id.into(), via.into()));
             }
         }
         for (_, value) in journal.all(Kind::Principal) {
@@ -138,7 +136,8 @@ impl Registry {
         {
             inner.next_number = inner.next_number.max(u64::from_be_bytes(number));
         }
-        Self { journal, inner: RwLock::new(inner) }
+        let ledger = Ledger::open(journal.clone());
+        Self { journal, ledger, inner: RwLock::new(inner) }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
@@ -147,6 +146,21 @@ impl Registry {
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who obtained which version.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Running executions that are pinned to a value.
+    pub fn holders(&self, value: &str) -> Vec<ExecutionId> {
+        self.read().held.get(value).into_iter().flatten().cloned().collect()
+    }
+
+    /// Whether a running execution is pinned to a value.
+    pub fn is_held(&self, value: &str) -> bool {
+        self.read().held.contains_key(value)
     }
 
     /// The journal, for facts of other modules.
@@ -180,9 +194,7 @@ impl Registry {
             return Ok((existing.clone(), false));
         }
         self.store_execution(&execution)?;
-        let execution = Arc::new(execution);
-        inner.executions.insert(execution.id.clone(), execution.clone());
-        Ok((execution, true))
+        Ok((inner.insert_execution(execution), true))
     }
 
     fn store_execution(&self, execution: &Execution) -> Result<(), Error> {
@@ -208,9 +220,7 @@ impl Registry {
         let mut changed = Execution::clone(existing);
         change(&mut changed);
         self.store_execution(&changed)?;
-        let changed = Arc::new(changed);
-        inner.executions.insert(id.clone(), changed.clone());
-        Ok(changed)
+        Ok(inner.insert_execution(changed))
     }
 
     /// A number for a principal to be.
@@ -297,8 +307,7 @@ impl Registry {
         execution.ended = Some(Ended { at, reason: reason.to_owned() });
         // The end is stored first: a successor that reads it drops the principals as well.
         self.store_execution(&execution)?;
-        let execution = Arc::new(execution);
-        inner.executions.insert(id.clone(), execution.clone());
+        let execution = inner.insert_execution(execution);
         let members: Vec<_> =
             inner.principals.values().filter(|p| p.execution == *id).map(|p| p.number).collect();
         let mut removed = Vec::new();
@@ -343,33 +352,6 @@ impl Registry {
         self.journal.put(Kind::Inode, &fresh.to_be_bytes(), &value)?;
         inner.insert_secret_inode(fresh, secret);
         Ok(fresh)
-    }
-
-    /// Notes that an execution obtained a value `via` a channel, once.
-    ///
-    /// # Errors
-    /// [`Error::State`]: the value must not leave then.
-    pub fn expose(&self, id: &ExecutionId, value: &str, via: &str) -> Result<(), Error> {
-        let key = (value.to_owned(), id.to_string(), via.to_owned());
-        if self.read().exposures.contains(&key) {
-            return Ok(());
-        }
-        let mut inner = self.write();
-        let text = format!("{value} {id} {via}");
-        self.journal.put(Kind::Exposure, text.as_bytes(), b"")?;
-        inner.exposures.insert(key);
-        Ok(())
-    }
-
-    /// Executions that obtained a value, and how.
-    pub fn exposures_of(&self, value: &str) -> Vec<(String, String)> {
-        let from = (value.to_owned(), String::new(), String::new());
-        self.read()
-            .exposures
-            .range(from..)
-            .take_while(|(of, _, _)| of == value)
-            .map(|(_, execution, via)| (execution.clone(), via.clone()))
-            .collect()
     }
 
     /// What an inode number stands for.
@@ -420,6 +402,27 @@ impl Registry {
 }
 
 impl Inner {
+    fn insert_execution(&mut self, execution: Execution) -> Arc<Execution> {
+        if let Some(old) = self.executions.get(&execution.id).cloned() {
+            for pin in old.pins.values() {
+                if let Some(holders) = self.held.get_mut(&pin.value) {
+                    holders.remove(&old.id);
+                    if holders.is_empty() {
+                        self.held.remove(&pin.value);
+                    }
+                }
+            }
+        }
+        if execution.ended.is_none() {
+            for pin in execution.pins.values() {
+                self.held.entry(pin.value.clone()).or_default().insert(execution.id.clone());
+            }
+        }
+        let execution = Arc::new(execution);
+        self.executions.insert(execution.id.clone(), execution.clone());
+        execution
+    }
+
     fn insert_secret_inode(&mut self, number: u64, secret: SecretInode) {
         self.secret_inodes.insert((secret.value.clone(), secret.uid), number);
         self.inodes.insert(number, Inode::Secret(Arc::new(secret)));
@@ -521,6 +524,7 @@ impl std::fmt::Debug for Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::execution::principal::Pin;
     use crate::execution::state::State;
     use std::collections::BTreeMap;
 
@@ -565,6 +569,7 @@ mod tests {
                 below: format!("/strongroom/{id}/{cgroup}").into(),
             },
             files: BTreeMap::new(),
+            earlier: Vec::new(),
             started_at: Timestamp::UNIX_EPOCH,
             launch: String::new(),
             lifeline: None,
@@ -613,6 +618,35 @@ mod tests {
         assert!(matches!(registry.start(execution("run-1")), Err(Error::Ended { .. })));
         let late = principal(&registry, "run-1", 7);
         assert!(matches!(registry.register(late), Err(Error::Ended { .. })));
+    }
+
+    #[test]
+    fn a_value_is_held_while_an_execution_that_is_pinned_to_it_runs() {
+        let state = State::create().unwrap();
+        let registry = Registry::open(Journal::open(&state));
+        let pin = |value: &str| Pin {
+            version: 1,
+            value: value.into(),
+            size_bytes: 1,
+            created_at: Timestamp::UNIX_EPOCH,
+            generation: 0,
+        };
+        for id in ["run-1", "run-2"] {
+            let mut one = execution(id);
+            one.pins.insert("key".into(), pin("aa"));
+            registry.start(one).unwrap();
+        }
+        for registry in [&registry, &Registry::open(Journal::open(&state))] {
+            assert_eq!(registry.holders("aa").len(), 2);
+            assert!(!registry.is_held("bb"));
+        }
+        let id: ExecutionId = "run-1".parse().unwrap();
+        registry.update(&id, |e| drop(e.pins.insert("key".into(), pin("bb")))).unwrap();
+        assert_eq!(registry.holders("aa").len(), 1);
+        assert_eq!(registry.holders("bb"), std::slice::from_ref(&id));
+        registry.end(&id, Timestamp::UNIX_EPOCH, "ended").unwrap();
+        assert!(!registry.is_held("bb"));
+        assert!(!Registry::open(Journal::open(&state)).is_held("bb"));
     }
 
     #[test]

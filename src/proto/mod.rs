@@ -13,6 +13,7 @@ mod daemon;
 mod execution;
 mod keys;
 mod problem;
+mod rotation;
 mod secret;
 mod value;
 pub mod wire;
@@ -43,6 +44,10 @@ pub use keys::{
     KeyAdd, KeyAdded, KeyList, KeyListed, KeyMethod, KeyRekey, KeyRm, Slot,
 };
 pub use problem::{Code, Problem};
+pub use rotation::{
+    AlertDelivery, AlertTested, GroupRotate, PolicyShown, Rotated, RotationApply, RotationList,
+    RotationListed, RotationRm, RotationRun, RotationStep, SecretPromote,
+};
 pub use secret::{
     Exposure, ExposureList, Generate, GroupList, GroupListed, GroupMember, GroupName, GroupSet,
     GroupShown, Import, ImportFormat, Imported, ImportedItem, OnConflict, ProjectList,

@@ -363,6 +363,9 @@ pub struct SecretRevoke {
     /// The value from now on.
     #[serde(default)]
     pub replacement: Option<Value>,
+    /// A group's values from now on: all members.
+    #[serde(default)]
+    pub replacement_members: BTreeMap<String, Value>,
     /// The name resolves to nothing from now on.
     #[serde(default)]
     pub no_replacement: bool,
@@ -399,6 +402,9 @@ pub struct Revoked {
     pub complete: bool,
     /// Whether nothing was done.
     pub dry_run: bool,
+    /// From the request to the moment from which no read got the old value, in microseconds.
+    #[serde(default)]
+    pub first_denial_us: u64,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
 }
