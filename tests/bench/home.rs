@@ -31,6 +31,8 @@ impl Home {
         std::fs::write(&key, [7; 32]).unwrap();
         std::fs::set_permissions(&key, mode(0o600)).unwrap();
         home.run(&["init", "--unlock", &format!("key-file:{}", key.display())], b"");
+        // The socket lies below it; other users' credentials decide there.
+        std::fs::set_permissions(home.path("home"), mode(0o711)).unwrap();
         let file = home.path("home/strongroom.toml");
         let own = std::fs::read_to_string(&file).unwrap();
         let roles = format!(
@@ -112,7 +114,7 @@ impl Home {
         let definition: Vec<_> = (0..10)
             .map(|agent| {
                 let secrets: Vec<_> =
-                    (0..5).map(|n| format!("BENCH_SECRET_{}", agent * 5 + n)).collect();
+                    (0..5).map(|n| format!("BENCH_SECRET_{}", 1 + agent * 5 + n)).collect();
                 serde_json::json!({"name": format!("Agent{agent}"), "secrets": secrets})
             })
             .collect();
