@@ -1,7 +1,7 @@
 //! `import`: many values at once, all or none.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::audit::record::Event;
 use crate::catalog::Catalog;
@@ -98,8 +98,10 @@ impl Daemon {
             .check_environment(environment.as_ref())
             .map_err(|e| catalog_problem(&e))?;
         let mut entries = read(&mut req)?;
+        let plain: HashSet<&str> = req.plain.iter().map(String::as_str).collect();
+        let secret: HashSet<&str> = req.secret.iter().map(String::as_str).collect();
         for entry in &mut entries {
-            entry.plain |= req.plain.contains(&entry.key);
+            entry.plain |= plain.contains(entry.key.as_str());
         }
         let on_conflict = match req.on_conflict {
             proto::OnConflict::Fail => OnConflict::Fail,
@@ -108,7 +110,7 @@ impl Daemon {
         let make = |catalog: &Catalog, entries| {
             let mut plan = plan(catalog, entries, environment.as_ref(), &scope, on_conflict);
             for item in &mut plan.items {
-                if req.secret.iter().any(|name| name == item.name.as_str()) {
+                if secret.contains(item.name.as_str()) {
                     item.nature = Nature::Secret("you said so");
                 }
             }

@@ -55,7 +55,7 @@ impl Daemon {
                 unlocked: vault.is_some(),
                 id: vault.as_ref().map(|v| crate::vault::crypto::hex(&v.vault_id())),
                 epoch: vault.as_ref().map(|v| v.revision()),
-                secrets: vault.as_ref().map(|_| catalog.secrets().len() as u64),
+                secrets: vault.as_ref().map(|_| catalog.secret_count() as u64),
                 chains: vault.as_ref().map(|_| catalog.chains().len() as u64),
             },
             executions: running,

@@ -429,12 +429,28 @@ impl Vault {
     /// # Errors
     /// [`Error::Altered`].
     pub fn all(&self, kind: RecordKind) -> Result<Vec<(RecordId, SecretBytes)>, Error> {
+        let mut all = Vec::new();
+        self.each(kind, |id, bytes| {
+            all.push((id, bytes));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Decrypts the records of a kind one after the other, in no order. Changes wait meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Altered`], or what `take` says.
+    pub fn each(
+        &self,
+        kind: RecordKind,
+        mut take: impl FnMut(RecordId, SecretBytes) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let sealed = self.sealed.read().unwrap_or_else(PoisonError::into_inner);
-        sealed
-            .iter()
-            .filter(|((k, _), _)| *k == kind)
-            .map(|((_, id), record)| Ok((*id, self.open(kind, *id, record)?)))
-            .collect()
+        for ((_, id), record) in sealed.iter().filter(|((k, _), _)| *k == kind) {
+            take(*id, self.open(kind, *id, record)?)?;
+        }
+        Ok(())
     }
 
     /// How many records there are.
@@ -476,8 +492,8 @@ impl Vault {
                 continue;
             };
             let (record_key, context) = self.record_key(*kind, *id, revision);
-            let mut stored = revision.to_be_bytes().to_vec();
-            stored.extend(record_key.seal(&context, bytes.expose())?);
+            let stored =
+                [&revision.to_be_bytes()[..], &record_key.seal(&context, bytes.expose())?].concat();
             let mark = mark(&self.keys, *key, &stored);
             xor(&mut set, &mark);
             count += 1;
