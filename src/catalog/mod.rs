@@ -15,6 +15,7 @@ pub mod resolve;
 pub mod scope;
 pub mod secret;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -206,12 +207,19 @@ impl Catalog {
     }
 
     /// Adds or replaces a secret, by its id.
-    pub fn put_secret(&mut self, secret: Secret) {
+    pub fn put_secret(&mut self, mut secret: Secret) {
+        // Parsed lists have room for four, and most secrets have one version.
+        secret.versions.shrink_to_fit();
         self.remove_secret(&secret.id.clone());
         if secret.versions.iter().filter(|v| v.value.is_some()).count() > 1 {
             self.unsettled.insert(secret.id.clone());
         }
-        self.by_name.entry(secret.key.name.clone()).or_default().push(secret.id.clone());
+        match self.by_name.entry(secret.key.name.clone()) {
+            Entry::Occupied(mut ids) => ids.get_mut().push(secret.id.clone()),
+            Entry::Vacant(none) => {
+                none.insert(vec![secret.id.clone()]);
+            }
+        }
         if let Some(group) = &secret.group {
             self.by_group.entry(group.clone()).or_default().insert(secret.id.clone());
         }

@@ -69,6 +69,23 @@ fn shown(plan: &Plan, environment: Option<&EnvName>) -> Vec<proto::ImportedItem>
         .collect()
 }
 
+/// Numbers that grow, for people: `1-3, 7, 8`.
+fn ranges(numbers: impl Iterator<Item = u64>) -> String {
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    for number in numbers {
+        match found.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => found.push((number, number)),
+        }
+    }
+    let shown = found.iter().map(|(first, last)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first}, {last}"),
+        _ => format!("{first}-{last}"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
 /// Refuses a plan that cannot be carried out as a whole.
 fn check(plan: &Plan) -> Result<(), Problem> {
     if let Some((at, line, why)) = plan.refused.first() {
@@ -203,11 +220,22 @@ impl Daemon {
             record.revision = Some(revision);
             self.core.record(&record)?;
         }
-        let lines: Vec<_> = items.iter().filter_map(|i| i.line.map(|l| l.to_string())).collect();
+        let lines = ranges(items.iter().filter_map(|i| i.line));
         let mut notes = Vec::new();
         if let (Some(source), false) = (&req.source, lines.is_empty()) {
-            notes.push(format!("lines {} of {source} can go now", lines.join(", ")));
+            notes.push(format!("lines {lines} of {source} can go now"));
         }
         Ok(proto::Imported { items, dry_run: false, notes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_in_a_row_are_shown_as_one_range() {
+        assert_eq!(ranges([1, 2, 3, 7, 9, 10].into_iter()), "1-3, 7, 9, 10");
+        assert_eq!(ranges(std::iter::empty()), "");
     }
 }

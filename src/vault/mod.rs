@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::secret::SecretBytes;
 
-use crypto::{Key, NoRandomness};
+use crypto::{Deriver, Key, NoRandomness};
 use record::{Batch, RecordId, RecordKey, RecordKind};
 use store::{Change, Image, Store};
 use unlock::passphrase::Cost;
@@ -117,17 +117,17 @@ struct Sealed {
 }
 
 struct Keys {
-    records: Key,
-    set: Key,
-    seal: Key,
+    records: Deriver,
+    set: Deriver,
+    seal: Deriver,
 }
 
 impl Keys {
     fn of(root: &Key, vault_id: &[u8; 16]) -> Self {
         Self {
-            records: root.derive(vault_id, &[b"records"]),
-            set: root.derive(vault_id, &[b"set"]),
-            seal: root.derive(vault_id, &[b"seal"]),
+            records: root.derive(vault_id, &[b"records"]).deriver(),
+            set: root.derive(vault_id, &[b"set"]).deriver(),
+            seal: root.derive(vault_id, &[b"seal"]).deriver(),
         }
     }
 }
@@ -234,7 +234,7 @@ impl Locked {
         let altered = |what| Error::Altered { what };
         let seal_context =
             context(b"seal", &image.vault_id, image.format, &[&image.revision.to_be_bytes()]);
-        let seal_key = keys.seal.derive(&[], &[&image.revision.to_be_bytes()]);
+        let seal_key = keys.seal.derive(&[&image.revision.to_be_bytes()]);
         let opened = seal_key
             .open(&seal_context, &image.seal)
             .map_err(|_| altered("its seal does not verify"))?;
@@ -297,7 +297,7 @@ impl Sealed {
 
 /// The keyed digest by which a record counts in the set.
 fn mark(keys: &Keys, (kind, id): RecordKey, stored: &[u8]) -> [u8; 32] {
-    *keys.set.derive(&[], &[&[kind as u8], &id.0, &crypto::digest(&[stored])]).expose()
+    *keys.set.derive(&[&[kind as u8], &id.0, &crypto::digest(&[stored])]).expose()
 }
 
 impl Vault {
@@ -368,7 +368,7 @@ impl Vault {
         let text = serde_json::to_vec(&seal).expect("a seal is plain JSON");
         let seal_context =
             context(b"seal", &self.vault_id, self.format, &[&revision.to_be_bytes()]);
-        self.keys.seal.derive(&[], &[&revision.to_be_bytes()]).seal(&seal_context, &text)
+        self.keys.seal.derive(&[&revision.to_be_bytes()]).seal(&seal_context, &text)
     }
 
     /// Names the vault.
@@ -415,7 +415,7 @@ impl Vault {
     fn record_key(&self, kind: RecordKind, id: RecordId, version: u64) -> (Key, Vec<u8>) {
         let version = version.to_be_bytes();
         let parts: [&[u8]; 3] = [&[kind as u8], &id.0, &version];
-        let key = self.keys.records.derive(&[], &parts);
+        let key = self.keys.records.derive(&parts);
         (key, context(b"record", &self.vault_id, self.format, &parts))
     }
 

@@ -145,7 +145,10 @@ impl RedbStore {
         first: Option<&Image>,
     ) -> Result<(), Error> {
         let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        let write = database.begin_write().map_err(io)?;
+        let mut write = database.begin_write().map_err(io)?;
+        // A worker is killed, not closed: without this the next one reads the file three times over
+        // before it serves. What a commit costs more is paid by changes, which are rare.
+        write.set_quick_repair(true);
         {
             let mut meta = write.open_table(META).map_err(io)?;
             let mut records = write.open_table(RECORDS).map_err(io)?;
