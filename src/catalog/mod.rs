@@ -91,7 +91,7 @@ pub enum Error {
 pub struct Catalog {
     environments: Vec<EnvName>,
     secrets: HashMap<String, Arc<Secret>>,
-    by_name: HashMap<SecretName, Vec<String>>,
+    by_name: HashMap<SecretName, Vec<Arc<Secret>>>,
     /// Secrets that name a group, of all environments and scopes.
     by_group: HashMap<GroupName, BTreeSet<String>>,
     groups: BTreeMap<String, Arc<Group>>,
@@ -214,25 +214,27 @@ impl Catalog {
         if secret.versions.iter().filter(|v| v.value.is_some()).count() > 1 {
             self.unsettled.insert(secret.id.clone());
         }
+        let secret = Arc::new(secret);
         match self.by_name.entry(secret.key.name.clone()) {
-            Entry::Occupied(mut ids) => ids.get_mut().push(secret.id.clone()),
+            Entry::Occupied(mut same) => same.get_mut().push(secret.clone()),
+            // Room for one: most names mean one secret.
             Entry::Vacant(none) => {
-                none.insert(vec![secret.id.clone()]);
+                none.insert(vec![secret.clone()]);
             }
         }
         if let Some(group) = &secret.group {
             self.by_group.entry(group.clone()).or_default().insert(secret.id.clone());
         }
-        self.secrets.insert(secret.id.clone(), Arc::new(secret));
+        self.secrets.insert(secret.id.clone(), secret);
     }
 
     /// Takes a secret out.
     pub fn remove_secret(&mut self, id: &str) {
         self.unsettled.remove(id);
         let Some(old) = self.secrets.remove(id) else { return };
-        if let Some(ids) = self.by_name.get_mut(&old.key.name) {
-            ids.retain(|other| other != id);
-            if ids.is_empty() {
+        if let Some(same) = self.by_name.get_mut(&old.key.name) {
+            same.retain(|other| other.id != id);
+            if same.is_empty() {
                 self.by_name.remove(&old.key.name);
             }
         }
@@ -282,8 +284,7 @@ impl Catalog {
 
     /// Secrets with this name, of all environments and scopes.
     pub fn secrets_named(&self, name: &SecretName) -> Vec<Arc<Secret>> {
-        let ids = self.by_name.get(name).map_or(&[][..], Vec::as_slice);
-        ids.iter().filter_map(|id| self.secrets.get(id).cloned()).collect()
+        self.by_name.get(name).cloned().unwrap_or_default()
     }
 
     /// Whether any secret has this name.
