@@ -112,8 +112,7 @@ struct Seal {
 #[derive(Clone)]
 struct Sealed {
     version: u64,
-    bytes: Vec<u8>,
-    mark: [u8; 32],
+    bytes: Box<[u8]>,
 }
 
 struct Keys {
@@ -255,9 +254,9 @@ impl Locked {
             let kind =
                 RecordKind::from_byte(kind).ok_or(altered("a record has an unknown kind"))?;
             let key = (kind, RecordId(id));
-            let record = Sealed::parse(&keys, key, bytes)
-                .ok_or(altered("a record is shorter than its header"))?;
-            xor(&mut set, &record.mark);
+            let record =
+                Sealed::parse(bytes).ok_or(altered("a record is shorter than its header"))?;
+            xor(&mut set, &mark(&keys, key, &record.bytes));
             sealed.insert(key, record);
         }
         if seal.set != crypto::hex(&set) {
@@ -288,10 +287,9 @@ impl Locked {
 
 impl Sealed {
     /// Version (8 bytes), then the sealed bytes.
-    fn parse(keys: &Keys, key: RecordKey, stored: Vec<u8>) -> Option<Self> {
+    fn parse(stored: Vec<u8>) -> Option<Self> {
         let version = u64::from_be_bytes(*stored.first_chunk::<8>()?);
-        let mark = mark(keys, key, &stored);
-        Some(Self { version, bytes: stored, mark })
+        Some(Self { version, bytes: stored.into() })
     }
 }
 
@@ -480,7 +478,7 @@ impl Vault {
         for (key @ (kind, id), bytes) in &batch.changes {
             let old = {
                 let sealed = self.sealed.read().unwrap_or_else(PoisonError::into_inner);
-                sealed.get(key).map(|record| record.mark)
+                sealed.get(key).map(|record| mark(&self.keys, *key, &record.bytes))
             };
             if let Some(old) = old {
                 xor(&mut set, &old);
@@ -498,7 +496,7 @@ impl Vault {
             xor(&mut set, &mark);
             count += 1;
             records.push((*kind as u8, id.0, Some(stored.clone())));
-            applied.push((*key, Some(Sealed { version: revision, bytes: stored, mark })));
+            applied.push((*key, Some(Sealed { version: revision, bytes: stored.into() })));
         }
         let seal = self.seal(revision, count, &set, &encode_slots(&head.slots))?;
         self.store_change(head.revision, &Change { revision, seal, slots: None, records })?;
