@@ -5,5 +5,6 @@
 
 pub mod log;
 pub mod record;
+pub mod revision;
 pub mod ring;
 pub mod verify;

@@ -4,7 +4,7 @@
 //! secret that is taken for plain is never redacted.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -176,10 +176,13 @@ pub fn from_json(bytes: &[u8]) -> Result<Vec<Entry>, Error> {
         Some(_) => return Err(Error::Shape),
     }
     if let Some(Tree::List(plain)) = root.remove("plain") {
+        let mut names = HashSet::new();
         for name in &plain {
             let Tree::Leaf(name) = name else { return Err(Error::Shape) };
-            let named = found.iter_mut().filter(|e| e.key.as_bytes() == name.expose());
-            named.for_each(|e| e.plain = true);
+            names.insert(name.expose());
+        }
+        for entry in &mut found {
+            entry.plain |= names.contains(entry.key.as_bytes());
         }
     }
     Ok(found)
@@ -194,10 +197,11 @@ pub fn plan(
     on_conflict: OnConflict,
 ) -> Plan {
     let mut plan = Plan { items: Vec::new(), refused: Vec::new() };
+    let mut names = HashSet::new();
     for (at, entry) in entries.into_iter().enumerate() {
         let line = entry.line;
         match item(catalog, entry, env, scope, on_conflict) {
-            Ok(item) if plan.items.iter().any(|i| i.name == item.name) => {
+            Ok(item) if !names.insert(item.name.clone()) => {
                 plan.refused.push((at, line, Refusal::Twice));
             }
             Ok(item) => plan.items.push(item),

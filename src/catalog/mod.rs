@@ -15,6 +15,7 @@ pub mod resolve;
 pub mod scope;
 pub mod secret;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -90,8 +91,11 @@ pub enum Error {
 pub struct Catalog {
     environments: Vec<EnvName>,
     secrets: HashMap<String, Arc<Secret>>,
-    by_name: HashMap<SecretName, Vec<String>>,
+    by_name: HashMap<SecretName, Vec<Arc<Secret>>>,
+    /// Secrets that name a group, of all environments and scopes.
+    by_group: HashMap<GroupName, BTreeSet<String>>,
     groups: BTreeMap<String, Arc<Group>>,
+    groups_by_name: HashMap<GroupName, BTreeSet<String>>,
     projects: BTreeMap<ProjectName, Arc<Project>>,
     chains: BTreeMap<ChainName, Arc<Chain>>,
     /// By the record of their secret or group.
@@ -174,7 +178,7 @@ impl Catalog {
             .name
             .as_str()
             .parse::<GroupName>()
-            .is_ok_and(|name| self.groups.values().any(|group| group.key.name == name))
+            .is_ok_and(|name| self.groups_by_name.contains_key(&name))
         {
             return Err(Error::NameClash { name: secret.key.name.to_string(), other: "group" });
         }
@@ -203,36 +207,54 @@ impl Catalog {
     }
 
     /// Adds or replaces a secret, by its id.
-    pub fn put_secret(&mut self, secret: Secret) {
+    pub fn put_secret(&mut self, mut secret: Secret) {
+        // Parsed lists have room for four, and most secrets have one version.
+        secret.versions.shrink_to_fit();
         self.remove_secret(&secret.id.clone());
         if secret.versions.iter().filter(|v| v.value.is_some()).count() > 1 {
             self.unsettled.insert(secret.id.clone());
         }
-        self.by_name.entry(secret.key.name.clone()).or_default().push(secret.id.clone());
-        self.secrets.insert(secret.id.clone(), Arc::new(secret));
+        let secret = Arc::new(secret);
+        match self.by_name.entry(secret.key.name.clone()) {
+            Entry::Occupied(mut same) => same.get_mut().push(secret.clone()),
+            // Room for one: most names mean one secret.
+            Entry::Vacant(none) => {
+                none.insert(vec![secret.clone()]);
+            }
+        }
+        if let Some(group) = &secret.group {
+            self.by_group.entry(group.clone()).or_default().insert(secret.id.clone());
+        }
+        self.secrets.insert(secret.id.clone(), secret);
     }
 
     /// Takes a secret out.
     pub fn remove_secret(&mut self, id: &str) {
         self.unsettled.remove(id);
-        if let Some(old) = self.secrets.remove(id)
-            && let Some(ids) = self.by_name.get_mut(&old.key.name)
-        {
-            ids.retain(|other| other != id);
-            if ids.is_empty() {
+        let Some(old) = self.secrets.remove(id) else { return };
+        if let Some(same) = self.by_name.get_mut(&old.key.name) {
+            same.retain(|other| other.id != id);
+            if same.is_empty() {
                 self.by_name.remove(&old.key.name);
             }
+        }
+        if let Some(group) = &old.group {
+            forget(&mut self.by_group, group, id);
         }
     }
 
     /// Adds or replaces a group, by its id.
     pub fn put_group(&mut self, group: Group) {
+        self.remove_group(&group.id.clone());
+        self.groups_by_name.entry(group.key.name.clone()).or_default().insert(group.id.clone());
         self.groups.insert(group.id.clone(), Arc::new(group));
     }
 
     /// Takes a group out.
     pub fn remove_group(&mut self, id: &str) {
-        self.groups.remove(id);
+        if let Some(old) = self.groups.remove(id) {
+            forget(&mut self.groups_by_name, &old.key.name, id);
+        }
     }
 
     /// Adds or replaces a project.
@@ -262,13 +284,22 @@ impl Catalog {
 
     /// Secrets with this name, of all environments and scopes.
     pub fn secrets_named(&self, name: &SecretName) -> Vec<Arc<Secret>> {
-        let ids = self.by_name.get(name).map_or(&[][..], Vec::as_slice);
-        ids.iter().filter_map(|id| self.secrets.get(id).cloned()).collect()
+        self.by_name.get(name).cloned().unwrap_or_default()
     }
 
     /// Whether any secret has this name.
     pub fn has_name(&self, name: &SecretName) -> bool {
         self.by_name.contains_key(name)
+    }
+
+    /// How many secrets there are.
+    pub fn secret_count(&self) -> usize {
+        self.secrets.len()
+    }
+
+    /// All secrets, in no order: for those who would only look through them.
+    pub fn each_secret(&self) -> impl Iterator<Item = &Arc<Secret>> {
+        self.secrets.values()
     }
 
     /// All secrets, by name, environment and scope.
@@ -305,7 +336,8 @@ impl Catalog {
 
     /// Groups with this name, of all environments and scopes.
     pub fn groups_named(&self, name: &GroupName) -> Vec<Arc<Group>> {
-        self.groups.values().filter(|g| g.key.name == *name).cloned().collect()
+        let ids = self.groups_by_name.get(name).into_iter().flatten();
+        ids.filter_map(|id| self.groups.get(id).cloned()).collect()
     }
 
     /// All groups.
@@ -337,14 +369,10 @@ impl Catalog {
 
     /// A group's members, by name.
     pub fn members(&self, group: &Group) -> Vec<Arc<Secret>> {
-        let mut members: Vec<_> = self
-            .secrets
-            .values()
-            .filter(|s| {
-                s.group.as_ref() == Some(&group.key.name)
-                    && s.key.environment == group.key.environment
-                    && s.scope == group.scope
-            })
+        let ids = self.by_group.get(&group.key.name).into_iter().flatten();
+        let mut members: Vec<_> = ids
+            .filter_map(|id| self.secrets.get(id))
+            .filter(|s| s.key.environment == group.key.environment && s.scope == group.scope)
             .cloned()
             .collect();
         members.sort_by(|a, b| a.key.cmp(&b.key));
@@ -451,6 +479,15 @@ impl Catalog {
     /// All chains.
     pub fn chains(&self) -> Vec<Arc<Chain>> {
         self.chains.values().cloned().collect()
+    }
+}
+
+fn forget(index: &mut HashMap<GroupName, BTreeSet<String>>, name: &GroupName, id: &str) {
+    if let Some(ids) = index.get_mut(name) {
+        ids.remove(id);
+        if ids.is_empty() {
+            index.remove(name);
+        }
     }
 }
 

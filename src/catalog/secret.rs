@@ -65,12 +65,15 @@ pub struct Version {
     /// Where it stands.
     pub stage: Stage,
     /// The vault's record of the value, in hex; `None` once it is destroyed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
     /// Exact size of the value.
     pub size_bytes: u64,
     /// From when new executions get it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_from: Option<Timestamp>,
     /// Until when new executions get it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_until: Option<Timestamp>,
     /// When it was made.
     pub created_at: Timestamp,
@@ -120,8 +123,10 @@ pub struct Secret {
     /// Who may be admitted.
     pub scope: Scope,
     /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// The group that it changes with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
     /// Whether it is delivered but no secret.
     pub plain: bool,
@@ -134,8 +139,10 @@ pub struct Secret {
     /// Who made it.
     pub created_by: String,
     /// When its current version came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotated_at: Option<Timestamp>,
     /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
     /// By number.
     pub versions: Vec<Version>,

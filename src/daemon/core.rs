@@ -1,11 +1,12 @@
 //! Vault, catalog and audit log together, as the read path and the verbs share them.
 //!
-//! Lock order: `catalog`, then `vault`. Invariant: the catalog in memory is what the vault holds; a
-//! change goes to the vault first.
+//! Lock order: `changing`, `catalog`, `vault`. Invariant: the catalog in memory is what the vault
+//! holds; a change goes to the vault first. Danger: a lookup of the mount that waits for the
+//! catalog while a change waits for the disk.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::audit::log::{Log, Unavailable};
 use crate::audit::record::{Event, Record};
@@ -28,6 +29,8 @@ pub struct Core {
     /// The time.
     pub clock: Arc<dyn Clock>,
     environments: Vec<EnvName>,
+    /// One change at a time. Held over the store's fsync; the catalog's own lock is not.
+    changing: Mutex<()>,
     catalog: RwLock<Catalog>,
     vault: RwLock<Option<Arc<Vault>>>,
     /// Values that are denied to everybody, by record id: revoked ones, from the moment on that a
@@ -41,6 +44,7 @@ impl Core {
         Self {
             log,
             clock,
+            changing: Mutex::new(()),
             catalog: RwLock::new(Catalog::new(environments.clone())),
             environments,
             vault: RwLock::new(None),
@@ -83,6 +87,7 @@ impl Core {
     /// # Errors
     /// [`vault::Error::Altered`] when a record is not what its kind says.
     pub fn install(&self, vault: Vault) -> Result<(), vault::Error> {
+        let _turn = self.turn();
         let catalog = load(&vault, &self.environments)?;
         self.deny_revoked(&catalog);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
@@ -95,6 +100,7 @@ impl Core {
     /// # Errors
     /// As [`Core::install`].
     pub fn reload(&self) -> Result<(), vault::Error> {
+        let _turn = self.turn();
         let Some(vault) = self.vault() else { return Ok(()) };
         let catalog = load(&vault, &self.environments)?;
         self.deny_revoked(&catalog);
@@ -103,14 +109,14 @@ impl Core {
     }
 
     fn deny_revoked(&self, catalog: &Catalog) {
-        let secrets = catalog.secrets();
-        let revoked =
-            secrets.iter().flat_map(|s| &s.versions).filter(|v| v.stage == Stage::Revoked);
+        let versions = catalog.each_secret().flat_map(|s| &s.versions);
+        let revoked = versions.filter(|v| v.stage == Stage::Revoked);
         self.deny(revoked.filter_map(|v| v.value.clone()));
     }
 
     /// Forgets the vault and the catalog.
     pub fn forget(&self) {
+        let _turn = self.turn();
         *self.vault.write().unwrap_or_else(PoisonError::into_inner) = None;
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
             Catalog::new(self.environments.clone());
@@ -125,13 +131,17 @@ impl Core {
         &self,
         decide: impl FnOnce(&Catalog, &mut Batch) -> Result<(T, Apply), Problem>,
     ) -> Result<(T, u64), Problem> {
+        let _turn = self.turn();
         let vault = self.unlocked()?;
-        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         let mut batch = Batch::new();
-        let (value, apply) = decide(&catalog, &mut batch)?;
+        let (value, apply) = decide(&self.catalog(), &mut batch)?;
         let revision = vault.commit(&batch).map_err(|e| vault_problem(&e))?;
-        apply(&mut catalog);
+        apply(&mut self.catalog.write().unwrap_or_else(PoisonError::into_inner));
         Ok((value, revision))
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a record that a change must not be without.
@@ -182,9 +192,11 @@ fn load(vault: &Vault, environments: &[EnvName]) -> Result<Catalog, vault::Error
             .map_err(|_| vault::Error::Altered { what: "a record is not what its kind says" })
     }
     let mut catalog = Catalog::new(environments.to_vec());
-    for (_, bytes) in vault.all(RecordKind::Secret)? {
+    // One at a time: all of them in clear at once would be as much memory again.
+    vault.each(RecordKind::Secret, |_, bytes| {
         catalog.put_secret(parse(&bytes)?);
-    }
+        Ok(())
+    })?;
     for (_, bytes) in vault.all(RecordKind::Group)? {
         catalog.put_group(parse(&bytes)?);
     }

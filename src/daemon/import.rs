@@ -1,7 +1,7 @@
 //! `import`: many values at once, all or none.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::audit::record::Event;
 use crate::catalog::Catalog;
@@ -69,6 +69,23 @@ fn shown(plan: &Plan, environment: Option<&EnvName>) -> Vec<proto::ImportedItem>
         .collect()
 }
 
+/// Numbers that grow, for people: `1-3, 7, 8`.
+fn ranges(numbers: impl Iterator<Item = u64>) -> String {
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    for number in numbers {
+        match found.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => found.push((number, number)),
+        }
+    }
+    let shown = found.iter().map(|(first, last)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first}, {last}"),
+        _ => format!("{first}-{last}"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
 /// Refuses a plan that cannot be carried out as a whole.
 fn check(plan: &Plan) -> Result<(), Problem> {
     if let Some((at, line, why)) = plan.refused.first() {
@@ -98,8 +115,10 @@ impl Daemon {
             .check_environment(environment.as_ref())
             .map_err(|e| catalog_problem(&e))?;
         let mut entries = read(&mut req)?;
+        let plain: HashSet<&str> = req.plain.iter().map(String::as_str).collect();
+        let secret: HashSet<&str> = req.secret.iter().map(String::as_str).collect();
         for entry in &mut entries {
-            entry.plain |= req.plain.contains(&entry.key);
+            entry.plain |= plain.contains(entry.key.as_str());
         }
         let on_conflict = match req.on_conflict {
             proto::OnConflict::Fail => OnConflict::Fail,
@@ -108,7 +127,7 @@ impl Daemon {
         let make = |catalog: &Catalog, entries| {
             let mut plan = plan(catalog, entries, environment.as_ref(), &scope, on_conflict);
             for item in &mut plan.items {
-                if req.secret.iter().any(|name| name == item.name.as_str()) {
+                if secret.contains(item.name.as_str()) {
                     item.nature = Nature::Secret("you said so");
                 }
             }
@@ -201,11 +220,22 @@ impl Daemon {
             record.revision = Some(revision);
             self.core.record(&record)?;
         }
-        let lines: Vec<_> = items.iter().filter_map(|i| i.line.map(|l| l.to_string())).collect();
+        let lines = ranges(items.iter().filter_map(|i| i.line));
         let mut notes = Vec::new();
         if let (Some(source), false) = (&req.source, lines.is_empty()) {
-            notes.push(format!("lines {} of {source} can go now", lines.join(", ")));
+            notes.push(format!("lines {lines} of {source} can go now"));
         }
         Ok(proto::Imported { items, dry_run: false, notes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_in_a_row_are_shown_as_one_range() {
+        assert_eq!(ranges([1, 2, 3, 7, 9, 10].into_iter()), "1-3, 7, 9, 10");
+        assert_eq!(ranges(std::iter::empty()), "");
     }
 }

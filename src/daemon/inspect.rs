@@ -10,6 +10,7 @@ use crate::audit::verify::{Verdict, read, verify};
 use crate::config::Permission;
 use crate::control::{Caller, Lines};
 use crate::execution::principal::Principal;
+use crate::fuse::requests::Operation;
 use crate::identity::attestor::PrincipalNumber;
 use crate::identity::{self, Facts, resolver};
 use crate::proto::{self, Code, Hold, Problem};
@@ -55,7 +56,7 @@ impl Daemon {
                 unlocked: vault.is_some(),
                 id: vault.as_ref().map(|v| crate::vault::crypto::hex(&v.vault_id())),
                 epoch: vault.as_ref().map(|v| v.revision()),
-                secrets: vault.as_ref().map(|_| catalog.secrets().len() as u64),
+                secrets: vault.as_ref().map(|_| catalog.secret_count() as u64),
                 chains: vault.as_ref().map(|_| catalog.chains().len() as u64),
             },
             executions: running,
@@ -386,6 +387,13 @@ impl Daemon {
             // Writing to a string cannot fail.
             let _written =
                 write!(text, "# TYPE {family} {kind}\n# HELP {family} {help}\n{name} {value}\n");
+        }
+        let family = "strongroom_mount_requests";
+        let help = "Requests of the kernel to this worker.";
+        let _written = write!(text, "# TYPE {family} counter\n# HELP {family} {help}\n");
+        for operation in Operation::ALL {
+            let (word, count) = (operation.word(), self.alarms.requests.of(operation));
+            let _written = writeln!(text, "{family}_total{{operation=\"{word}\"}} {count}");
         }
         text.push_str("# EOF\n");
         text

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::audit::record::Event;
-use crate::audit::verify::{Verdict, verify};
+use crate::audit::revision;
 use crate::config::{Mode, UnlockMethod};
 use crate::control::Caller;
 use crate::proto::{self, Code, Problem, Value};
 use crate::secret::SecretBytes;
+use crate::sys::alloc;
 use crate::vault::crypto::Key;
 use crate::vault::store::redb::RedbStore;
 use crate::vault::unlock::passphrase::Cost;
@@ -106,8 +107,9 @@ impl Daemon {
         match self.configured_credential() {
             Ok(None) => tracing::info!("the vault is locked"),
             Ok(Some(credential)) => {
-                let known = self.known_revision();
-                let opened = self.open_vault(|locked| locked.root_key(&credential), known, false);
+                let opened = self.known_revision().and_then(|known| {
+                    self.open_vault(|locked| locked.root_key(&credential), known, false)
+                });
                 match opened {
                     Ok(_) => self.note_unlock(Event::VaultUnlocked, "at start", 0),
                     Err(problem) => {
@@ -123,6 +125,8 @@ impl Daemon {
     fn note_unlock(&self, event: Event, how: &str, uid: u32) {
         let mut record = self.core.new_record(event);
         record.reason = Some(how);
+        // The next start finds it in the newest file.
+        record.revision = self.core.vault().map(|v| v.revision());
         record.uid = Some(uid);
         if self.core.record(&record).is_err() {
             tracing::error!("an attempt to unlock could not be recorded");
@@ -130,18 +134,12 @@ impl Daemon {
     }
 
     /// The highest revision of the vault that the audit log tells.
-    fn known_revision(&self) -> Option<u64> {
-        match verify(self.core.log.dir()) {
-            Ok(Verdict::Whole { revision, .. }) => revision,
-            Ok(Verdict::Broken { file, line, what }) => {
-                tracing::error!(file = %file.display(), line, what, "the audit log does not verify");
-                None
-            }
-            Err(error) => {
-                tracing::error!(%error, "the audit log cannot be read");
-                None
-            }
-        }
+    fn known_revision(&self) -> Result<Option<u64>, Problem> {
+        revision::highest(self.core.log.dir()).map_err(|error| {
+            let what = format!("the audit log does not tell the vault's revision: {error}");
+            Problem::new(Code::AuditUnavailable, what)
+                .with_hint("the audit directory must be readable before the vault is unlocked")
+        })
     }
 
     fn open_vault(
@@ -158,6 +156,8 @@ impl Daemon {
         let revision = vault.revision();
         self.fill_box(vault.root_key());
         self.core.install(vault).map_err(|e| vault_problem(&e))?;
+        // Much was read and parsed, once.
+        alloc::give_back();
         self.load_exposures()?;
         self.settle_soon();
         Ok(revision)
@@ -195,7 +195,7 @@ impl Daemon {
         let method = credential.method();
         let opened = self.open_vault(
             |locked| locked.root_key(&credential),
-            self.known_revision(),
+            self.known_revision()?,
             req.accept_rollback,
         );
         let event = if opened.is_ok() { Event::VaultUnlocked } else { Event::UnlockFailed };

@@ -1403,13 +1403,15 @@ impl Daemon {
     /// What time and death bring about: deadlines, owners, lifelines, emptied groups.
     pub(super) fn housekeeping(&self) {
         let now = self.core.clock.now();
-        for execution in self.registry.executions() {
-            if execution.ended.is_some() {
-                continue;
-            }
+        let (executions, principals) = (self.registry.executions(), self.registry.principals());
+        let running = executions.iter().filter(|e| e.ended.is_none());
+        let owners = running.clone().filter_map(|e| e.owner.as_ref());
+        let lifelines = principals.iter().filter_map(|p| p.lifeline.as_ref());
+        let ended = self.registry.ended_of(owners.chain(lifelines));
+        for execution in running {
             let reason = if execution.deadline.is_some_and(|at| at <= now) {
                 Some("deadline")
-            } else if execution.owner.as_ref().is_some_and(|o| find_process(o).is_none()) {
+            } else if execution.owner.as_ref().is_some_and(|o| ended.contains(o)) {
                 Some("owner died")
             } else {
                 None
@@ -1420,16 +1422,16 @@ impl Daemon {
                 tracing::error!(%error, "an execution could not be ended");
             }
         }
-        for principal in self.registry.principals() {
+        for principal in &principals {
             let over = match &principal.lifeline {
-                Some(process) => find_process(process).is_none(),
-                None => principal.keep_background && self.is_empty(&principal),
+                Some(process) => ended.contains(process),
+                None => principal.keep_background && self.is_empty(principal),
             };
             if over {
-                let ended = self
-                    .end_principal(&principal, Duration::ZERO)
+                let outcome = self
+                    .end_principal(principal, Duration::ZERO)
                     .and_then(|_| self.end_if_implicit(&principal.execution, "main process ended"));
-                if let Err(error) = ended {
+                if let Err(error) = outcome {
                     tracing::error!(%error, "an agent could not be ended");
                 }
             }

@@ -653,7 +653,7 @@ impl Daemon {
 
     fn project_shown(&self, project: &Project) -> proto::ProjectShown {
         let scope = Scope::Project(project.name.clone());
-        let secrets = self.core.catalog().secrets().iter().filter(|s| s.scope == scope).count();
+        let secrets = self.core.catalog().each_secret().filter(|s| s.scope == scope).count();
         proto::ProjectShown {
             project: project.name.to_string(),
             chains_allowed: project.chains_allowed.iter().map(ToString::to_string).collect(),
@@ -683,7 +683,7 @@ impl Daemon {
                 Problem::new(Code::NotFound, format!("there is no project {name}"))
                     .with_hint("strongroom project list")
             })?;
-            if !req.force && catalog.secrets().iter().any(|s| s.scope == scope) {
+            if !req.force && catalog.each_secret().any(|s| s.scope == scope) {
                 return Err(Problem::new(
                     Code::Conflict,
                     format!("secrets have the scope project:{name}"),

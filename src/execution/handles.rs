@@ -3,7 +3,9 @@
 //! A slot is eight words: commit word, principal, inode, the request that opened it, the time of
 //! its last record, flags. The commit word holds the slot's generation when it is in use, zero when
 //! free; it is stored last on opening and first on releasing. A file handle is `generation << 20 |
-//! slot`, so that a handle of an earlier life of the slot is not mistaken for this one.
+//! slot`, so that a handle of an earlier life of the slot is not mistaken for this one. Slots are
+//! taken from the lowest on, and a word of the state says how many were ever taken: the others are
+//! neither read at a start nor cost memory.
 //!
 //! Invariant: a handle is valid exactly if its slot's commit word holds its generation.
 #![forbid(unsafe_code)]
@@ -14,9 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::sys::shm::Region;
 
-use super::state::{HANDLE_BYTES, MAX_HANDLES, OFFSET_HANDLE_GENERATION, OFFSET_HANDLES, State};
+use super::state::{
+    HANDLE_BYTES, MAX_HANDLES, OFFSET_HANDLE_GENERATION, OFFSET_HANDLES, OFFSET_HANDLES_TAKEN,
+    State,
+};
 
 const SLOT_BITS: u32 = 20;
+const SLOTS: u32 = MAX_HANDLES as u32;
 const COMMIT: usize = 0;
 const PRINCIPAL: usize = 8;
 const INODE: usize = 16;
@@ -38,9 +44,15 @@ pub struct Handle {
 pub struct Handles {
     region: Arc<Region>,
     /// Free slots, ours alone: rebuilt from the table at each start.
-    free: Mutex<Vec<u32>>,
+    free: Mutex<Free>,
     /// Opens whose request may come again, by request id: kept until a second passes over them.
     resent: Mutex<HashMap<u64, u64>>,
+}
+
+struct Free {
+    returned: Vec<u32>,
+    /// The lowest slot that was never taken.
+    untouched: u32,
 }
 
 fn slot_offset(slot: u32) -> usize {
@@ -51,19 +63,27 @@ impl Handles {
     /// Takes over the table.
     pub fn open(state: &State) -> Self {
         let region = state.region().clone();
-        let mut free = Vec::new();
+        let mut returned = Vec::new();
         let mut resent = HashMap::new();
-        // From the top, so that low slots, whose pages exist, are used first.
-        for slot in (0..u32::try_from(MAX_HANDLES).unwrap_or(0)).rev() {
+        let taken = region.load(OFFSET_HANDLES_TAKEN, Ordering::Acquire);
+        // A worker before this word existed left handles without it: all slots are looked at then.
+        let unknown = taken == 0 && region.load(OFFSET_HANDLE_GENERATION, Ordering::Acquire) != 0;
+        let untouched = match unknown {
+            true => SLOTS,
+            false => u32::try_from(taken).unwrap_or(SLOTS).min(SLOTS),
+        };
+        // From the top, so that low slots are used first.
+        for slot in (0..untouched).rev() {
             let generation = region.load(slot_offset(slot) + COMMIT, Ordering::Acquire);
             if generation == 0 {
-                free.push(slot);
+                returned.push(slot);
             } else {
                 let request = region.load(slot_offset(slot) + REQUEST, Ordering::Relaxed);
                 resent.insert(request, handle_number(generation, slot));
             }
         }
-        Self { region, free: Mutex::new(free), resent: Mutex::new(resent) }
+        let free = Mutex::new(Free { returned, untouched });
+        Self { region, free, resent: Mutex::new(resent) }
     }
 
     /// Opens: a request that an earlier worker carried out and did not answer gets its handle again.
@@ -77,7 +97,7 @@ impl Handles {
                 return Some(fh);
             }
         }
-        let slot = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        let slot = self.take()?;
         let at = slot_offset(slot);
         let generation = self.region.fetch_add(OFFSET_HANDLE_GENERATION, 1, Ordering::AcqRel) + 1;
         self.region.store(at + PRINCIPAL, handle.principal.unwrap_or(NOBODY), Ordering::Relaxed);
@@ -86,6 +106,21 @@ impl Handles {
         self.region.store(at + RECORDED_AT, 0, Ordering::Relaxed);
         self.region.store(at + COMMIT, generation, Ordering::Release);
         Some(handle_number(generation, slot))
+    }
+
+    fn take(&self) -> Option<u32> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = free.returned.pop() {
+            return Some(slot);
+        }
+        let slot = free.untouched;
+        if slot >= SLOTS {
+            return None;
+        }
+        free.untouched += 1;
+        // Noted before the slot is used: a successor that does not look there would lose it.
+        self.region.store(OFFSET_HANDLES_TAKEN, u64::from(free.untouched), Ordering::Release);
+        Some(slot)
     }
 
     /// What `fh` stands for.
@@ -117,13 +152,14 @@ impl Handles {
         // Whoever clears the word gives the slot back, once.
         if self.region.compare_exchange(at + COMMIT, generation, 0).is_ok() {
             let slot = u32::try_from(fh & ((1 << SLOT_BITS) - 1)).unwrap_or(0);
-            self.free.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+            self.free.lock().unwrap_or_else(PoisonError::into_inner).returned.push(slot);
         }
     }
 
     /// Files open now.
     pub fn len(&self) -> usize {
-        MAX_HANDLES - self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.untouched as usize - free.returned.len()
     }
 
     /// Whether no file is open.
@@ -197,5 +233,36 @@ mod tests {
         handles.set_recorded_at(first, 9);
         assert_eq!(handles.recorded_at(second), 0);
         assert_eq!(handles.get(u64::MAX), None);
+    }
+
+    #[test]
+    fn handles_of_a_worker_that_did_not_note_how_many_it_took_are_found() {
+        let state = State::create().unwrap();
+        let handles = Handles::open(&state);
+        let fhs: Vec<_> = (0..3).map(|n| handles.insert(SAMPLE, n, false).unwrap()).collect();
+        state.region().store(OFFSET_HANDLES_TAKEN, 0, Ordering::Release);
+        let next = Handles::open(&state);
+        assert_eq!(next.len(), 3);
+        assert!(fhs.iter().all(|fh| next.get(*fh) == Some(SAMPLE)));
+        let new = next.insert(SAMPLE, 9, false).unwrap();
+        assert!(!fhs.contains(&new));
+    }
+
+    #[test]
+    fn the_table_is_used_to_its_last_slot_and_by_the_next_worker_too() {
+        let state = State::create().unwrap();
+        let handles = Handles::open(&state);
+        let all: Vec<_> =
+            (0..MAX_HANDLES).map(|n| handles.insert(SAMPLE, n as u64, false).unwrap()).collect();
+        assert_eq!(handles.insert(SAMPLE, 0, false), None);
+        handles.remove(all[0]);
+        handles.remove(all[MAX_HANDLES - 1]);
+        let next = Handles::open(&state);
+        assert_eq!(next.len(), MAX_HANDLES - 2);
+        assert_eq!(next.get(all[1]), Some(SAMPLE));
+        for _ in 0..2 {
+            assert!(next.insert(SAMPLE, 0, false).is_some());
+        }
+        assert_eq!(next.insert(SAMPLE, 0, false), None);
     }
 }

@@ -76,7 +76,7 @@ pub struct Ended {
 }
 
 /// A process as later workers can find it again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessRef {
     /// Its id, meaningless without the rest.
     pub pid: u32,

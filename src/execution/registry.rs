@@ -5,9 +5,9 @@
 //! journal's own.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,8 @@ pub struct Registry {
     journal: Arc<Journal>,
     ledger: Ledger,
     inner: RwLock<Inner>,
+    /// Processes that were asked for at the last turn, held.
+    watched: Mutex<HashMap<ProcessRef, PidFd>>,
 }
 
 impl Registry {
@@ -137,7 +139,7 @@ impl Registry {
             inner.next_number = inner.next_number.max(u64::from_be_bytes(number));
         }
         let ledger = Ledger::open(journal.clone());
-        Self { journal, ledger, inner: RwLock::new(inner) }
+        Self { journal, ledger, inner: RwLock::new(inner), watched: Mutex::default() }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
@@ -146,6 +148,30 @@ impl Registry {
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which of these processes have ended. Those that live are held until they are not asked for any
+    /// more: the next answer costs one poll(2) each, not a search by number.
+    pub fn ended_of<'p>(&self, asked: impl Iterator<Item = &'p ProcessRef>) -> HashSet<ProcessRef> {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held: HashMap<ProcessRef, PidFd> = HashMap::new();
+        let mut ended = HashSet::new();
+        for process in asked {
+            if held.contains_key(process) || ended.contains(process) {
+                continue;
+            }
+            let pidfd = watched.remove(process).or_else(|| find_process(process));
+            match pidfd.filter(PidFd::is_alive) {
+                Some(pidfd) => {
+                    held.insert(process.clone(), pidfd);
+                }
+                None => {
+                    ended.insert(process.clone());
+                }
+            }
+        }
+        *watched = held;
+        ended
     }
 
     /// Who obtained which version.
@@ -647,6 +673,24 @@ mod tests {
         registry.end(&id, Timestamp::UNIX_EPOCH, "ended").unwrap();
         assert!(!registry.is_held("bb"));
         assert!(!Registry::open(Journal::open(&state)).is_held("bb"));
+    }
+
+    #[test]
+    fn a_process_that_ended_is_told_and_one_that_is_not_asked_for_is_not_held() {
+        let registry = Registry::open(Journal::open(&State::create().unwrap()));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let of = |pid| process_ref(&PidFd::open(pid).unwrap()).unwrap();
+        let (own, other) = (of(std::process::id()), of(child.id()));
+        let held = || registry.watched.lock().unwrap().len();
+        for _ in 0..2 {
+            assert!(registry.ended_of([&own, &other, &own].into_iter()).is_empty());
+            assert_eq!(held(), 2);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(registry.ended_of([&own, &other].into_iter()), HashSet::from([other.clone()]));
+        assert_eq!(registry.ended_of([&other].into_iter()), HashSet::from([other]));
+        assert_eq!(held(), 0);
     }
 
     #[test]

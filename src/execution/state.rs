@@ -5,7 +5,7 @@
 //! | offset | what |
 //! | --- | --- |
 //! | 0 | magic, layout version |
-//! | 64 | words: worker generation, INIT answered, handle generation |
+//! | 64 | words: worker generation, INIT answered, handle generation, handles ever taken |
 //! | 4096 | the kernel's INIT request: length, bytes |
 //! | 16 KiB | open handles, see [`super::handles`] |
 //! | then | two halves of the journal, see [`super::journal`] |
@@ -31,6 +31,7 @@ const OFFSET_VERSION: usize = 8;
 const OFFSET_GENERATION: usize = 64;
 const OFFSET_INIT_ANSWERED: usize = 72;
 pub(super) const OFFSET_HANDLE_GENERATION: usize = 80;
+pub(super) const OFFSET_HANDLES_TAKEN: usize = 88;
 const OFFSET_INIT_LEN: usize = 4096;
 const OFFSET_INIT: usize = 4104;
 const MAX_INIT_BYTES: usize = 8192;

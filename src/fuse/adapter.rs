@@ -28,17 +28,21 @@ use crate::fs::tree::{Attributes, Kind, OpenFile, Tree};
 use crate::identity::Caller;
 use crate::sys::device::UNIQUE_RESEND;
 
+use super::requests::{Operation, Requests};
+
 /// The largest WRITE that the kernel may send, in bytes; the request buffers are populated for it.
 pub const MAX_WRITE_BYTES: u32 = 256 << 10;
 
 /// Entries are asked for anew each time: the next caller is another.
 const ENTRY_TIMEOUT: Duration = Duration::ZERO;
 
-/// Handlers that panicked since the start, for `status`.
+/// What happened in handlers since the start, for `status` and metrics.
 #[derive(Debug, Default)]
 pub struct Alarms {
     /// Panics that were turned into `EIO`.
     pub panics: AtomicU64,
+    /// Requests that arrived.
+    pub requests: Requests,
 }
 
 /// The filesystem that fuser drives.
@@ -52,6 +56,10 @@ impl<B: Broker> Adapter<B> {
     /// Serves `tree`.
     pub fn new(tree: Arc<Tree<B>>, alarms: Arc<Alarms>) -> Self {
         Self { tree, alarms }
+    }
+
+    fn count(&self, operation: Operation) {
+        self.alarms.requests.count(operation);
     }
 
     /// Runs a handler; a panic in it is a fault of ours and counted.
@@ -133,6 +141,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     }
 
     fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count(Operation::Lookup);
         match self.guard(|| self.tree.lookup(caller(req), parent.0, name.as_bytes())) {
             Ok(found) => reply.entry_with_ttls(
                 &found.timeout,
@@ -154,6 +163,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _fh: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
+        self.count(Operation::Getattr);
         match self.guard(|| self.tree.attributes(caller(req), ino.0)) {
             Ok(found) => reply.attr(&found.timeout, &file_attr(&found)),
             Err(errno) => reply.error(errno),
@@ -178,10 +188,12 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
     fn readlink(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyData) {
+        self.count(Operation::Other);
         reply.error(Errno::EINVAL);
     }
 
@@ -195,6 +207,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
@@ -207,14 +220,17 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _umask: u32,
         reply: ReplyEntry,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
     fn unlink(&self, _req: &fuser::Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
     fn rmdir(&self, _req: &fuser::Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
@@ -226,6 +242,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _target: &Path,
         reply: ReplyEntry,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
@@ -239,6 +256,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
@@ -250,10 +268,12 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Operation::Open);
         let opened =
             self.guard(|| self.tree.open(caller(req), ino.0, is_writing(flags), request(req)));
         match opened {
@@ -276,6 +296,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.count(Operation::Read);
         let mut reply = Some(reply);
         let mut send = |bytes: &[u8]| {
             if let Some(reply) = reply.take() {
@@ -308,6 +329,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
@@ -319,6 +341,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Flush);
         reply.ok();
     }
 
@@ -332,6 +355,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Release);
         let released = self.guard(|| {
             self.tree.release(fh.0);
             Ok(())
@@ -350,11 +374,13 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Other);
         reply.ok();
     }
 
     // Directories are never cached: a listing is for one caller.
     fn opendir(&self, req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Operation::Opendir);
         match self.guard(|| self.tree.list(caller(req), ino.0)) {
             Ok(_) => reply.opened(FileHandle(0), FopenFlags::empty()),
             Err(errno) => reply.error(errno),
@@ -369,6 +395,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        self.count(Operation::Readdir);
         match self.guard(|| self.tree.list(caller(req), ino.0)) {
             Ok(listed) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -393,6 +420,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::Unsupported));
     }
 
@@ -404,6 +432,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Releasedir);
         reply.ok();
     }
 
@@ -415,10 +444,12 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Other);
         reply.ok();
     }
 
     fn statfs(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.count(Operation::Other);
         reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
     }
 
@@ -432,6 +463,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
@@ -444,20 +476,24 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _size: u32,
         reply: ReplyXattr,
     ) {
+        self.count(Operation::Getxattr);
         reply.error(Errno::ENOSYS);
     }
 
     // ENOSYS on purpose, as for getxattr.
     fn listxattr(&self, _req: &fuser::Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        self.count(Operation::Getxattr);
         reply.error(Errno::ENOSYS);
     }
 
     fn removexattr(&self, _req: &fuser::Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
     // ENOSYS on purpose: the kernel then stops asking, and every open is judged all the same.
     fn access(&self, _req: &fuser::Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        self.count(Operation::Access);
         reply.error(Errno::ENOSYS);
     }
 
@@ -471,6 +507,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
@@ -486,6 +523,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _pid: u32,
         reply: ReplyLock,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::Unsupported));
     }
 
@@ -502,6 +540,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _sleep: bool,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::Unsupported));
     }
 
@@ -513,6 +552,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _idx: u64,
         reply: ReplyBmap,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::Unsupported));
     }
 
@@ -527,6 +567,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        self.count(Operation::Other);
         reply.error(Errno::ENOTTY);
     }
 
@@ -541,6 +582,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        self.count(Operation::Other);
         reply.poll(PollEvents::POLLIN | PollEvents::POLLRDNORM);
     }
 
@@ -554,6 +596,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _mode: i32,
         reply: ReplyEmpty,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::ReadOnly));
     }
 
@@ -566,6 +609,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _whence: i32,
         reply: ReplyLseek,
     ) {
+        self.count(Operation::Other);
         // SEEK_DATA and SEEK_HOLE alone arrive here.
         reply.error(Errno::EINVAL);
     }
@@ -583,6 +627,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.count(Operation::Other);
         reply.error(number(Refusal::Unsupported));
     }
 }

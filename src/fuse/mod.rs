@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+pub mod requests;
 pub mod session;

@@ -55,6 +55,16 @@ unsafe impl GlobalAlloc for Populating {
     }
 }
 
+/// Gives memory that was freed back to the system, after much of it was used for a moment. Without
+/// glibc it does nothing.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes a number and touches only what is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The pages of the allocation at `ptr` that are populated.
 fn populated_range(ptr: *mut u8) -> (*mut u8, usize) {
     // Down to the page's start: glibc keeps its chunk header there, in the same mapping.

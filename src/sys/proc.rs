@@ -3,7 +3,7 @@
 //! Invariant: a line that does not parse is an error, never a default. Danger: `comm` may hold any
 //! byte, also `)` and newlines, so `stat` is cut at its last parenthesis. See proc(5).
 
-use std::io;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 /// `PF_KTHREAD`, `include/linux/sched.h`: a thread of the kernel itself.
@@ -32,7 +32,8 @@ impl Stat {
     /// # Errors
     /// `NotFound` when it is gone; `InvalidData` when the text is not as proc(5) says.
     pub fn read(tid: u32) -> io::Result<Self> {
-        Self::parse(&std::fs::read(format!("/proc/{tid}/stat"))?)
+        let mut buffer = [0; 1024];
+        Self::parse(read_small(&format!("/proc/{tid}/stat"), &mut buffer)?)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stat does not parse"))
     }
 
@@ -59,6 +60,17 @@ impl Stat {
     pub fn is_ring_poller(&self) -> bool {
         self.flags & (PF_IO_WORKER | PF_USER_WORKER) != 0 && !self.comm.starts_with(b"iou-wrk-")
     }
+}
+
+/// A file of `/proc` that the kernel writes in one piece, by one read(2): asking for its size and for
+/// its end costs two more calls in the path of a request.
+fn read_small<'b>(path: &str, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+    let mut file = std::fs::File::open(path)?;
+    let read = file.read(buffer)?;
+    if read == buffer.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a file of /proc is too long"));
+    }
+    Ok(&buffer[..read])
 }
 
 /// The v2 cgroup path of a task, below the hierarchy's root as we see it: the line `0::/...`.
@@ -112,8 +124,9 @@ pub fn exe(tid: u32) -> Option<String> {
 
 /// The login uid that the audit subsystem keeps; `None` where it is unset or not there.
 pub fn login_uid(tid: u32) -> Option<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/loginuid")).ok()?;
-    text.trim().parse().ok().filter(|uid| *uid != u32::MAX)
+    let mut buffer = [0; 32];
+    let text = read_small(&format!("/proc/{tid}/loginuid"), &mut buffer).ok()?;
+    std::str::from_utf8(text).ok()?.trim().parse().ok().filter(|uid| *uid != u32::MAX)
 }
 
 #[cfg(test)]

@@ -65,16 +65,12 @@ impl Key {
 
     /// A key for one purpose. `info` parts are length-prefixed, so no two lists run together.
     pub fn derive(&self, salt: &[u8], info: &[&[u8]]) -> Key {
-        let mut out = Zeroizing::new([0; KEY_BYTES]);
-        let mut joined = Vec::new();
-        for part in info {
-            joined.extend_from_slice(&(part.len() as u64).to_be_bytes());
-            joined.extend_from_slice(part);
-        }
-        Hkdf::<Sha256>::new(Some(salt), self.0.as_ref())
-            .expand(&joined, out.as_mut())
-            .expect("32 bytes are below HKDF's limit of 8,160");
-        Key(out)
+        expand(&Hkdf::new(Some(salt), self.0.as_ref()), info)
+    }
+
+    /// The same for many keys of one parent without a salt: what is equal for all is done once.
+    pub fn deriver(&self) -> Deriver {
+        Deriver(Hkdf::new(Some(&[]), self.0.as_ref()))
     }
 
     /// Encrypts: nonce, ciphertext, tag.
@@ -122,6 +118,28 @@ impl Key {
                 .map_err(|_| Forged)
         })
     }
+}
+
+/// What keys of one parent are derived from, after HKDF's extraction: as secret as the parent, and
+/// wiped on drop as every hash is (feature `zeroize` of `sha2`).
+pub struct Deriver(Hkdf<Sha256>);
+
+impl Deriver {
+    /// The key that [`Key::derive`] gives for an empty salt.
+    pub fn derive(&self, info: &[&[u8]]) -> Key {
+        expand(&self.0, info)
+    }
+}
+
+fn expand(extracted: &Hkdf<Sha256>, info: &[&[u8]]) -> Key {
+    let mut out = Zeroizing::new([0; KEY_BYTES]);
+    let mut joined = Vec::with_capacity(128);
+    for part in info {
+        joined.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        joined.extend_from_slice(part);
+    }
+    extracted.expand(&joined, out.as_mut()).expect("32 bytes are below HKDF's limit of 8,160");
+    Key(out)
 }
 
 /// SHA-256 (FIPS 180-4) of the parts in a row.
@@ -184,6 +202,7 @@ mod tests {
         assert_ne!(of(b"s", &[b"a", b"b"]), of(b"t", &[b"a", b"b"]));
         assert_ne!(of(b"s", &[b"a", b"b"]), of(b"s", &[b"ab"]));
         assert_ne!(of(b"s", &[b"a", b"b"]), of(b"s", &[b"ab", b""]));
+        assert_eq!(of(b"", &[b"a", b"b"]), *key.deriver().derive(&[b"a", b"b"]).expose());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::secret::SecretBytes;
 
-use crypto::{Key, NoRandomness};
+use crypto::{Deriver, Key, NoRandomness};
 use record::{Batch, RecordId, RecordKey, RecordKind};
 use store::{Change, Image, Store};
 use unlock::passphrase::Cost;
@@ -112,22 +112,21 @@ struct Seal {
 #[derive(Clone)]
 struct Sealed {
     version: u64,
-    bytes: Vec<u8>,
-    mark: [u8; 32],
+    bytes: Box<[u8]>,
 }
 
 struct Keys {
-    records: Key,
-    set: Key,
-    seal: Key,
+    records: Deriver,
+    set: Deriver,
+    seal: Deriver,
 }
 
 impl Keys {
     fn of(root: &Key, vault_id: &[u8; 16]) -> Self {
         Self {
-            records: root.derive(vault_id, &[b"records"]),
-            set: root.derive(vault_id, &[b"set"]),
-            seal: root.derive(vault_id, &[b"seal"]),
+            records: root.derive(vault_id, &[b"records"]).deriver(),
+            set: root.derive(vault_id, &[b"set"]).deriver(),
+            seal: root.derive(vault_id, &[b"seal"]).deriver(),
         }
     }
 }
@@ -234,7 +233,7 @@ impl Locked {
         let altered = |what| Error::Altered { what };
         let seal_context =
             context(b"seal", &image.vault_id, image.format, &[&image.revision.to_be_bytes()]);
-        let seal_key = keys.seal.derive(&[], &[&image.revision.to_be_bytes()]);
+        let seal_key = keys.seal.derive(&[&image.revision.to_be_bytes()]);
         let opened = seal_key
             .open(&seal_context, &image.seal)
             .map_err(|_| altered("its seal does not verify"))?;
@@ -255,9 +254,9 @@ impl Locked {
             let kind =
                 RecordKind::from_byte(kind).ok_or(altered("a record has an unknown kind"))?;
             let key = (kind, RecordId(id));
-            let record = Sealed::parse(&keys, key, bytes)
-                .ok_or(altered("a record is shorter than its header"))?;
-            xor(&mut set, &record.mark);
+            let record =
+                Sealed::parse(bytes).ok_or(altered("a record is shorter than its header"))?;
+            xor(&mut set, &mark(&keys, key, &record.bytes));
             sealed.insert(key, record);
         }
         if seal.set != crypto::hex(&set) {
@@ -288,16 +287,15 @@ impl Locked {
 
 impl Sealed {
     /// Version (8 bytes), then the sealed bytes.
-    fn parse(keys: &Keys, key: RecordKey, stored: Vec<u8>) -> Option<Self> {
+    fn parse(stored: Vec<u8>) -> Option<Self> {
         let version = u64::from_be_bytes(*stored.first_chunk::<8>()?);
-        let mark = mark(keys, key, &stored);
-        Some(Self { version, bytes: stored, mark })
+        Some(Self { version, bytes: stored.into() })
     }
 }
 
 /// The keyed digest by which a record counts in the set.
 fn mark(keys: &Keys, (kind, id): RecordKey, stored: &[u8]) -> [u8; 32] {
-    *keys.set.derive(&[], &[&[kind as u8], &id.0, &crypto::digest(&[stored])]).expose()
+    *keys.set.derive(&[&[kind as u8], &id.0, &crypto::digest(&[stored])]).expose()
 }
 
 impl Vault {
@@ -368,7 +366,7 @@ impl Vault {
         let text = serde_json::to_vec(&seal).expect("a seal is plain JSON");
         let seal_context =
             context(b"seal", &self.vault_id, self.format, &[&revision.to_be_bytes()]);
-        self.keys.seal.derive(&[], &[&revision.to_be_bytes()]).seal(&seal_context, &text)
+        self.keys.seal.derive(&[&revision.to_be_bytes()]).seal(&seal_context, &text)
     }
 
     /// Names the vault.
@@ -415,7 +413,7 @@ impl Vault {
     fn record_key(&self, kind: RecordKind, id: RecordId, version: u64) -> (Key, Vec<u8>) {
         let version = version.to_be_bytes();
         let parts: [&[u8]; 3] = [&[kind as u8], &id.0, &version];
-        let key = self.keys.records.derive(&[], &parts);
+        let key = self.keys.records.derive(&parts);
         (key, context(b"record", &self.vault_id, self.format, &parts))
     }
 
@@ -429,12 +427,28 @@ impl Vault {
     /// # Errors
     /// [`Error::Altered`].
     pub fn all(&self, kind: RecordKind) -> Result<Vec<(RecordId, SecretBytes)>, Error> {
+        let mut all = Vec::new();
+        self.each(kind, |id, bytes| {
+            all.push((id, bytes));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Decrypts the records of a kind one after the other, in no order. Changes wait meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Altered`], or what `take` says.
+    pub fn each(
+        &self,
+        kind: RecordKind,
+        mut take: impl FnMut(RecordId, SecretBytes) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let sealed = self.sealed.read().unwrap_or_else(PoisonError::into_inner);
-        sealed
-            .iter()
-            .filter(|((k, _), _)| *k == kind)
-            .map(|((_, id), record)| Ok((*id, self.open(kind, *id, record)?)))
-            .collect()
+        for ((_, id), record) in sealed.iter().filter(|((k, _), _)| *k == kind) {
+            take(*id, self.open(kind, *id, record)?)?;
+        }
+        Ok(())
     }
 
     /// How many records there are.
@@ -464,7 +478,7 @@ impl Vault {
         for (key @ (kind, id), bytes) in &batch.changes {
             let old = {
                 let sealed = self.sealed.read().unwrap_or_else(PoisonError::into_inner);
-                sealed.get(key).map(|record| record.mark)
+                sealed.get(key).map(|record| mark(&self.keys, *key, &record.bytes))
             };
             if let Some(old) = old {
                 xor(&mut set, &old);
@@ -476,13 +490,13 @@ impl Vault {
                 continue;
             };
             let (record_key, context) = self.record_key(*kind, *id, revision);
-            let mut stored = revision.to_be_bytes().to_vec();
-            stored.extend(record_key.seal(&context, bytes.expose())?);
+            let stored =
+                [&revision.to_be_bytes()[..], &record_key.seal(&context, bytes.expose())?].concat();
             let mark = mark(&self.keys, *key, &stored);
             xor(&mut set, &mark);
             count += 1;
             records.push((*kind as u8, id.0, Some(stored.clone())));
-            applied.push((*key, Some(Sealed { version: revision, bytes: stored, mark })));
+            applied.push((*key, Some(Sealed { version: revision, bytes: stored.into() })));
         }
         let seal = self.seal(revision, count, &set, &encode_slots(&head.slots))?;
         self.store_change(head.revision, &Change { revision, seal, slots: None, records })?;

@@ -16,6 +16,10 @@ use super::{Change, Error, Image, Store};
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 const RECORDS: TableDefinition<'static, &[u8; 17], &[u8]> = TableDefinition::new("records");
 
+/// What redb may keep of the file in memory, in bytes: all records are in the vault's own memory, so
+/// that pages are read once (redb's default is 1 GiB).
+const CACHE_BYTES: usize = 8 << 20;
+
 /// The newest format that this program reads and the one it writes.
 pub const FORMAT: u32 = 1;
 
@@ -51,6 +55,12 @@ fn key(kind: u8, id: &[u8; 16]) -> [u8; 17] {
     key
 }
 
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
 impl RedbStore {
     /// Makes the file; there must be none.
     ///
@@ -68,7 +78,7 @@ impl RedbStore {
                 _ => io(e),
             })?;
         let backend = FileBackend::new(file).map_err(io)?;
-        let database = Database::builder().create_with_backend(backend).map_err(opening)?;
+        let database = builder().create_with_backend(backend).map_err(opening)?;
         Ok(Self { database: Mutex::new(database) })
     }
 
@@ -81,7 +91,7 @@ impl RedbStore {
             return Err(Error::Missing);
         }
         // A file that was cut short makes redb panic in places; it must be an error here.
-        let opened = std::panic::catch_unwind(|| Database::open(path));
+        let opened = std::panic::catch_unwind(|| builder().open(path));
         let database = opened
             .map_err(|_| Error::Damaged { what: "its pages do not hold together".into() })?
             .map_err(opening)?;
@@ -135,7 +145,10 @@ impl RedbStore {
         first: Option<&Image>,
     ) -> Result<(), Error> {
         let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        let write = database.begin_write().map_err(io)?;
+        let mut write = database.begin_write().map_err(io)?;
+        // A worker is killed, not closed: without this the next one reads the file three times over
+        // before it serves. What a commit costs more is paid by changes, which are rare.
+        write.set_quick_repair(true);
         {
             let mut meta = write.open_table(META).map_err(io)?;
             let mut records = write.open_table(RECORDS).map_err(io)?;
