@@ -34,6 +34,19 @@ pub(super) fn status(context: &Context) -> Outcome {
         if let Some(problem) = &status.audit_problem {
             rows.push(vec!["audit".to_owned(), problem.clone()]);
         }
+        for waiting in &status.waiting {
+            let text = format!(
+                "{} version {} since {}, for {}",
+                waiting.secret,
+                waiting.pending,
+                waiting.since.strftime("%Y-%m-%d %H:%M:%S"),
+                match &waiting.waits_for[..] {
+                    [] => "its time".to_owned(),
+                    holders => holders.join(", "),
+                }
+            );
+            rows.push(vec!["waiting".to_owned(), text]);
+        }
         for (step, hold) in &status.hardening {
             if *hold != Hold::Full {
                 rows.push(vec![step.clone(), hold.to_string()]);

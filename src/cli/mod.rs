@@ -8,6 +8,7 @@ mod demo;
 pub mod exit;
 mod import;
 mod output;
+mod rotation;
 mod run;
 mod secret;
 mod serve;
@@ -94,6 +95,9 @@ enum Command {
     Project(secret::ProjectCommand),
     /// Starts a new worker (new binary, new configuration) under the same mount.
     Reload,
+    /// Rotation policies and rotation chains.
+    #[command(subcommand)]
+    Rotation(rotation::RotationCommand),
     /// Runs a command as an agent.
     Run(run::RunArgs),
     /// Secrets.
@@ -301,6 +305,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Lock => admin::lock(&context),
         Command::Project(command) => secret::project(&context, command),
         Command::Reload => serve::reload(&context),
+        Command::Rotation(command) => rotation::main(&context, command),
         Command::Run(args) => run::main(&context, &args),
         Command::Secret(command) => secret::secret(&context, command),
         Command::Serve => serve::serve(&context),

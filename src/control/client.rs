@@ -95,10 +95,30 @@ impl Client {
         &self,
         path: &str,
         query: &Q,
-        mut each: impl FnMut(&str) -> bool,
+        each: impl FnMut(&str) -> bool,
     ) -> Result<(), Problem> {
         let path = with_query(path, query)?;
-        let (_, mut body) = self.send("GET", &path, &[], None).map_err(|f| self.problem(f))?;
+        let (_, body) = self.send("GET", &path, &[], None).map_err(|f| self.problem(f))?;
+        self.lines(body, each)
+    }
+
+    /// The same for a verb that changes something.
+    ///
+    /// # Errors
+    /// The daemon's problem, or that it cannot be reached.
+    pub fn stream_post<Q: Serialize>(
+        &self,
+        path: &str,
+        request: &Q,
+        each: impl FnMut(&str) -> bool,
+    ) -> Result<(), Problem> {
+        let body = wire::to_bytes(request)
+            .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+        let (_, body) = self.send("POST", path, &body, None).map_err(|f| self.problem(f))?;
+        self.lines(body, each)
+    }
+
+    fn lines(&self, mut body: Body, mut each: impl FnMut(&str) -> bool) -> Result<(), Problem> {
         let mut line = String::new();
         loop {
             line.clear();

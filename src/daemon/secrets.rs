@@ -11,6 +11,7 @@ use crate::catalog::secret::{Binding, NewVersion, Secret, Stage, Version};
 use crate::catalog::{self, Catalog};
 use crate::config::Permission;
 use crate::control::Caller;
+use crate::execution::exposure::{Channel, Exposure};
 use crate::proto::{self, Code, Problem, Value};
 use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
 use crate::vault::record::{Batch, RecordId, RecordKind};
@@ -339,6 +340,18 @@ impl Daemon {
         record.decision = Some("granted");
         record.reason = req.reason.as_deref();
         self.core.record(&record)?;
+        self.registry
+            .ledger()
+            .note(Exposure {
+                value: id.to_string(),
+                via: Channel::Reveal,
+                execution: None,
+                chain: None,
+                agent: None,
+                user,
+                at: self.core.clock.now(),
+            })
+            .map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
         Ok(proto::SecretRevealed {
             key,
             scope,

@@ -1,0 +1,125 @@
+//! `rotation`: policies, what is due when, and runs of rotation chains by hand.
+#![forbid(unsafe_code)]
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::proto;
+
+use super::output::{or_dash, show, table};
+use super::secret::NameArgs;
+use super::{Context, Failure, Outcome, exit};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RotationCommand {
+    /// Makes policies hold: a JSON file, all of it or nothing.
+    #[command(after_help = "Example of a file:\n  \
+        {\"rotation_policy\": {\"prod/DATABASE_URL\": {\n    \
+        \"rotate_every_days\": 30, \"notify_before_days\": 7,\n    \
+        \"auto_rotate\": true, \"rotation_chain\": \"rotate-db\"}}}")]
+    Apply {
+        /// The file; - for stdin.
+        file: PathBuf,
+        /// Only says what would be.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Lists policies, the next due first.
+    List,
+    /// Takes a policy away; the secret stays as it is.
+    Rm(NameArgs),
+    /// Runs the rotation chain now.
+    Run(RunArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// The chain, where no policy names one.
+    #[arg(long)]
+    chain: Option<String>,
+}
+
+fn rows(listed: &proto::RotationListed) -> String {
+    let rows: Vec<_> = listed
+        .policies
+        .iter()
+        .map(|p| {
+            vec![
+                p.name.clone(),
+                p.scope.clone(),
+                p.rotate_every.to_string(),
+                p.due_at.strftime("%Y-%m-%d %H:%M").to_string(),
+                p.state.clone(),
+                if p.auto_rotate { "auto" } else { "by hand" }.to_owned(),
+                or_dash(p.rotation_chain.clone()),
+            ]
+        })
+        .collect();
+    table(&["SECRET", "SCOPE", "EVERY", "DUE (UTC)", "STATE", "HOW", "CHAIN"], &rows)
+}
+
+fn read(file: &std::path::Path) -> Result<String, Failure> {
+    let text = if file.as_os_str() == "-" {
+        std::io::read_to_string(std::io::stdin().lock())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    text.map_err(|e| {
+        Failure::new(format!("{}: {e}", file.display())).hint("give a JSON file that you can read")
+    })
+}
+
+pub(super) fn main(context: &Context, command: RotationCommand) -> Outcome {
+    let client = context.client();
+    match command {
+        RotationCommand::Apply { file, dry_run } => {
+            let request = proto::RotationApply { text: read(&file)?, dry_run };
+            let listed: proto::RotationListed = client.post("/v1/rotations", &request)?;
+            show(context.json, &listed, || rows(&listed))?;
+        }
+        RotationCommand::List => {
+            let listed: proto::RotationListed =
+                client.get("/v1/rotations", &proto::RotationList::default())?;
+            show(context.json, &listed, || rows(&listed))?;
+        }
+        RotationCommand::Rm(name) => {
+            let request = proto::RotationRm { name: name.name, scope: name.scope };
+            let done: proto::Done = client.post("/v1/rotations/rm", &request)?;
+            show(context.json, &done, || format!("removed the policy of {}", request.name))?;
+        }
+        RotationCommand::Run(args) => return run(context, args),
+    }
+    Ok(exit::OK)
+}
+
+fn run(context: &Context, args: RunArgs) -> Outcome {
+    let request =
+        proto::RotationRun { name: args.name.name, scope: args.name.scope, chain: args.chain };
+    // Progress for people only: a script reads the lines, or the status.
+    let progress = !context.json && std::io::stderr().is_terminal();
+    let mut last = None;
+    context.client().stream_post("/v1/rotations/run", &request, |line| {
+        if context.json {
+            return writeln!(std::io::stdout().lock(), "{line}").is_ok();
+        }
+        if let Ok(step) = serde_json::from_str::<proto::RotationStep>(line) {
+            if progress && step.state == "started" {
+                eprintln!("{} ...", step.step);
+            }
+            last = Some(step);
+        }
+        true
+    })?;
+    if let Some(step) = last.filter(|s| s.state == "failed") {
+        return Err(Failure::new(step.detail.unwrap_or_default())
+            .hint("the current version stays; mend the chain and run it again"));
+    }
+    if !context.json {
+        println!("{} is rotated", request.name);
+    }
+    Ok(exit::OK)
+}
