@@ -206,19 +206,26 @@ fn kill() {
         home.fill_up_to(secrets);
         for kills in [0, kills] {
             let stop = home.path("stop");
+            let ready = stop.with_extension("ready");
             let (reads, failed, longest) = std::thread::scope(|scope| {
                 let readers = scope.spawn(|| home.agent("load", &[stop.to_str().unwrap()]));
-                std::thread::park_timeout(Duration::from_millis(300));
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while !ready.exists() {
+                    assert!(Instant::now() < deadline, "no reader runs");
+                    pause(Duration::from_millis(5));
+                }
+                pause(Duration::from_millis(300));
                 for kill in 0..kills {
                     kill_worker(&home, Duration::from_millis(u64::from(kill % 8) * 10));
                 }
-                std::thread::park_timeout(Duration::from_millis(300));
+                pause(Duration::from_millis(300));
                 std::fs::write(&stop, b"").unwrap();
                 let told = readers.join().unwrap();
                 let mut numbers = told.split_whitespace().map(|n| n.parse::<u64>().unwrap());
                 (numbers.next().unwrap(), numbers.next().unwrap(), numbers.next().unwrap())
             });
             std::fs::remove_file(&stop).unwrap();
+            std::fs::remove_file(&ready).unwrap();
             let millis = longest as f64 / 1e6;
             let verdict = match kills {
                 0 => "baseline",
@@ -229,6 +236,14 @@ fn kill() {
                  failed, longest stall {millis:.1} ms, aim < 100 and none failed ({verdict})"
             );
         }
+    }
+}
+
+/// Waits this long, whoever unparks this thread meanwhile, as the end of an earlier scope does.
+fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        std::thread::park_timeout(left);
     }
 }
 
@@ -247,7 +262,7 @@ fn kill_worker(home: &Home, after: Duration) {
     // It may have been killed by itself in this moment.
     let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     wait(Some(worker));
-    std::thread::park_timeout(after);
+    pause(after);
 }
 
 /// Milliseconds of a command, median and p99 of `rounds`, in microseconds.

@@ -72,12 +72,14 @@ pub(crate) fn one(path: &Path) {
     println!("{}", once(path).unwrap());
 }
 
-/// Readers that go on until `stop` exists; prints reads, failures and the longest stall.
+/// Readers that go on until `stop` exists, and say by a file beside it that they run; prints reads, failures and the longest stall.
 pub(crate) fn load(path: &Path, stop: &Path) {
     let (reads, failed, longest) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..READERS {
             scope.spawn(|| {
+                once(path).unwrap();
+                std::fs::write(stop.with_extension("ready"), b"").unwrap();
                 while !stop.exists() {
                     for _ in 0..64 {
                         let start = Instant::now();
