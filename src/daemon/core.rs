@@ -38,6 +38,28 @@ pub struct Core {
     denied: RwLock<HashSet<String>>,
 }
 
+thread_local! {
+    /// Whether this thread reads the catalog now.
+    static READING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// The catalog while it is read.
+pub struct Reading<'a>(RwLockReadGuard<'a, Catalog>);
+
+impl std::ops::Deref for Reading<'_> {
+    type Target = Catalog;
+
+    fn deref(&self) -> &Catalog {
+        &self.0
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        READING.with(|reading| reading.set(false));
+    }
+}
+
 impl Core {
     /// With a locked vault.
     pub fn new(log: Log, clock: Arc<dyn Clock>, environments: Vec<EnvName>) -> Self {
@@ -62,9 +84,14 @@ impl Core {
         self.denied.read().unwrap_or_else(PoisonError::into_inner).contains(value)
     }
 
-    /// The catalog, for reading.
-    pub fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    /// The catalog, for reading. One at a time in a thread: a second reading behind a waiting writer
+    /// would wait for ever.
+    pub fn catalog(&self) -> Reading<'_> {
+        READING.with(|reading| {
+            debug_assert!(!reading.get(), "the catalog is being read by this thread already");
+            reading.set(true);
+        });
+        Reading(self.catalog.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The vault, if it is unlocked.

@@ -34,6 +34,7 @@ impl Daemon {
 
     pub(super) fn full_status(&self) -> proto::Status {
         let vault = self.core.vault();
+        let waiting = self.all_waiting();
         let catalog = self.core.catalog();
         let running =
             self.registry.executions().iter().filter(|e| e.ended.is_none()).count() as u64;
@@ -62,7 +63,7 @@ impl Daemon {
             executions: running,
             audit_seq: Some(self.core.log.head().seq),
             audit_problem: self.core.log.fault(),
-            waiting: self.all_waiting(),
+            waiting,
             hardening: self.hardening.clone(),
             warnings,
         }

@@ -1,0 +1,239 @@
+//! Policies, their schedule, rotation chains and alerts, on a real daemon.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::{Home, may_mount, text, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A provider that a directory stands for: `live` holds the passwords that it takes.
+struct Provider {
+    home: Home,
+    dir: PathBuf,
+}
+
+/// Reads what the steps leave: each writes a line into `log`.
+const STEPS: &str = r#"{"chain": "rotate", "agents": [
+  {"name": "create", "command": ["sh", "-c", "echo create >> DIR/log; CREATE"]},
+  {"name": "set", "rotates": ["PASSWORD"], "secrets": ["PASSWORD"],
+   "command": ["sh", "-c", "echo set >> DIR/log; cat $CREDENTIALS_DIRECTORY/PASSWORD@pending >> DIR/live; echo >> DIR/live; SET"]},
+  {"name": "test", "rotates": ["PASSWORD"],
+   "command": ["sh", "-c", "echo test >> DIR/log; grep -qxF \"$(cat $CREDENTIALS_DIRECTORY/PASSWORD@pending)\" DIR/live && grep -qxF \"$(cat $CREDENTIALS_DIRECTORY/PASSWORD@current)\" DIR/live && TEST"]},
+  {"name": "finish", "command": ["sh", "-c", "echo finish $STRONGROOM_ROTATION_NAME >> DIR/log"]},
+  {"name": "revoke", "command": ["sh", "-c", "echo revoke >> DIR/log"]}]}"#;
+
+impl Provider {
+    fn new(config: &str, create: &str, set: &str, test: &str) -> Self {
+        let home = Home::new();
+        home.start();
+        let dir = home.dir.path().join("provider");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("live"), "first-password\n").unwrap();
+        let file = home.home().join("strongroom.toml");
+        let made = std::fs::read_to_string(&file).unwrap();
+        let config = config.replace("DIR", dir.to_str().unwrap());
+        std::fs::write(&file, format!("{made}\n{config}")).unwrap();
+        home.ok(&["reload"]);
+        home.ok_with(&["secret", "set", "PASSWORD"], "first-password");
+        let provider = Self { home, dir };
+        provider.apply_chain(create, set, test);
+        provider
+    }
+
+    fn apply_chain(&self, create: &str, set: &str, test: &str) {
+        let chain = STEPS
+            .replace("DIR", self.dir.to_str().unwrap())
+            .replace("CREATE", create)
+            .replace("SET", set)
+            .replace("TEST", test);
+        let file = self.home.dir.path().join("rotate.json");
+        std::fs::write(&file, chain).unwrap();
+        self.home.ok(&["chain", "apply", file.to_str().unwrap(), "--yes"]);
+    }
+
+    fn policy(&self, fields: &str) {
+        let text = format!(r#"{{"rotation_policy": {{"PASSWORD": {{{fields}}}}}}}"#);
+        self.home.ok_with(&["rotation", "apply", "-"], &text);
+    }
+
+    fn log(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        text.lines().map(ToOwned::to_owned).collect()
+    }
+
+    fn stage_of(&self, stage: &str) -> Option<u64> {
+        self.home.json(&["secret", "show", "PASSWORD"])["versions"][stage]["version"].as_u64()
+    }
+
+    fn has_untouched_secret(&self) -> bool {
+        self.stage_of("current") == Some(1)
+            && self.stage_of("pending").is_none()
+            && self.home.ok(&["secret", "get", "PASSWORD", "--reveal"]) == "first-password"
+    }
+}
+
+const MAKE: &str = "head -c 18 /dev/urandom | base64";
+
+fn lines(file: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+#[test]
+fn a_rotation_goes_through_its_steps_and_the_old_value_goes_when_nobody_holds_it() {
+    if !may_mount() {
+        return;
+    }
+    let provider = Provider::new("", MAKE, "true", "true");
+    let home = &provider.home;
+    provider.policy(r#""rotate_every_days": 30, "rotation_chain": "rotate""#);
+    let chain = r#"{"chain": "app", "agents": [{"name": "a", "secrets": ["PASSWORD"]}]}"#;
+    let file = home.dir.path().join("app.json");
+    std::fs::write(&file, chain).unwrap();
+    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    home.ok(&["execution", "start", "--chain", "app", "--id", "long"]);
+
+    home.ok(&["rotation", "run", "PASSWORD"]);
+    assert_eq!(provider.log(), ["create", "set", "test"]);
+    assert_eq!((provider.stage_of("current"), provider.stage_of("pending")), (Some(1), Some(2)));
+    let again = home.refused(&["rotation", "run", "PASSWORD"]);
+    assert!(again.contains("pending already"), "{again}");
+    home.ok(&["execution", "end", "long"]);
+    wait_until("finished", LIMIT, || provider.log().len() == 4);
+    assert_eq!(provider.log()[3], "finish PASSWORD");
+    assert_eq!(provider.stage_of("current"), Some(2));
+    let now = home.ok(&["secret", "get", "PASSWORD", "--reveal"]);
+    let live = std::fs::read_to_string(provider.dir.join("live")).unwrap();
+    assert!(live.lines().any(|l| l == now));
+    let listed = home.json(&["rotation", "list"]);
+    assert_eq!(listed["policies"][0]["state"], "ok");
+
+    home.ok_with(&["secret", "revoke", "PASSWORD", "--reason", "leaked"], "by-hand-password");
+    wait_until("told the provider", LIMIT, || provider.log().last().unwrap() == "revoke");
+}
+
+#[test]
+fn whatever_fails_leaves_the_current_version_and_nothing_in_the_way_of_the_next_try() {
+    if !may_mount() {
+        return;
+    }
+    let config = "[rotation]\nstep_timeout = \"1s\"\n\
+        [[alert]]\nname = \"file\"\ncommand = [\"sh\", \"-c\", \"(cat; echo) >> DIR/alerts\"]\n";
+    let provider = Provider::new(config, "true", "true", "true");
+    let home = &provider.home;
+    let run = ["rotation", "run", "PASSWORD", "--chain", "rotate"];
+    let cases = [
+        ("true", "true", "true", "create printed nothing"),
+        ("head -c 2000000 /dev/zero", "true", "true", "create printed more than"),
+        ("exit 3", "true", "true", "create failed"),
+        (MAKE, "exit 1", "true", "set failed"),
+        (MAKE, "true", "false", "test failed"),
+        (MAKE, "sleep 100", "true", "set did not end within 1s"),
+    ];
+    for (create, set, test, what) in cases {
+        provider.apply_chain(create, set, test);
+        let refused = home.refused(&run);
+        assert!(refused.contains(what), "{what}: {refused}");
+        assert!(provider.has_untouched_secret(), "{what}");
+    }
+    let alerts = provider.dir.join("alerts");
+    wait_until("alerts", LIMIT, || lines(&alerts).len() == cases.len());
+    assert!(lines(&alerts).iter().all(|a| a["event"] == "rotation_failed"));
+    assert_eq!(home.records("rotation_failed").len(), cases.len());
+    let tested = home.json(&["alert", "test"]);
+    assert_eq!(tested["deliveries"][0]["delivered"], true);
+    provider.apply_chain(MAKE, "true", "true");
+    home.ok(&run);
+    wait_until("promoted", LIMIT, || provider.stage_of("current").is_some_and(|n| n > 1));
+    // No value passed through an alert, a record or a message.
+    let value = home.ok(&["secret", "get", "PASSWORD", "--reveal"]);
+    assert!(!std::fs::read_to_string(&alerts).unwrap().contains(&value));
+}
+
+#[test]
+fn a_daemon_killed_at_any_step_discards_the_pending_version() {
+    if !may_mount() {
+        return;
+    }
+    for step in ["create", "set", "test"] {
+        let halt = |own: &str| if own == step { "sleep 100" } else { "true" };
+        let create = format!("{}; {MAKE}", halt("create"));
+        let provider = Provider::new("", &create, halt("set"), halt("test"));
+        let home = &provider.home;
+        let mut run = home
+            .command(&["rotation", "run", "PASSWORD", "--chain", "rotate"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until("the step", LIMIT, || provider.log().last().is_some_and(|l| l == step));
+        let worker = nix::unistd::Pid::from_raw(home.worker_pid());
+        nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).unwrap();
+        run.wait().unwrap();
+        wait_until("cleared", LIMIT, || {
+            home.run(&["status"]).status.success() && provider.has_untouched_secret()
+        });
+        wait_until("recorded", LIMIT, || home.records("rotation_failed").len() == 1);
+        let active = home.json(&["execution", "list"]);
+        wait_until("ended", LIMIT, || {
+            let listed = home.json(&["execution", "list"]);
+            listed["executions"].as_array().unwrap().is_empty()
+        });
+        drop(active);
+        provider.apply_chain(MAKE, "true", "true");
+        home.ok(&["rotation", "run", "PASSWORD", "--chain", "rotate"]);
+    }
+}
+
+#[test]
+fn the_schedule_rotates_by_itself_and_says_what_is_due() {
+    if !may_mount() {
+        return;
+    }
+    let provider = Provider::new("", MAKE, "true", "true");
+    let home = &provider.home;
+    provider.policy(
+        r#""rotate_every": "2s", "notify_before": "500ms", "auto_rotate": true, "rotation_chain": "rotate""#,
+    );
+    wait_until("two rotations", LIMIT, || provider.stage_of("current").is_some_and(|n| n >= 3));
+    home.ok(&["rotation", "rm", "PASSWORD"]);
+    assert!(home.records("rotation_due").len() >= 2);
+    assert!(home.ok(&["rotation", "list"]).contains("(none)"));
+
+    let bad = [
+        (r#"{"rotation_policy": {"NO_SUCH": {"rotate_every_days": 3}}}"#, "NO_SUCH"),
+        (r#"{"rotation_policy": {"PASSWORD": {"rotate_every_days": 0}}}"#, "rotate_every_days"),
+        (r#"{"rotation_policy": {"PASSWORD": {"rotate_every_days": -1}}}"#, "rotate_every_days"),
+        (
+            r#"{"rotation_policy": {"PASSWORD": {"rotate_every_days": 3, "notify_before_days": 4}}}"#,
+            "the notice is to come",
+        ),
+        (
+            r#"{"rotation_policy": {"PASSWORD": {"rotate_every_days": 3, "rotation_chain": "none"}}}"#,
+            "there is no chain none",
+        ),
+        ("{", "line 1"),
+    ];
+    for (policy, what) in bad {
+        let output = home.run_with(&["rotation", "apply", "-"], policy);
+        assert!(!output.status.success());
+        let said = text(&output);
+        assert!(said.contains(what) && said.contains("hint: "), "{policy}: {said}");
+    }
+    assert!(home.ok(&["rotation", "list"]).contains("(none)"));
+    // An end that has come is told once, and denies.
+    home.ok(&["secret", "edit", "PASSWORD", "--expires-at", &in_a_second()]);
+    wait_until("expired", LIMIT, || home.records("secret_expired").len() == 1);
+}
+
+fn in_a_second() -> String {
+    let output = std::process::Command::new("date")
+        .args(["-u", "-d", "+2 seconds", "+%Y-%m-%dT%H:%M:%SZ"])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
