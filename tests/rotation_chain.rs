@@ -18,13 +18,13 @@ struct Provider {
 
 /// Reads what the steps leave: each writes a line into `log`.
 const STEPS: &str = r#"{"chain": "rotate", "agents": [
-  {"name": "create", "command": ["sh", "-c", "echo create >> DIR/log; CREATE"]},
+  {"name": "create", "command": ["sh", "-c", "echo create >> @DIR@/log; @CREATE@"]},
   {"name": "set", "rotates": ["PASSWORD"], "secrets": ["PASSWORD"],
-   "command": ["sh", "-c", "echo set >> DIR/log; cat $CREDENTIALS_DIRECTORY/PASSWORD@pending >> DIR/live; echo >> DIR/live; SET"]},
+   "command": ["sh", "-c", "echo set >> @DIR@/log; cat $CREDENTIALS_DIRECTORY/PASSWORD@pending >> @DIR@/live; echo >> @DIR@/live; @SET@"]},
   {"name": "test", "rotates": ["PASSWORD"],
-   "command": ["sh", "-c", "echo test >> DIR/log; grep -qxF \"$(cat $CREDENTIALS_DIRECTORY/PASSWORD@pending)\" DIR/live && grep -qxF \"$(cat $CREDENTIALS_DIRECTORY/PASSWORD@current)\" DIR/live && TEST"]},
-  {"name": "finish", "command": ["sh", "-c", "echo finish $STRONGROOM_ROTATION_NAME >> DIR/log"]},
-  {"name": "revoke", "command": ["sh", "-c", "echo revoke >> DIR/log"]}]}"#;
+   "command": ["sh", "-c", "echo test >> @DIR@/log; grep -qxF \"$(cat $CREDENTIALS_DIRECTORY/PASSWORD@pending)\" @DIR@/live && grep -qxF \"$(cat $CREDENTIALS_DIRECTORY/PASSWORD@current)\" @DIR@/live && @TEST@"]},
+  {"name": "finish", "command": ["sh", "-c", "echo finish $STRONGROOM_ROTATION_NAME >> @DIR@/log"]},
+  {"name": "revoke", "command": ["sh", "-c", "echo revoke >> @DIR@/log"]}]}"#;
 
 impl Provider {
     fn new(config: &str, create: &str, set: &str, test: &str) -> Self {
@@ -35,7 +35,7 @@ impl Provider {
         std::fs::write(dir.join("live"), "first-password\n").unwrap();
         let file = home.home().join("strongroom.toml");
         let made = std::fs::read_to_string(&file).unwrap();
-        let config = config.replace("DIR", dir.to_str().unwrap());
+        let config = config.replace("@DIR@", dir.to_str().unwrap());
         std::fs::write(&file, format!("{made}\n{config}")).unwrap();
         home.ok(&["reload"]);
         home.ok_with(&["secret", "set", "PASSWORD"], "first-password");
@@ -46,10 +46,10 @@ impl Provider {
 
     fn apply_chain(&self, create: &str, set: &str, test: &str) {
         let chain = STEPS
-            .replace("DIR", self.dir.to_str().unwrap())
-            .replace("CREATE", create)
-            .replace("SET", set)
-            .replace("TEST", test);
+            .replace("@DIR@", self.dir.to_str().unwrap())
+            .replace("@CREATE@", create)
+            .replace("@SET@", set)
+            .replace("@TEST@", test);
         let file = self.home.dir.path().join("rotate.json");
         std::fs::write(&file, chain).unwrap();
         self.home.ok(&["chain", "apply", file.to_str().unwrap(), "--yes"]);
@@ -108,7 +108,7 @@ fn a_rotation_goes_through_its_steps_and_the_old_value_goes_when_nobody_holds_it
     assert_eq!(provider.stage_of("current"), Some(2));
     let now = home.ok(&["secret", "get", "PASSWORD", "--reveal"]);
     let live = std::fs::read_to_string(provider.dir.join("live")).unwrap();
-    assert!(live.lines().any(|l| l == now));
+    assert!(live.lines().any(|l| l == now), "{now:?} {live:?}");
     let listed = home.json(&["rotation", "list"]);
     assert_eq!(listed["policies"][0]["state"], "ok");
 
@@ -122,7 +122,7 @@ fn whatever_fails_leaves_the_current_version_and_nothing_in_the_way_of_the_next_
         return;
     }
     let config = "[rotation]\nstep_timeout = \"1s\"\n\
-        [[alert]]\nname = \"file\"\ncommand = [\"sh\", \"-c\", \"(cat; echo) >> DIR/alerts\"]\n";
+        [[alert]]\nname = \"file\"\ncommand = [\"sh\", \"-c\", \"(cat; echo) >> @DIR@/alerts\"]\n";
     let provider = Provider::new(config, "true", "true", "true");
     let home = &provider.home;
     let run = ["rotation", "run", "PASSWORD", "--chain", "rotate"];
