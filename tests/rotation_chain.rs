@@ -230,6 +230,55 @@ fn the_schedule_rotates_by_itself_and_says_what_is_due() {
     wait_until("expired", LIMIT, || home.records("secret_expired").len() == 1);
 }
 
+#[test]
+fn failed_unlocks_bursts_of_refusals_and_an_altered_log_raise_alerts_and_a_drill_is_complete() {
+    if !may_mount() {
+        return;
+    }
+    let config =
+        "[[alert]]\nname = \"file\"\ncommand = [\"sh\", \"-c\", \"(cat; echo) >> @DIR@/alerts\"]\n";
+    let provider = Provider::new(config, MAKE, "true", "true");
+    let home = &provider.home;
+    let alerts = provider.dir.join("alerts");
+    let events = || -> Vec<String> {
+        lines(&alerts).iter().map(|a| a["event"].as_str().unwrap().to_owned()).collect()
+    };
+    home.ok_with(&["secret", "set", "FOREIGN", "--scope", "chain:other"], "foreign-value");
+    let view = home.dir.path().join("view");
+    let script = "for i in $(seq 40); do cat $CREDENTIALS_DIRECTORY/FOREIGN; done";
+    let mut run = home.command(&["run", "-s", "PASSWORD", "--secrets-path"]);
+    let output = run.args([view.to_str().unwrap(), "--", "sh", "-c", script]).output().unwrap();
+    assert!(text(&output).contains("No such file"));
+    wait_until("a burst", LIMIT, || events() == ["denied_burst"]);
+
+    let drill = home.json(&["drill", "revoke"]);
+    assert_eq!((&drill["complete"], &drill["ended"]), (&true.into(), &1.into()), "{drill}");
+    wait_until("revoked", LIMIT, || events() == ["denied_burst", "secret_revoked"]);
+    let record = &home.records("secret_revoked")[0];
+    assert_eq!(record["reason"], "drill");
+    assert!(record["took_us"].as_u64().unwrap() > 0);
+    assert!(!home.ok(&["secret", "list"]).contains("DRILL"));
+
+    home.ok(&["lock"]);
+    let wrong = home.dir.path().join("wrong");
+    std::fs::write(&wrong, [9; 32]).unwrap();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&wrong, private).unwrap();
+    home.refused(&["unlock", "--key-file", wrong.to_str().unwrap()]);
+    wait_until("unlock", LIMIT, || events().last().unwrap() == "unlock_failed");
+    home.ok(&["unlock"]);
+
+    let log = std::fs::read_dir(home.home().join("audit"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.extension().is_some_and(|e| e == "jsonl"))
+        .unwrap();
+    let altered = std::fs::read_to_string(&log).unwrap().replacen("denied", "granted", 1);
+    std::fs::write(&log, altered).unwrap();
+    assert!(!home.run(&["audit", "verify"]).status.success());
+    wait_until("verify", LIMIT, || events().last().unwrap() == "verify_failed");
+}
+
 fn in_a_second() -> String {
     let output = std::process::Command::new("date")
         .args(["-u", "-d", "+2 seconds", "+%Y-%m-%dT%H:%M:%SZ"])

@@ -184,6 +184,8 @@ pub struct Record<'a> {
     pub count: Option<u64>,
     /// The vault's revision after a change: an older file is refused by it.
     pub revision: Option<u64>,
+    /// How long it took, in microseconds.
+    pub took_us: Option<u64>,
 }
 
 impl<'a> Record<'a> {
@@ -210,6 +212,7 @@ impl<'a> Record<'a> {
             reason: None,
             count: None,
             revision: None,
+            took_us: None,
         }
     }
 
@@ -260,6 +263,7 @@ impl<'a> Record<'a> {
         }
         number(out, "count", self.count);
         number(out, "revision", self.revision);
+        number(out, "took_us", self.took_us);
     }
 }
 

@@ -26,6 +26,8 @@ use super::{Broker, FileFact, Node, Range, Refusal, Request, Standing};
 const RECORD_AGAIN_SECS: u64 = 15 * 60;
 /// A repeated refusal is recorded again, with its count, after this many seconds.
 const REFUSAL_AGAIN_SECS: i64 = 60;
+/// So many refusals within a minute are a burst.
+const BURST: u64 = 20;
 /// Refusals that are counted apart; beyond this many each one is recorded.
 const MAX_COUNTED: usize = 4096;
 /// Shards of the open values: readers of different files do not wait for each other.
@@ -44,6 +46,21 @@ struct Counted {
     unrecorded: u64,
 }
 
+/// Many refusals of one principal within a minute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Burst {
+    /// Its execution.
+    pub execution: String,
+    /// Its chain.
+    pub chain: String,
+    /// Its agent.
+    pub agent: String,
+    /// When the minute began.
+    pub since: Timestamp,
+    /// How many there were when it was noticed.
+    pub count: u64,
+}
+
 /// See the module.
 pub struct Local<B, R> {
     resolver: Resolver,
@@ -58,6 +75,8 @@ pub struct Local<B, R> {
     /// Held for reading from the judgement of a request to its answer.
     in_work: RwLock<()>,
     refusals: Mutex<HashMap<PrincipalNumber, LastRefusal>>,
+    /// Refusals of each principal in its present minute, and those that were many.
+    bursts: Mutex<(HashMap<PrincipalNumber, Burst>, Vec<Burst>)>,
     counted: Mutex<HashMap<(Option<PrincipalNumber>, String), Counted>>,
 }
 
@@ -83,6 +102,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             open: std::array::from_fn(|_| Mutex::new(HashMap::new())),
             in_work: RwLock::new(()),
             refusals: Mutex::new(HashMap::new()),
+            bursts: Mutex::default(),
             counted: Mutex::new(HashMap::new()),
         }
     }
@@ -112,6 +132,36 @@ impl<B: Backend, R: Recorder> Local<B, R> {
     /// on is denied to all.
     pub fn settle_requests(&self) {
         drop(self.in_work.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Bursts of refusals since the last call.
+    pub fn take_bursts(&self) -> Vec<Burst> {
+        let mut bursts = self.bursts.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut bursts.1)
+    }
+
+    fn count_refusal(&self, principal: &Principal, now: Timestamp) {
+        let mut bursts = self.bursts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (open, noticed) = &mut *bursts;
+        let is_over = |b: &Burst| now.as_second() - b.since.as_second() >= REFUSAL_AGAIN_SECS;
+        if open.len() >= MAX_COUNTED {
+            open.retain(|_, b| !is_over(b));
+        }
+        let new = || Burst {
+            execution: principal.execution.to_string(),
+            chain: principal.chain.clone(),
+            agent: principal.agent.clone(),
+            since: now,
+            count: 0,
+        };
+        let burst = open.entry(principal.number).or_insert_with(new);
+        if is_over(burst) {
+            *burst = new();
+        }
+        burst.count += 1;
+        if burst.count == BURST {
+            noticed.push(burst.clone());
+        }
     }
 
     /// Drops the decrypted values that are denied now.
@@ -172,6 +222,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
     ) -> Refusal {
         let now = self.clock.now();
         if let Some(principal) = principal {
+            self.count_refusal(principal, now);
             let last = LastRefusal { name: name.to_owned(), why, at: now };
             self.refusals
                 .lock()

@@ -5,6 +5,7 @@ mod admin;
 mod audit;
 mod chain;
 mod demo;
+mod drill;
 pub mod exit;
 mod import;
 mod output;
@@ -69,6 +70,9 @@ enum Command {
     Demo,
     /// How far each promise holds on this host.
     Doctor,
+    /// Emergencies for practice.
+    #[command(subcommand)]
+    Drill(drill::DrillCommand),
     /// Ends the daemon; no mount is left behind.
     Down,
     /// Runs of chains.
@@ -295,6 +299,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Chain(command) => chain::chain(&context, command),
         Command::Config(command) => admin::config(&context, &command),
         Command::Doctor => admin::doctor(&context),
+        Command::Drill(command) => drill::main(&context, &command),
         Command::Down => serve::down(&context),
         Command::Execution(command) => chain::execution(&context, command),
         Command::Explain(args) => chain::explain(&context, &args),

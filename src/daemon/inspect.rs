@@ -522,7 +522,17 @@ impl Daemon {
     pub(super) fn verify_log(&self) -> Result<proto::AuditVerified, Problem> {
         // The file must hold what was acknowledged; a fault of it is what verify is asked about.
         let _flushed = self.core.log.flush(Duration::from_secs(2));
-        verified(self.core.log.dir())
+        let verified = verified(self.core.log.dir())?;
+        if let Some(bad) = &verified.first_bad {
+            self.alert(super::alert::Alert {
+                event: "verify_failed",
+                secret: None,
+                message: "the audit log is not as it was written".to_owned(),
+                reason: Some(format!("{} line {}: {}", bad.file, bad.line, bad.detail)),
+                at: self.core.clock.now(),
+            });
+        }
+        Ok(verified)
     }
 
     pub(super) fn log_head(&self) -> proto::AuditHead {

@@ -131,6 +131,15 @@ impl Daemon {
         if self.core.record(&record).is_err() {
             tracing::error!("an attempt to unlock could not be recorded");
         }
+        if event == Event::UnlockFailed {
+            self.alert(super::alert::Alert {
+                event: event.name(),
+                secret: None,
+                message: format!("an attempt of {} to unlock the vault failed", user_of(uid)),
+                reason: Some(how.to_owned()),
+                at: self.core.clock.now(),
+            });
+        }
     }
 
     /// The highest revision of the vault that the audit log tells.

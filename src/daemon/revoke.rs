@@ -309,7 +309,7 @@ impl Daemon {
         for problem in repinned {
             survivors.push(problem);
         }
-        self.record_revoke(&intent, revision, &survivors)?;
+        self.record_revoke(&intent, revision, &survivors, begun)?;
         self.registry
             .journal()
             .remove(Kind::Revoke, intent.id.as_bytes())
@@ -493,6 +493,7 @@ impl Daemon {
         intent: &Intent,
         revision: u64,
         survivors: &[String],
+        begun: Instant,
     ) -> Result<(), Problem> {
         let reason = format!("revoked:{}", intent.name);
         for id in intent.ended.keys() {
@@ -523,6 +524,7 @@ impl Daemon {
                 record.reason = Some(&intent.reason);
                 record.count = Some(intent.ended.len() as u64);
                 record.revision = Some(revision);
+                record.took_us = u64::try_from(begun.elapsed().as_micros()).ok();
                 self.core.record(&record)?;
             }
         }

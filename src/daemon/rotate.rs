@@ -526,8 +526,25 @@ impl Daemon {
         }
     }
 
+    /// Tells of agents that were refused many times within a minute.
+    fn alert_bursts(&self) {
+        for burst in self.tree.broker().take_bursts() {
+            self.alert(super::alert::Alert {
+                event: "denied_burst",
+                secret: None,
+                message: format!(
+                    "agent {}/{} of execution {} was refused {} times within a minute",
+                    burst.chain, burst.agent, burst.execution, burst.count
+                ),
+                reason: None,
+                at: self.core.clock.now(),
+            });
+        }
+    }
+
     /// One look at what time and the ends of executions have done to versions.
     pub(super) fn keep_versions(self: &std::sync::Arc<Self>) {
+        self.alert_bursts();
         if self.core.vault().is_none() {
             return;
         }
