@@ -366,15 +366,14 @@ impl Secret {
         if let Some(at) = self.expires_at.filter(|end| *end <= now) {
             return Err(Error::Expired { key: self.key.clone(), at });
         }
-        let open = |v: &&Version| {
-            v.value.is_some()
-                && !v.untested
-                && v.valid_from.is_none_or(|from| from <= now)
-                && v.valid_until.is_none_or(|until| until > now)
-        };
+        let is_open =
+            |v: &&Version| v.value.is_some() && v.valid_until.is_none_or(|until| until > now);
+        // A current version has begun, also for a clock that was set back since.
+        let has_begun = |v: &&Version| !v.untested && v.valid_from.is_none_or(|from| from <= now);
         self.at_stage(Stage::Pending)
-            .filter(open)
-            .or_else(|| self.at_stage(Stage::Current).filter(open))
+            .filter(is_open)
+            .filter(has_begun)
+            .or_else(|| self.at_stage(Stage::Current).filter(is_open))
             .ok_or_else(|| Error::NoVersion { key: self.key.clone(), wanted: "current" })
     }
 }
