@@ -1,5 +1,6 @@
 //! Whole-mount figures with their baseline in the same run, as root:
-//! `cargo bench --bench mount [-- ROW...]`, rows: read fresh scale peers kill run start.
+//! `cargo bench --bench mount [-- ROW...]`, rows: read fresh scale peers kill
+//! run revoke promote start.
 //!
 //! Each row prints what was measured, its ratio to the baseline, and whether the design's aim is met;
 //! none fails by time. Rows that are ratios run on one CPU with all servers (the only stable placement
@@ -7,6 +8,7 @@
 
 mod home;
 mod peers;
+mod revoke;
 mod roles;
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -26,12 +28,14 @@ const TURNS: usize = 3;
 const MANY_SECRETS: usize = 100_000;
 const MANY_EXECUTIONS: usize = 10_000;
 const MANY_AGENTS: usize = 1_000;
-const ROWS: [(&str, fn()); 7] = [
+const ROWS: [(&str, fn()); 9] = [
     ("read", read),
     ("fresh", fresh),
     ("peers", peers),
     ("kill", kill),
     ("run", run),
+    ("revoke", revoke::revoke),
+    ("promote", revoke::promote),
     ("start", start),
     ("scale", scale),
 ];
