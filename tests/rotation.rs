@@ -294,6 +294,38 @@ fn without_a_replacement_the_name_is_denied_and_stops_new_launches() {
 }
 
 #[test]
+fn an_end_that_has_come_denies_the_pinned_and_a_valid_until_only_new_executions() {
+    if !may_mount() {
+        return;
+    }
+    let home = home();
+    home.ok(&["execution", "start", "--chain", "c", "--id", "run"]);
+    let read = || {
+        let child = agent(&home, "run", "a", "cat $CREDENTIALS_DIRECTORY/KEY");
+        text(&child.wait_with_output().unwrap())
+    };
+    let dir = home.dir.path().join("signals");
+    std::fs::create_dir(&dir).unwrap();
+    let anyone = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&dir, anyone).unwrap();
+    let script = "exec 3<$CREDENTIALS_DIRECTORY/KEY; touch @DIR@/ready; \
+        while [ ! -e @DIR@/go ]; do sleep 0.01; done; cat <&3; cat $CREDENTIALS_DIRECTORY/KEY";
+    let child = agent(&home, "run", "a", &script.replace("@DIR@", dir.to_str().unwrap()));
+    wait_until("opened", LIMIT, || dir.join("ready").exists());
+    home.ok(&["secret", "edit", "KEY", "--expires-at", "2020-01-01T00:00:00Z"]);
+    std::fs::write(dir.join("go"), "").unwrap();
+    let said = text(&child.wait_with_output().unwrap());
+    assert_eq!(said.matches("Key has expired").count(), 2, "{said}");
+    assert!(output(&home, "a", "true").contains("expired"));
+    home.ok(&["secret", "edit", "KEY", "--expires-at", "never"]);
+    assert_eq!(read(), "key-value-one");
+
+    let late = ["secret", "rotate", "KEY", "--valid-until", "2020-01-01T00:00:00Z"];
+    let refused = home.run_with(&late, "key-value-two");
+    assert!(text(&refused).contains("would end before it begins"), "{}", text(&refused));
+}
+
+#[test]
 fn a_worker_killed_while_it_revokes_finishes_when_it_is_back() {
     if !may_mount() {
         return;

@@ -779,6 +779,14 @@ impl Daemon {
         if let (Hold::None | Hold::Partial, Some(why)) = (&identity.0, &identity.1) {
             warnings.push(why.clone());
         }
+        let deadline = self.registry.execution(&principal.execution).and_then(|e| e.deadline);
+        for file in principal.files.values() {
+            if let (Some(end), Some(deadline)) = (file.expires_at, deadline)
+                && end < deadline
+            {
+                warnings.push(format!("{} expires at {end}, before the deadline", file.key));
+            }
+        }
         Ok(proto::AgentLaunched {
             execution: principal.execution.to_string(),
             chain: principal.chain.clone(),
@@ -800,7 +808,7 @@ impl Daemon {
             secret_env,
             files: principal.files.keys().cloned().collect(),
             identity: identity.0,
-            deadline: self.registry.execution(&principal.execution).and_then(|e| e.deadline),
+            deadline,
             warnings,
         })
     }

@@ -298,7 +298,32 @@ impl Daemon {
             Ok((secret, Box::new(move |c: &mut Catalog| c.put_secret(stored)) as _))
         })?;
         self.record_secret(Event::SecretEdited, who, &secret, Some(revision))?;
+        self.update_facts(&secret)?;
         Ok(shown(&secret, Vec::new()))
+    }
+
+    /// Tells running agents' files of what is not pinned: the secret's end, and whether reads of it
+    /// are recorded.
+    fn update_facts(&self, secret: &Secret) -> Result<(), Problem> {
+        let differs = |f: &crate::execution::principal::File| {
+            f.secret == secret.id
+                && (f.expires_at != secret.expires_at
+                    || f.access_log_enabled != secret.access_log_enabled)
+        };
+        for principal in self.registry.principals() {
+            if !principal.files.values().any(differs) {
+                continue;
+            }
+            self.registry
+                .update_principal(principal.number, |p| {
+                    for file in p.files.values_mut().filter(|f| differs(f)) {
+                        file.expires_at = secret.expires_at;
+                        file.access_log_enabled = secret.access_log_enabled;
+                    }
+                })
+                .map_err(|e| super::launch::registry_problem(&e))?;
+        }
+        Ok(())
     }
 
     pub(super) fn reveal_secret(
