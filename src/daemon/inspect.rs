@@ -101,7 +101,13 @@ impl Daemon {
                 Some("records are linked but not signed: store `strongroom audit head` elsewhere"),
             ),
             promise(4, "consistency", Hold::Full, None),
-            promise(5, "revocation", Hold::None, Some("not in this version")),
+            promise(
+                5,
+                "revocation",
+                identity.0,
+                (identity.0 != Hold::Full)
+                    .then_some("who can leave the cgroup or the tree outlives a revoke"),
+            ),
             promise(6, "redaction", Hold::None, Some("not in this version")),
             promise(
                 7,

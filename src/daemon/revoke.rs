@@ -468,10 +468,9 @@ impl Daemon {
                                 .map(|(name, _)| name.clone())
                                 .collect();
                             for name in names {
-                                match &file {
-                                    Some(file) => p.supersede(&name, file.clone()),
-                                    // Nothing is there to be had: its reads say that it was revoked.
-                                    None => {}
+                                // Where nothing is to be had, reads say that it was revoked.
+                                if let Some(file) = &file {
+                                    p.supersede(&name, file.clone());
                                 }
                             }
                         })

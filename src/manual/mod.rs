@@ -13,6 +13,7 @@
 //! | [`crate::fuse`], [`crate::fs`] | fuser's trait; the mount's semantics; the errno table |
 //! | [`crate::broker`] | attest, decide, record, open, reply, wipe |
 //! | [`crate::execution`] | executions, principals, inodes, handles in memory that outlives a worker |
+//! | [`crate::rotation`] | when versions change their stage and rotations are due: pure |
 //! | [`crate::identity`] | from a thread id to a principal |
 //! | [`crate::audit`] | records, links, verification |
 //! | [`crate::catalog`] | names, scopes, definitions, resolution: pure |
@@ -50,10 +51,44 @@
 //!
 //! `audit/YYYY-MM-DD.jsonl`, one JSON object a line: `event`, `secret_key`, `chain`, `agent`, `user`,
 //! `timestamp`, `workspace`, then `seq` and what applies of `scope`, `environment`, `version`,
-//! `execution`, `uid`, `login_uid`, `pid`, `exe`, `via`, `decision`, `reason`, `count`, `revision`, and
+//! `execution`, `uid`, `login_uid`, `pid`, `exe`, `via`, `decision`, `reason`, `count`, `revision`, `took_us`, and
 //! `link`: SHA-256 in hex over the previous link and the line up to it. A handle's first read, each read
 //! from the start, and every 15 minutes of continued reading are recorded; repeated refusals are counted
 //! and written once a minute.
+//!
+//! # Versions, rotation, revoke
+//!
+//! A version is `pending`, `current`, `previous`, `retired` or `revoked`. `secret rotate` stages a
+//! pending one; executions that start from its `valid_from` on are pinned to it. It becomes current
+//! when no running execution is pinned to the old one, or after `[rotation] drain`. Old versions stay
+//! `previous`, readable by those that hold them; the newest can be brought back for `keep_previous`.
+//! When nobody holds one it is retired, and destroyed after `keep_retired`. A group changes in one
+//! commit; its versions carry a generation, and an execution never gets members of two. `rollback`
+//! while a version is pending gives that one up; a second `rollback` goes back one version. A secret
+//! that is `floating` is not pinned: agents' files follow its current version at the next open.
+//!
+//! `[rotation] drain`, `keep_previous`, `keep_retired` and `step_timeout` are periods like `"24h"`.
+//!
+//! **Rotation chains.** Agents `create` and `test`, if wanted `set`, `finish`, `revoke`, each with a
+//! command (absolute paths; the working directory is the home of the user who applied the chain, and
+//! that is who it runs as). `create` prints the value, for a group a JSON object. Until `test` has
+//! passed nobody else gets it. The definition's `"rotates": ["NAME"]` gives an agent the files
+//! `NAME@current` and `NAME@pending`; `STRONGROOM_ROTATION_NAME`, `_TOKEN` and `_STEP` are set.
+//! `finish` runs when nobody holds the old version any more, `revoke` after an emergency revoke; both
+//! are kept in the vault until they succeed, and tried again after 15 minutes, doubled up to a day.
+//!
+//! **Exposures.** Who obtained a version (`file`, `env`, `rotation`, `reveal`) is noted in the runtime
+//! state before the bytes leave, and moved into the vault by a background step within about a second.
+//!
+//! **Revoke**, in this order: intent in the runtime state; denial, from which every read fails
+//! (`EKEYREVOKED`); requests in work answered; exposed executions taken off the register and killed by
+//! their cgroup; one durable commit with the replacement; emptiness awaited, 5 s at most; executions
+//! that never obtained it pinned anew; records; alert. Launches wait meanwhile. A later worker denies
+//! again before it serves, and finishes the rest.
+//!
+//! **Alerts** (`[[alert]] name, on, command | webhook, timeout`): `rotation_due`, `rotation_failed`,
+//! `secret_revoked`, `secret_expired`, `verify_failed`, `unlock_failed`, `denied_burst` (20 refusals of
+//! one agent within a minute). Three tries each, recorded as `alert_sent` or `alert_failed`.
 //!
 //! # Numbers
 //!
@@ -94,6 +129,11 @@
 //! threads of the kernel alone are asked for their `stat` as well. Starts read neither the whole audit
 //! log (only its newest files, for the vault's revision) nor repair the vault file (each commit keeps
 //! what a reader after a kill needs).
+//!
+//! `cargo bench --bench mount -- revoke promote` (same host, all CPUs; readers, forking, stopped and
+//! sleeping processes): revoke of 1, 100 and 1,000 exposed executions: first denial 0.05 to 0.1 ms; all
+//! dead, stored and on record after 1, 32 and 296 ms (`cgroup.kill` of as many groups alone: 11, 17 and
+//! 160 ms). A promotion while 10,000 executions are pinned takes 3.6 ms, with one 1.6 ms.
 //!
 //! # Limits of this version
 //!
