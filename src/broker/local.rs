@@ -44,6 +44,38 @@ struct Counted {
     unrecorded: u64,
 }
 
+/// The value behind an open handle.
+struct OpenValue {
+    value: Arc<SecretBytes>,
+    /// The last read through the handle, if it reached the end.
+    short: Option<ShortRead>,
+}
+
+/// A read that got fewer bytes than it asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ShortRead {
+    tid: u32,
+    range: Range,
+    answered: u32,
+}
+
+impl ShortRead {
+    /// The read that answered `answered` bytes to `tid`, if it wanted more and got any.
+    fn of(tid: u32, range: Range, answered: usize) -> Option<Self> {
+        let answered = u32::try_from(answered).ok()?;
+        (answered > 0 && answered < range.size).then_some(Self { tid, range, answered })
+    }
+
+    /// Whether `next` is io_uring asking for the rest of its buffer. It does so after every short
+    /// read, and FUSE's direct I/O has not moved its position (`fuse_direct_IO`, seen on Linux
+    /// 6.18): the caller would find the value in its buffer again and again.
+    fn is_continued_by(self, tid: u32, next: Range) -> bool {
+        self.tid == tid
+            && self.range.offset == next.offset
+            && self.range.size - self.answered == next.size
+    }
+}
+
 /// See the module.
 pub struct Local<B, R> {
     resolver: Resolver,
@@ -54,7 +86,7 @@ pub struct Local<B, R> {
     recorder: Arc<R>,
     clock: Arc<dyn Clock>,
     /// Values of open handles, wiped at release.
-    open: [Mutex<HashMap<u64, Arc<SecretBytes>>>; SHARDS],
+    open: [Mutex<HashMap<u64, OpenValue>>; SHARDS],
     /// Held for reading from the judgement of a request to its answer.
     in_work: RwLock<()>,
     refusals: Mutex<HashMap<PrincipalNumber, LastRefusal>>,
@@ -146,7 +178,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         Ok((facts, principal))
     }
 
-    fn shard(&self, handle: u64) -> &Mutex<HashMap<u64, Arc<SecretBytes>>> {
+    fn shard(&self, handle: u64) -> &Mutex<HashMap<u64, OpenValue>> {
         &self.open[handle as usize % SHARDS]
     }
 
@@ -236,12 +268,30 @@ impl<B: Backend, R: Recorder> Local<B, R> {
     /// The value behind an open handle, decrypted anew by a worker that did not open it.
     fn value(&self, handle: u64, file: &File) -> Result<Arc<SecretBytes>, Refusal> {
         let mut shard = self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(value) = shard.get(&handle) {
-            return Ok(value.clone());
+        if let Some(open) = shard.get(&handle) {
+            return Ok(open.value.clone());
         }
         let value = Arc::new(self.backend.value(&file.value)?);
-        shard.insert(handle, value.clone());
+        shard.insert(handle, OpenValue { value: value.clone(), short: None });
         Ok(value)
+    }
+
+    /// Whether this read only repeats the handle's last one; asked once, then forgotten.
+    fn is_repeated(&self, handle: u64, tid: u32, range: Range) -> bool {
+        let mut shard = self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner);
+        let last = shard.get_mut(&handle).and_then(|open| open.short.take());
+        last.is_some_and(|last| last.is_continued_by(tid, range))
+    }
+
+    /// Remembers the read that is answered now, if it is short.
+    fn note_read(&self, handle: u64, tid: u32, range: Range, answered: usize) {
+        let short = ShortRead::of(tid, range, answered);
+        if short.is_some()
+            && let Some(open) =
+                self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner).get_mut(&handle)
+        {
+            open.short = short;
+        }
     }
 
     /// Notes that the reader's execution obtains this version, before it does.
@@ -346,7 +396,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         self.shard(handle)
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(handle, Arc::new(value));
+            .insert(handle, OpenValue { value: Arc::new(value), short: None });
         Ok(handle)
     }
 
@@ -375,6 +425,10 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
             return Err(foreign(Some(&reader)));
         };
         self.usable(file).map_err(|why| self.deny(Some(&reader), Some(file), name, caller, why))?;
+        if self.is_repeated(handle, caller.tid, range) {
+            reply(&[]);
+            return Ok(());
+        }
         let now_secs = u64::try_from(self.clock.now().as_second()).unwrap_or(0);
         if self.wants_record(handle, file, range.offset, now_secs) {
             let repeated = request.resent && self.recorder.has_recorded(request.id);
@@ -394,7 +448,10 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         }
         self.expose(&reader, file)?;
         let value = self.value(handle, file)?;
-        reply(range.of(value.expose()));
+        let bytes = range.of(value.expose());
+        // Before the reply: the next request may come at once, by another thread of ours.
+        self.note_read(handle, caller.tid, range, bytes.len());
+        reply(bytes);
         Ok(())
     }
 
@@ -464,5 +521,23 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
 impl<B, R> std::fmt::Debug for Local<B, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Local").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_threads_read_for_the_rest_of_its_buffer_is_a_repetition() {
+        let range = |offset, size| Range { offset, size };
+        let short = ShortRead::of(7, range(0, 4096), 31).unwrap();
+        assert!(short.is_continued_by(7, range(0, 4065)));
+        assert!(!short.is_continued_by(8, range(0, 4065)));
+        assert!(!short.is_continued_by(7, range(0, 4096)));
+        assert!(!short.is_continued_by(7, range(31, 4065)));
+        // A full answer and the end of the file are followed by nothing.
+        assert_eq!(ShortRead::of(7, range(0, 31), 31), None);
+        assert_eq!(ShortRead::of(7, range(31, 4065), 0), None);
     }
 }
