@@ -4,7 +4,7 @@ mod common;
 #[path = "tools/mod.rs"]
 mod tools;
 
-use common::{DB_PROD, Home, OPENAI, may_mount, text};
+use common::{Home, OPENAI, may_mount, text};
 use tools::{OBEY, Talker, compile, good, has, principal_dir, python, requests};
 
 /// An agent that is talked to, in an execution of its own.
@@ -347,4 +347,313 @@ print(sorted(os.listdir(d)), os.pread(fd, 100, 0).decode())
     }
     assert!(told.ends_with(&format!("['.identity', 'OPENAI_API_KEY'] {OPENAI}\n")), "{told}");
     assert!(!home.dir.path().join("stolen").exists());
+}
+
+// A stranger's dentry, made by an agent's lookup a moment before, must not let it in.
+#[test]
+fn a_stranger_who_opens_right_after_an_agent_finds_nothing() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let shared = home.mount().join("OPENAI_API_KEY");
+    let reader = r#"
+import os, sys
+print("ready", flush=True)
+while not os.path.exists(os.environ["STOP"]):
+    for path in (os.environ["SHARED"], os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY"):
+        fd = os.open(path, os.O_RDONLY)
+        assert len(os.pread(fd, 100, 0)) == 31
+        os.close(fd)
+"#;
+    let mut home = home;
+    let stop = home.dir.path().join("stop");
+    home.env.push(("SHARED".into(), shared.to_str().unwrap().to_owned()));
+    home.env.push(("STOP".into(), stop.to_str().unwrap().to_owned()));
+    let run = ["--chain", "deploy-pipeline", "--agent", "CodeAnalyzer", "--env", "prod"];
+    let mut agent = Talker::agent(&home, &run, "reader.py", reader);
+    assert_eq!(agent.line(), "ready");
+    let agent_pid = child_of(agent.id());
+    let own = principal_dir(&home, &agent_pid).join("OPENAI_API_KEY");
+    let before = home.records("secret_accessed").len();
+    for round in 0..4000 {
+        for path in [&shared, &own] {
+            let errno = std::fs::File::open(path).unwrap_err().raw_os_error();
+            assert_eq!(errno, Some(libc::ENOENT), "round {round}: {}", path.display());
+            let errno = std::fs::metadata(path).unwrap_err().raw_os_error();
+            assert_eq!(errno, Some(libc::ENOENT), "round {round}: {}", path.display());
+        }
+    }
+    // The agent read all the while, and was never disturbed.
+    assert!(home.records("secret_accessed").len() > before);
+    std::fs::write(&stop, "").unwrap();
+    assert_eq!(agent.end(), (Vec::new(), true));
+}
+
+/// The agent's process: the only child of its launcher.
+fn child_of(launcher: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"))
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+// FLUSH comes once for each process that closes, RELEASE from nobody.
+#[test]
+fn children_that_hold_a_descriptor_and_exit_leave_no_record_of_a_read() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let script = r#"
+import os
+fd = os.open(os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY", os.O_RDONLY)
+for _ in range(20):
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+os.close(os.dup(fd))
+os.close(fd)
+os.close(os.open(os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY", os.O_RDONLY))
+os.stat(os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY")
+"#;
+    assert_eq!(python(&home, "CodeAnalyzer", script, &[]), "");
+    assert_eq!(home.records("secret_accessed").len(), 0);
+    assert_eq!(home.records("secret_denied").len(), 0);
+}
+
+#[test]
+fn eight_readers_leave_exactly_as_many_records_as_they_read() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let script = r#"
+import os, threading
+path = os.environ["CREDENTIALS_DIRECTORY"] + "/"
+def read(name, size):
+    for i in range(50):
+        fd = os.open(path + name, os.O_RDONLY)
+        assert len(os.read(fd, 4096)) == size
+        # To the end and beyond: still one reading.
+        assert os.read(fd, 4096) == b""
+        os.close(fd)
+children = []
+for i in range(8):
+    pid = os.fork()
+    if pid == 0:
+        name = ("OPENAI_API_KEY", "DATABASE_URL")[i % 2]
+        size = os.stat(path + name).st_size
+        t = threading.Thread(target=read, args=(name, size))
+        t.start(); read(name, size); t.join()
+        os._exit(0)
+    children.append(pid)
+print([os.waitpid(pid, 0)[1] for pid in children])
+"#;
+    let told = python(&home, "TestRunner", script, &[]);
+    assert_eq!(told.trim(), "[0, 0, 0, 0, 0, 0, 0, 0]");
+    let records = home.records("secret_accessed");
+    let of = |key: &str| records.iter().filter(|r| r["secret_key"] == key).count();
+    assert_eq!((of("OPENAI_API_KEY"), of("prod/DATABASE_URL")), (400, 400));
+    assert!(home.ok(&["audit", "verify"]).starts_with("ok: "));
+}
+
+// A stream of a directory belongs to whoever reads it, also when the descriptor was passed.
+#[test]
+fn listings_of_two_callers_are_never_mixed_and_positions_hold() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let mut tester = obedient(&home, "TestRunner", "tester.py");
+    let _pid = tester.line();
+    // Positions of the C library's own stream: each entry is found again at its own.
+    let positions = r#"
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+class Entry(ctypes.Structure):
+    _fields_ = [("ino", ctypes.c_ulong), ("off", ctypes.c_long), ("len", ctypes.c_ushort),
+                ("type", ctypes.c_ubyte), ("name", ctypes.c_char * 256)]
+libc.opendir.restype = ctypes.c_void_p
+libc.readdir.restype = ctypes.POINTER(Entry)
+libc.telldir.restype = ctypes.c_long
+for f in (libc.readdir, libc.telldir, libc.rewinddir):
+    f.argtypes = [ctypes.c_void_p]
+libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+stream = libc.opendir(os.environ["CREDENTIALS_DIRECTORY"].encode())
+at = []
+while True:
+    where = libc.telldir(stream)
+    entry = libc.readdir(stream)
+    if not entry:
+        break
+    at.append((where, entry.contents.name.decode(), entry.contents.ino))
+print([name for _, name, _ in at])
+for where, name, ino in reversed(at):
+    libc.seekdir(stream, where)
+    entry = libc.readdir(stream).contents
+    assert (entry.name.decode(), entry.ino) == (name, ino), name
+for where in (1 << 40, (1 << 62) + 5, len(at), len(at) + 1):
+    libc.seekdir(stream, where)
+    assert not libc.readdir(stream), where
+libc.rewinddir(stream)
+assert libc.readdir(stream).contents.name == b"."
+for _, name, ino in at[2:]:
+    assert os.stat(os.environ["CREDENTIALS_DIRECTORY"] + "/" + name).st_ino == ino, name
+"#;
+    let told = python(&home, "Deployer", positions, &[]);
+    assert_eq!(
+        told.trim(),
+        "['.', '..', '.identity', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'OPENAI_API_KEY', \
+         'id_deploy']"
+    );
+    // Both list the shared root, in turns; each sees its own.
+    let root = format!("sorted(os.listdir({:?}))", home.mount());
+    for _ in 0..50 {
+        assert_eq!(tester.ask(&root), "['.identity', 'DATABASE_URL', 'OPENAI_API_KEY']");
+        let names: Vec<_> =
+            std::fs::read_dir(home.mount()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, [".identity"]);
+    }
+    // A directory of the agent in a stranger's hands: opened by one, read by the other.
+    let held = format!("keep('d', os.open(d, os.O_RDONLY)) and {:?}", "held");
+    assert_eq!(tester.ask(&held), "held");
+    let pid = tester.ask("os.getpid()");
+    let fd = tester.ask("held['d']");
+    let through = format!("/proc/{pid}/fd/{fd}");
+    let names: Vec<_> =
+        std::fs::read_dir(&through).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, [".identity"]);
+    let errno = std::fs::File::open(format!("{through}/DATABASE_URL")).unwrap_err().raw_os_error();
+    assert_eq!(errno, Some(libc::ENOENT));
+}
+
+#[test]
+fn hostile_names_are_absent_and_never_disturb() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let script = r#"
+import errno, os
+d = os.environ["CREDENTIALS_DIRECTORY"].encode()
+def attempt(name):
+    try:
+        fd = os.open(d + b"/" + name, os.O_RDONLY)
+        os.close(fd)
+        return "opened"
+    except OSError as e:
+        return errno.errorcode[e.errno]
+    except ValueError:
+        return "impossible"
+for what, name in [
+    ("255 bytes", b"x" * 255), ("256 bytes", b"x" * 256), ("4096 bytes", b"x" * 4096),
+    ("not UTF-8", b"OPENAI_API_KEY\xff"), ("overlong", b"\xc0\xafetc"), ("NUL", b"OPENAI\0_API_KEY"),
+    ("lower case", b"openai_api_key"), ("mixed case", b"Openai_Api_Key"),
+    ("full width", "\uff2fPENAI_API_KEY".encode()), ("trailing space", b"OPENAI_API_KEY "),
+    ("trailing dot", b"OPENAI_API_KEY."), ("newline", b"OPENAI_API_KEY\n"),
+    ("escapes", b"\x1b[2J\x1b]0;x\x07"), ("format", b"%s%n%x"), ("environment", b"prod/OPENAI_API_KEY"),
+    ("at", b"OPENAI_API_KEY@current"), ("other's", b"DATABASE_URL"), ("backslash", b"..\\..\\etc"),
+    ("dots", b"..."), ("dot", b"./OPENAI_API_KEY"), ("dot dot", b"../" + os.path.basename(d) + b"/OPENAI_API_KEY"),
+]:
+    print(what, attempt(name))
+print(sorted(os.listdir(d)))
+print(len(open(d + b"/OPENAI_API_KEY").read()))
+"#;
+    let told = python(&home, "CodeAnalyzer", script, &[]);
+    let exceptions = [
+        ("256 bytes", "ENAMETOOLONG"),
+        ("4096 bytes", "ENAMETOOLONG"),
+        ("NUL", "impossible"),
+        ("environment", "ENOENT"),
+        ("dot", "opened"),
+        ("dot dot", "opened"),
+    ];
+    let lines: Vec<_> = told.lines().collect();
+    assert_eq!(lines.len(), 23, "{told}");
+    for line in &lines[..21] {
+        let (what, got) = line.rsplit_once(' ').unwrap();
+        let want = exceptions.iter().find(|(w, _)| *w == what).map_or("ENOENT", |(_, e)| e);
+        assert_eq!(got, want, "{what}");
+    }
+    assert_eq!(lines[21..], ["[b'.identity', b'OPENAI_API_KEY']", "31"]);
+    // What the names said is no part of the operator's log's structure.
+    let log = std::fs::read_to_string(home.home().join("daemon.log")).unwrap();
+    assert!(!log.contains('\u{1b}'), "{log}");
+}
+
+#[test]
+fn a_second_listing_asks_for_no_extended_attributes() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let list = |home: &Home| {
+        let told = good(&home.agent("Deployer", "ls -laZ $CREDENTIALS_DIRECTORY | wc -l"));
+        assert_eq!(told.trim(), "8", "{told}");
+        requests(home)["getxattr"]
+    };
+    let first = list(&home);
+    assert_eq!(list(&home), first);
+    // The kernel asked once for each of getxattr and listxattr at most, and was told never again.
+    assert!(first <= 2, "{first}");
+}
+
+// Indexers and backups open all they see, again and again.
+#[test]
+fn crawlers_are_served_and_their_refusals_are_few_records_with_the_whole_count() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let crawl = r#"
+import ctypes, errno, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+n = libc.inotify_init1(os.O_NONBLOCK)
+root = sys.argv[1]
+assert libc.inotify_add_watch(n, root.encode(), 0xfff) >= 0
+for _ in range(100):
+    for where, dirs, files in os.walk(root):
+        for f in files:
+            with open(os.path.join(where, f), "rb") as opened:
+                opened.read()
+for name in ("OPENAI_API_KEY", "DATABASE_URL", "id_deploy") * 100:
+    try:
+        open(os.path.join(root, name))
+        print("opened", name)
+    except FileNotFoundError:
+        pass
+print("crawled")
+"#;
+    let told = tools::stranger(&home, crawl, &[home.mount().to_str().unwrap()]);
+    assert_eq!(told.trim(), "crawled");
+    // A stranger's guesses name nothing that it knows: none of them is a secret's own event.
+    assert_eq!(home.records("secret_accessed").len(), 0);
+    let guesses = r#"
+import os
+for _ in range(300):
+    try:
+        open(os.environ["CREDENTIALS_DIRECTORY"] + "/DATABASE_URL")
+        print("opened")
+    except FileNotFoundError:
+        pass
+"#;
+    assert_eq!(python(&home, "CodeAnalyzer", guesses, &[]), "");
+    let denied = home.records("secret_denied");
+    let of_agent: Vec<_> = denied.iter().filter(|r| r["agent"] == "CodeAnalyzer").collect();
+    assert!(!of_agent.is_empty() && of_agent.len() <= 2, "{of_agent:?}");
+    home.ok(&["down"]);
+    // What was counted and not yet written is written at the end at the latest.
+    let dir = home.home().join("audit");
+    let mut total = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let log = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for line in log.lines() {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            if record["event"] == "secret_denied" && record["agent"] == "CodeAnalyzer" {
+                total += record["count"].as_u64().unwrap_or(1);
+            }
+        }
+    }
+    assert_eq!(total, 300);
 }

@@ -39,9 +39,29 @@ struct LastRefusal {
     at: Timestamp,
 }
 
+/// A refusal that repeats, and how often it did since its last record.
 struct Counted {
     recorded_at: Timestamp,
     unrecorded: u64,
+    /// The first of them: the record of the others says the same.
+    first: Refused,
+}
+
+/// What the record of a refusal needs after its caller has gone.
+#[derive(Clone)]
+struct Refused {
+    principal: Option<Arc<Principal>>,
+    file: Option<File>,
+    name: String,
+    uid: u32,
+    gid: u32,
+    why: Refusal,
+}
+
+impl Counted {
+    fn is_due(&self, now: Timestamp) -> bool {
+        now.as_second() - self.recorded_at.as_second() >= REFUSAL_AGAIN_SECS
+    }
 }
 
 /// The value behind an open handle.
@@ -214,24 +234,29 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
             let key = (principal.map(|p| p.number), format!("{name}\n{why}"));
             if counted.len() >= MAX_COUNTED && !counted.contains_key(&key) {
-                counted.retain(|_, c| {
-                    now.as_second() - c.recorded_at.as_second() < REFUSAL_AGAIN_SECS
-                        || c.unrecorded > 0
-                });
+                counted.retain(|_, c| !c.is_due(now) || c.unrecorded > 0);
             }
             match counted.get_mut(&key) {
-                Some(c) if now.as_second() - c.recorded_at.as_second() < REFUSAL_AGAIN_SECS => {
+                Some(c) if !c.is_due(now) => {
                     c.unrecorded += 1;
                     None
                 }
                 Some(c) => {
                     let count = c.unrecorded + 1;
-                    *c = Counted { recorded_at: now, unrecorded: 0 };
+                    (c.recorded_at, c.unrecorded) = (now, 0);
                     Some(count)
                 }
                 None => {
                     if counted.len() < MAX_COUNTED {
-                        counted.insert(key, Counted { recorded_at: now, unrecorded: 0 });
+                        let first = Refused {
+                            principal: principal.and_then(|p| self.registry.principal(p.number)),
+                            file: file.cloned(),
+                            name: name.to_owned(),
+                            uid: caller.uid,
+                            gid: caller.gid,
+                            why,
+                        };
+                        counted.insert(key, Counted { recorded_at: now, unrecorded: 0, first });
                     }
                     Some(1)
                 }
@@ -252,6 +277,43 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             let _recorded = self.recorder.record(&access);
         }
         why
+    }
+
+    /// Records the refusals that were counted and whose minute is over, or `all` of them, as a worker
+    /// that stops must: without this a burst would be on record as one refusal.
+    pub fn record_counts(&self, all: bool) {
+        let now = self.clock.now();
+        let mut due = Vec::new();
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, counted| {
+            if !all && !counted.is_due(now) {
+                return true;
+            }
+            if counted.unrecorded == 0 {
+                return false;
+            }
+            due.push((key.clone(), counted.first.clone(), counted.unrecorded));
+            (counted.recorded_at, counted.unrecorded) = (now, 0);
+            true
+        });
+        for (key, refused, count) in due {
+            let access = Access {
+                outcome: Outcome::Denied(refused.why),
+                principal: refused.principal.as_deref(),
+                file: refused.file.as_ref(),
+                name: Some(&refused.name),
+                // Its thread is long gone, and another may have its id.
+                caller: Caller { tid: 0, uid: refused.uid, gid: refused.gid },
+                tgid: None,
+                count,
+                request: 0,
+            };
+            if self.recorder.record(&access).is_err() {
+                let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(counted) = counted.get_mut(&key) {
+                    counted.unrecorded += count;
+                }
+            }
+        }
     }
 
     /// Whether the file may be opened and read now.
