@@ -5,13 +5,7 @@ mod common;
 mod tools;
 
 use common::{Home, OPENAI, may_mount, text};
-use tools::{OBEY, Talker, compile, good, has, principal_dir, python, requests};
-
-/// An agent that is talked to, in an execution of its own.
-fn obedient(home: &Home, agent: &str, name: &str) -> Talker {
-    let run = ["--chain", "deploy-pipeline", "--agent", agent, "--env", "prod"];
-    Talker::agent(home, &run, name, OBEY)
-}
+use tools::{Talker, compile, good, has, obedient, principal_dir, python, requests};
 
 #[test]
 fn every_common_tool_copies_the_whole_secret() {
@@ -466,7 +460,6 @@ fn listings_of_two_callers_are_never_mixed_and_positions_hold() {
     }
     let home = Home::deployed();
     let mut tester = obedient(&home, "TestRunner", "tester.py");
-    let _pid = tester.line();
     // Positions of the C library's own stream: each entry is found again at its own.
     let positions = r#"
 import ctypes, os, sys

@@ -193,3 +193,38 @@ pub(crate) fn good(output: &Output) -> String {
     assert!(output.status.success(), "{}", text(output));
     text(output)
 }
+
+/// An agent that is talked to, in an execution of its own.
+pub(crate) fn obedient(home: &Home, agent: &str, name: &str) -> Talker {
+    let run = ["--chain", "deploy-pipeline", "--agent", agent, "--env", "prod"];
+    let mut talker = Talker::agent(home, &run, name, OBEY);
+    // Its process id: it is ready.
+    talker.line();
+    talker
+}
+
+/// An agent that is talked to, in an execution that was started before; `more` goes to `run`.
+pub(crate) fn member(home: &Home, execution: &str, agent: &str, more: &[&str]) -> Talker {
+    let mut run = vec!["--execution", execution, "--agent", agent];
+    run.extend(more);
+    let mut talker = Talker::agent(home, &run, &format!("{execution}.{agent}.py"), OBEY);
+    talker.line();
+    talker
+}
+
+/// Starts an execution of the pipeline in its production environment.
+pub(crate) fn execution(home: &Home, id: &str) {
+    home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", id]);
+}
+
+/// The group of a process in the v2 hierarchy.
+pub(crate) fn group_of(pid: &str) -> PathBuf {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = text.lines().find_map(|l| l.strip_prefix("0::/")).unwrap().to_owned();
+    strongroom::sys::cgroup::hierarchy_root().unwrap().join(path)
+}
+
+/// Moves a process, as only root may.
+pub(crate) fn move_to(group: &Path, pid: &str) {
+    std::fs::write(group.join("cgroup.procs"), pid).unwrap();
+}
