@@ -142,8 +142,7 @@ fn a_descriptor_is_worth_nothing_to_another_agent_and_only_its_own_to_another_ex
     let mut same_execution = member(&home, "r1", "CodeAnalyzer", &[]);
     let mut stranger = Talker::stranger(&home, "stranger.py", OBEY);
     stranger.line();
-    for (name, other) in
-        [("a", &mut same_agent), ("b", &mut same_execution), ("c", &mut stranger)]
+    for (name, other) in [("a", &mut same_agent), ("b", &mut same_execution), ("c", &mut stranger)]
     {
         let socket = format!("{:?}", home.dir.path().join(name));
         other.ask(&format!(
@@ -298,8 +297,10 @@ fn an_id_that_returns_is_judged_anew_in_both_directions() {
         let shared = home.mount().join("OPENAI_API_KEY");
         let mut agent = obedient(&home, "CodeAnalyzer", "agent.py");
         let shell = |command: &str| {
-            format!("__import__('subprocess').run({command:?}, shell=True, capture_output=True)\
-                     .stdout.decode().strip()")
+            format!(
+                "__import__('subprocess').run({command:?}, shell=True, capture_output=True)\
+                     .stdout.decode().strip()"
+            )
         };
         // An agent's process reads by one name for all and ends; a stranger gets its id.
         let mut returned = false;
@@ -325,10 +326,15 @@ fn an_id_that_returns_is_judged_anew_in_both_directions() {
         // A stranger asks and ends; a process of the agent gets its id.
         let mut returned = false;
         for _ in 0..20 {
-            let mut stranger = Command::new("cat").arg(&shared).stderr(std::process::Stdio::null()).spawn().unwrap();
+            let mut stranger = Command::new("cat")
+                .arg(&shared)
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
             let pid = stranger.id();
             assert!(!stranger.wait().unwrap().success());
-            let told = agent.ask(&shell(&format!("{} {pid} {}", same_id.display(), shared.display())));
+            let told =
+                agent.ask(&shell(&format!("{} {pid} {}", same_id.display(), shared.display())));
             if told == format!("clone3 errno {}", libc::EEXIST) {
                 continue;
             }
@@ -457,7 +463,8 @@ fn a_stranger_who_looks_at_a_directory_disturbs_nobody_who_works_in_it() {
     let mut agent = obedient(&home, "CodeAnalyzer", "agent.py");
     let dir = principal_dir(&home, &agent.ask("os.getpid()"));
     assert_eq!(agent.ask(&format!("os.chdir({dir:?}) or os.getcwd()")), dir.to_str().unwrap());
-    let below = script(&home, "look.py", "import os, sys\nfor _ in range(100):\n os.stat(sys.argv[1])\n");
+    let below =
+        script(&home, "look.py", "import os, sys\nfor _ in range(100):\n os.stat(sys.argv[1])\n");
     let look = || good(&Command::new("/usr/bin/python3").arg(&below).arg(&dir).output().unwrap());
     look();
     assert_eq!(agent.ask("os.getcwd()"), dir.to_str().unwrap());
@@ -607,12 +614,16 @@ fn a_caller_whom_the_daemon_cannot_see_is_told_nothing() {
     let mut inside = Inside::start(&home);
     assert_eq!(inside.shell.as_mut().unwrap().line(), "up");
     let strongroom = env!("CARGO_BIN_EXE_strongroom");
-    let set = format!("printf %s {OPENAI} | {strongroom} secret set OPENAI_API_KEY >/dev/null; echo $?");
+    let set =
+        format!("printf %s {OPENAI} | {strongroom} secret set OPENAI_API_KEY >/dev/null; echo $?");
     assert_eq!(inside.ask(&set), "0");
     // The shell's process as it is called out here.
     let pid = String::from_utf8(
         Command::new("sh")
-            .args(["-c", &format!("cat /proc/{0}/task/{0}/children", inside.shell.as_ref().unwrap().id())])
+            .args([
+                "-c",
+                &format!("cat /proc/{0}/task/{0}/children", inside.shell.as_ref().unwrap().id()),
+            ])
             .output()
             .unwrap()
             .stdout,
