@@ -61,6 +61,14 @@ pub enum Error {
         /// Its runtime directory.
         runtime_dir: PathBuf,
     },
+    /// A file of ours would lie beneath the mount.
+    #[error("{} lies beneath the mount {}", path.display(), mount.display())]
+    Beneath {
+        /// Which.
+        path: PathBuf,
+        /// The mount.
+        mount: PathBuf,
+    },
     /// A directory or file of ours cannot be made.
     #[error("{} cannot be prepared", path.display())]
     Prepare {
@@ -106,6 +114,9 @@ impl Error {
         match self {
             Self::AlreadyServing { .. } => {
                 "`strongroom status` shows it, `strongroom down` ends it".into()
+            }
+            Self::Beneath { .. } => {
+                "the daemon would wait for itself; move one of them in strongroom.toml".into()
             }
             Self::Prepare { .. } => "check that the directory exists and is yours".into(),
             Self::MountPointTaken { .. } => {
@@ -388,6 +399,19 @@ pub fn mount_note(paths: &Paths) -> PathBuf {
     paths.runtime_dir.join("mount.json")
 }
 
+/// Where `path` leads, links followed, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let mut missing = Vec::new();
+    for ancestor in path.ancestors() {
+        if let Ok(mut found) = ancestor.canonicalize() {
+            found.extend(missing.iter().rev());
+            return found;
+        }
+        missing.extend(ancestor.file_name());
+    }
+    path.to_owned()
+}
+
 fn mount_anew(paths: &Paths, source: &str, state: &State) -> Result<(OwnedFd, OwnMount), Error> {
     let path = &paths.mount;
     let prepare = |source| Error::Prepare { path: path.clone(), source };
@@ -418,6 +442,10 @@ fn mount_anew(paths: &Paths, source: &str, state: &State) -> Result<(OwnedFd, Ow
     }
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(prepare)?;
     let path = path.canonicalize().map_err(prepare)?;
+    // Now that nothing is mounted there, links may be followed.
+    if let Some(own) = paths.own().into_iter().find(|own| resolved(own).starts_with(&path)) {
+        return Err(Error::Beneath { path: own.to_owned(), mount: path });
+    }
     if fs::read_dir(&path).map_err(prepare)?.next().is_some() {
         return Err(Error::MountPointTaken { path, by: "it is not empty".into() });
     }

@@ -183,6 +183,7 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
     if housekeeper.join().is_err() {
         tracing::error!("housekeeping panicked");
     }
+    daemon.record_counts();
     if status == worker_status::DOWN && core.record(&core.new_record(Event::DaemonStopped)).is_err()
     {
         tracing::error!("the stop could not be recorded");

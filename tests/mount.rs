@@ -260,7 +260,7 @@ os.write(1, b"%d\n" % n)
     let file = home.dir.path().join("reader.py");
     std::fs::write(&file, reader).unwrap();
     let view = home.dir.path().join("view");
-    let script = format!("for i in 1 2 3 4; do python3 {} & done; wait", file.display());
+    let script = format!("for i in 1 2 3 4 5 6 7 8; do python3 {} & done; wait", file.display());
     let child = home
         .command(&[
             "run",
@@ -282,11 +282,11 @@ os.write(1, b"%d\n" % n)
         .spawn()
         .unwrap();
     // A launch is no request of the mount: it is over before the first death.
-    wait_until("four readers", Duration::from_secs(20), || {
+    wait_until("eight readers", Duration::from_secs(20), || {
         let entries = std::fs::read_dir(home.dir.path()).unwrap();
         let readers = entries
             .filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with("reads."));
-        readers.count() == 4
+        readers.count() == 8
     });
     let keeper = std::fs::read_to_string(home.home().join("run/keeper.pid")).unwrap();
     let children = format!("/proc/{0}/task/{0}/children", keeper.trim());
@@ -310,7 +310,7 @@ os.write(1, b"%d\n" % n)
     assert!(output.status.success(), "{}", text(&output));
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     let counts: Vec<u64> = told.lines().map(|l| l.parse().unwrap()).collect();
-    assert_eq!(counts.len(), 4, "{}", text(&output));
+    assert_eq!(counts.len(), 8, "{}", text(&output));
     let reads: u64 = counts.iter().sum();
     let recorded = home.records("secret_accessed").len() as u64;
     println!("{reads} reads over {kills} kills");

@@ -41,9 +41,61 @@ struct LastRefusal {
     at: Timestamp,
 }
 
+/// A refusal that repeats, and how often it did since its last record.
 struct Counted {
     recorded_at: Timestamp,
     unrecorded: u64,
+    /// The first of them: the record of the others says the same.
+    first: Refused,
+}
+
+/// What the record of a refusal needs after its caller has gone.
+#[derive(Clone)]
+struct Refused {
+    principal: Option<Arc<Principal>>,
+    file: Option<File>,
+    name: String,
+    uid: u32,
+    gid: u32,
+    why: Refusal,
+}
+
+impl Counted {
+    fn is_due(&self, now: Timestamp) -> bool {
+        now.as_second() - self.recorded_at.as_second() >= REFUSAL_AGAIN_SECS
+    }
+}
+
+/// The value behind an open handle.
+struct OpenValue {
+    value: Arc<SecretBytes>,
+    /// The last read through the handle, if it reached the end.
+    short: Option<ShortRead>,
+}
+
+/// A read that got fewer bytes than it asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ShortRead {
+    tid: u32,
+    range: Range,
+    answered: u32,
+}
+
+impl ShortRead {
+    /// The read that answered `answered` bytes to `tid`, if it wanted more and got any.
+    fn of(tid: u32, range: Range, answered: usize) -> Option<Self> {
+        let answered = u32::try_from(answered).ok()?;
+        (answered > 0 && answered < range.size).then_some(Self { tid, range, answered })
+    }
+
+    /// Whether `next` is io_uring asking for the rest of its buffer. It does so after every short
+    /// read, and FUSE's direct I/O has not moved its position (`fuse_direct_IO`, seen on Linux
+    /// 6.18): the caller would find the value in its buffer again and again.
+    fn is_continued_by(self, tid: u32, next: Range) -> bool {
+        self.tid == tid
+            && self.range.offset == next.offset
+            && self.range.size - self.answered == next.size
+    }
 }
 
 /// Many refusals of one principal within a minute.
@@ -71,7 +123,7 @@ pub struct Local<B, R> {
     recorder: Arc<R>,
     clock: Arc<dyn Clock>,
     /// Values of open handles, wiped at release.
-    open: [Mutex<HashMap<u64, Arc<SecretBytes>>>; SHARDS],
+    open: [Mutex<HashMap<u64, OpenValue>>; SHARDS],
     /// Held for reading from the judgement of a request to its answer.
     in_work: RwLock<()>,
     refusals: Mutex<HashMap<PrincipalNumber, LastRefusal>>,
@@ -196,7 +248,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         Ok((facts, principal))
     }
 
-    fn shard(&self, handle: u64) -> &Mutex<HashMap<u64, Arc<SecretBytes>>> {
+    fn shard(&self, handle: u64) -> &Mutex<HashMap<u64, OpenValue>> {
         &self.open[handle as usize % SHARDS]
     }
 
@@ -233,24 +285,29 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
             let key = (principal.map(|p| p.number), format!("{name}\n{why}"));
             if counted.len() >= MAX_COUNTED && !counted.contains_key(&key) {
-                counted.retain(|_, c| {
-                    now.as_second() - c.recorded_at.as_second() < REFUSAL_AGAIN_SECS
-                        || c.unrecorded > 0
-                });
+                counted.retain(|_, c| !c.is_due(now) || c.unrecorded > 0);
             }
             match counted.get_mut(&key) {
-                Some(c) if now.as_second() - c.recorded_at.as_second() < REFUSAL_AGAIN_SECS => {
+                Some(c) if !c.is_due(now) => {
                     c.unrecorded += 1;
                     None
                 }
                 Some(c) => {
                     let count = c.unrecorded + 1;
-                    *c = Counted { recorded_at: now, unrecorded: 0 };
+                    (c.recorded_at, c.unrecorded) = (now, 0);
                     Some(count)
                 }
                 None => {
                     if counted.len() < MAX_COUNTED {
-                        counted.insert(key, Counted { recorded_at: now, unrecorded: 0 });
+                        let first = Refused {
+                            principal: principal.and_then(|p| self.registry.principal(p.number)),
+                            file: file.cloned(),
+                            name: name.to_owned(),
+                            uid: caller.uid,
+                            gid: caller.gid,
+                            why,
+                        };
+                        counted.insert(key, Counted { recorded_at: now, unrecorded: 0, first });
                     }
                     Some(1)
                 }
@@ -273,6 +330,43 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         why
     }
 
+    /// Records the refusals that were counted and whose minute is over, or `all` of them, as a worker
+    /// that stops must: without this a burst would be on record as one refusal.
+    pub fn record_counts(&self, all: bool) {
+        let now = self.clock.now();
+        let mut due = Vec::new();
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, counted| {
+            if !all && !counted.is_due(now) {
+                return true;
+            }
+            if counted.unrecorded == 0 {
+                return false;
+            }
+            due.push((key.clone(), counted.first.clone(), counted.unrecorded));
+            (counted.recorded_at, counted.unrecorded) = (now, 0);
+            true
+        });
+        for (key, refused, count) in due {
+            let access = Access {
+                outcome: Outcome::Denied(refused.why),
+                principal: refused.principal.as_deref(),
+                file: refused.file.as_ref(),
+                name: Some(&refused.name),
+                // Its thread is long gone, and another may have its id.
+                caller: Caller { tid: 0, uid: refused.uid, gid: refused.gid },
+                tgid: None,
+                count,
+                request: 0,
+            };
+            if self.recorder.record(&access).is_err() {
+                let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(counted) = counted.get_mut(&key) {
+                    counted.unrecorded += count;
+                }
+            }
+        }
+    }
+
     /// Whether the file may be opened and read now.
     fn usable(&self, file: &File) -> Result<(), Refusal> {
         if self.backend.is_revoked(&file.value) {
@@ -287,12 +381,30 @@ impl<B: Backend, R: Recorder> Local<B, R> {
     /// The value behind an open handle, decrypted anew by a worker that did not open it.
     fn value(&self, handle: u64, file: &File) -> Result<Arc<SecretBytes>, Refusal> {
         let mut shard = self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(value) = shard.get(&handle) {
-            return Ok(value.clone());
+        if let Some(open) = shard.get(&handle) {
+            return Ok(open.value.clone());
         }
         let value = Arc::new(self.backend.value(&file.value)?);
-        shard.insert(handle, value.clone());
+        shard.insert(handle, OpenValue { value: value.clone(), short: None });
         Ok(value)
+    }
+
+    /// Whether this read only repeats the handle's last one; asked once, then forgotten.
+    fn is_repeated(&self, handle: u64, tid: u32, range: Range) -> bool {
+        let mut shard = self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner);
+        let last = shard.get_mut(&handle).and_then(|open| open.short.take());
+        last.is_some_and(|last| last.is_continued_by(tid, range))
+    }
+
+    /// Remembers the read that is answered now, if it is short.
+    fn note_read(&self, handle: u64, tid: u32, range: Range, answered: usize) {
+        let short = ShortRead::of(tid, range, answered);
+        if short.is_some()
+            && let Some(open) =
+                self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner).get_mut(&handle)
+        {
+            open.short = short;
+        }
     }
 
     /// Notes that the reader's execution obtains this version, before it does.
@@ -397,7 +509,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         self.shard(handle)
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(handle, Arc::new(value));
+            .insert(handle, OpenValue { value: Arc::new(value), short: None });
         Ok(handle)
     }
 
@@ -426,6 +538,10 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
             return Err(foreign(Some(&reader)));
         };
         self.usable(file).map_err(|why| self.deny(Some(&reader), Some(file), name, caller, why))?;
+        if self.is_repeated(handle, caller.tid, range) {
+            reply(&[]);
+            return Ok(());
+        }
         let now_secs = u64::try_from(self.clock.now().as_second()).unwrap_or(0);
         if self.wants_record(handle, file, range.offset, now_secs) {
             let repeated = request.resent && self.recorder.has_recorded(request.id);
@@ -445,7 +561,10 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         }
         self.expose(&reader, file)?;
         let value = self.value(handle, file)?;
-        reply(range.of(value.expose()));
+        let bytes = range.of(value.expose());
+        // Before the reply: the next request may come at once, by another thread of ours.
+        self.note_read(handle, caller.tid, range, bytes.len());
+        reply(bytes);
         Ok(())
     }
 
@@ -515,5 +634,23 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
 impl<B, R> std::fmt::Debug for Local<B, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Local").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_threads_read_for_the_rest_of_its_buffer_is_a_repetition() {
+        let range = |offset, size| Range { offset, size };
+        let short = ShortRead::of(7, range(0, 4096), 31).unwrap();
+        assert!(short.is_continued_by(7, range(0, 4065)));
+        assert!(!short.is_continued_by(8, range(0, 4065)));
+        assert!(!short.is_continued_by(7, range(0, 4096)));
+        assert!(!short.is_continued_by(7, range(31, 4065)));
+        // A full answer and the end of the file are followed by nothing.
+        assert_eq!(ShortRead::of(7, range(0, 31), 31), None);
+        assert_eq!(ShortRead::of(7, range(31, 4065), 0), None);
     }
 }

@@ -43,6 +43,9 @@ pub enum Refusal {
     /// There is no such thing for this caller.
     #[error("no such name for this caller")]
     Missing,
+    /// Longer than any name can be.
+    #[error("the name is too long")]
+    NameTooLong,
     /// A change outside `events`.
     #[error("secrets are read-only")]
     ReadOnly,

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -285,6 +286,15 @@ fn signal_keeper(
     signal: nix::sys::signal::Signal,
 ) -> Result<crate::sys::pidfd::PidFd, Failure> {
     let pid = keeper_pid(context)?;
+    // The number is the keeper's own. Another pid namespace has it for another process, which must
+    // not be signalled: the kernel translates whoever listens on the socket to what it is here.
+    if let Ok(socket) = std::os::unix::net::UnixStream::connect(&context.paths.socket)
+        && let Ok(listener) = crate::sys::peer::Peer::of(socket.as_fd())
+        && listener.pid.cast_unsigned() != pid
+    {
+        return Err(Failure::new("the daemon runs in another pid namespace")
+            .hint("give this command where the daemon was started"));
+    }
     let keeper = crate::sys::pidfd::PidFd::open(pid).map_err(anyhow::Error::from)?;
     // Asked again with the process held: it is still the one that has the lock.
     if keeper_pid(context)? != pid {

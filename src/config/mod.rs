@@ -480,10 +480,11 @@ impl Config {
             }
         }
         let moved = paths.clone().with(self);
-        let own = [&moved.config_file, &moved.state_dir, &moved.events_dir, &moved.runtime_dir];
         let key = self.unlock.path.as_ref().map(|p| moved.beside_config(p));
-        for path in own.into_iter().chain(key.as_ref()) {
-            if path.starts_with(&moved.mount) {
+        let mount = without_dots(&moved.mount);
+        for path in moved.own().into_iter().chain(key.as_deref()) {
+            // Links are followed later, by the keeper: here the mount may be our own already.
+            if without_dots(path).starts_with(&mount) {
                 return invalid(
                     format!("{} lies beneath the mount {}", path.display(), moved.mount.display()),
                     "the daemon would wait for itself; move one of them",
@@ -514,6 +515,21 @@ impl Config {
             _ => Ok(()),
         }
     }
+}
+
+/// The path without `.` and `..`, as far as its text tells.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir => {
+                out.pop();
+            }
+            other => out.push(other),
+        }
+    }
+    out
 }
 
 fn is_environment(name: &str) -> bool {

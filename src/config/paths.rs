@@ -171,6 +171,19 @@ impl Paths {
         self
     }
 
+    /// What the daemon itself reads and writes: none of it may lie beneath the mount.
+    pub fn own(&self) -> [&Path; 7] {
+        [
+            &self.config_file,
+            &self.state_dir,
+            &self.vault_file,
+            &self.audit_dir,
+            &self.events_dir,
+            &self.runtime_dir,
+            &self.socket,
+        ]
+    }
+
     /// A path of the configuration: relative ones start at the configuration file's directory.
     pub fn beside_config(&self, path: &Path) -> PathBuf {
         self.config_file.parent().unwrap_or(Path::new("/")).join(path)

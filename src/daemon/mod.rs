@@ -155,12 +155,18 @@ impl Daemon {
             let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.housekeeping();
                 self.keep_versions();
+                self.tree.broker().record_counts(false);
             }));
             if turn.is_err() {
                 tracing::error!("a turn of housekeeping panicked");
             }
             std::thread::park_timeout(HOUSEKEEPING);
         }
+    }
+
+    /// Records the refusals that were only counted so far.
+    pub fn record_counts(&self) {
+        self.tree.broker().record_counts(true);
     }
 
     /// Lets streams and housekeeping end.

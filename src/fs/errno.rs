@@ -18,6 +18,7 @@ impl From<Refusal> for Errno {
             Refusal::Locked => libc::ENOKEY,
             // A denied caller must not learn that the name exists.
             Refusal::Missing => libc::ENOENT,
+            Refusal::NameTooLong => libc::ENAMETOOLONG,
             Refusal::ReadOnly => libc::EROFS,
             Refusal::Revoked => libc::EKEYREVOKED,
             Refusal::TooManyOpen => libc::ENFILE,
@@ -42,6 +43,7 @@ mod tests {
             Refusal::ForeignHandle,
             Refusal::Locked,
             Refusal::Missing,
+            Refusal::NameTooLong,
             Refusal::ReadOnly,
             Refusal::Revoked,
             Refusal::TooManyOpen,

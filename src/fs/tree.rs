@@ -34,6 +34,9 @@ pub const IDENTITY_NAME: &str = ".identity";
 /// Attributes of a secret are the same for all who see its inode, so the kernel may keep them.
 const SECRET_ATTR_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// `NAME_MAX` of limits.h, which statfs(2) tells too. The kernel's own bound is higher.
+const MAX_NAME_BYTES: usize = 255;
+
 /// What a stranger reads in `.identity`: the same for all, since they share the inode.
 const STRANGER_TEXT: &[u8] = b"{\n  \"principal\": null,\n  \
     \"reason\": \"this process belongs to no execution\",\n  \
@@ -124,6 +127,9 @@ impl<B: Broker> Tree<B> {
     /// # Errors
     /// See [`Refusal`].
     pub fn lookup(&self, caller: Caller, parent: u64, name: &[u8]) -> Result<Attributes, Refusal> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(Refusal::NameTooLong);
+        }
         // A name that is not UTF-8 can be no name of ours.
         let name = std::str::from_utf8(name).map_err(|_| Refusal::Missing)?;
         match parent {
