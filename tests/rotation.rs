@@ -294,6 +294,48 @@ fn without_a_replacement_the_name_is_denied_and_stops_new_launches() {
 }
 
 #[test]
+fn a_group_is_revoked_as_a_whole_and_an_ambiguous_name_or_a_member_alone_is_refused() {
+    if !may_mount() {
+        return;
+    }
+    let home = home();
+    home.ok(&["execution", "start", "--chain", "c", "--id", "left"]);
+    let script = "cat $CREDENTIALS_DIRECTORY/LEFT >/dev/null; exec sleep 1000";
+    let mut child = agent(&home, "left", "a", script);
+    wait_until("exposed", LIMIT, || {
+        !home.json(&["secret", "exposures", "pair"])["exposures"].as_array().unwrap().is_empty()
+    });
+    let alone = ["secret", "revoke", "LEFT", "--reason", "x", "--no-replacement"];
+    assert!(home.refused(&alone).contains("LEFT is a member of group pair"));
+    let half =
+        home.run_with(&["group", "revoke", "pair", "--reason", "x"], r#"{"LEFT": "left-new"}"#);
+    assert!(text(&half).contains("there is no value for RIGHT"), "{}", text(&half));
+    assert!(child.try_wait().unwrap().is_none());
+    let both = r#"{"LEFT": "left-value-2", "RIGHT": "right-value-2"}"#;
+    let answer = home.ok_with(&["group", "revoke", "pair", "--reason", "x", "--json"], both);
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["versions"], serde_json::json!({"LEFT": [1], "RIGHT": [1]}));
+    assert_eq!(answer["replaced_by"], serde_json::json!({"LEFT": 2, "RIGHT": 2}));
+    assert_eq!(answer["ended"][0]["execution"], "left");
+    child.wait().unwrap();
+    let both = output(&home, "a", "cat $CREDENTIALS_DIRECTORY/LEFT $CREDENTIALS_DIRECTORY/RIGHT");
+    assert_eq!(both, "left-value-2right-value-2");
+
+    home.ok_with(&["secret", "set", "KEY", "--scope", "chain:c"], "other-key-value");
+    let ambiguous = home.refused(&["secret", "revoke", "KEY", "--reason", "x", "--no-replacement"]);
+    assert!(ambiguous.contains("ambiguous") && ambiguous.contains("chain:c"), "{ambiguous}");
+    let one = ["secret", "revoke", "KEY", "--scope", "org", "--version", "7", "--reason", "x"];
+    assert!(home.refused(&one).contains("no version 7"));
+    let same = home.run_with(
+        &["secret", "revoke", "KEY", "--scope", "chain:c", "--reason", "x", "--json"],
+        "key-value-one",
+    );
+    assert!(same.status.success(), "{}", text(&same));
+    let again = ["secret", "revoke", "KEY", "--scope", "org", "--reason", "x", "--dry-run"];
+    assert_eq!(home.json(&again)["same_value"], serde_json::json!(["KEY with scope chain:c"]));
+}
+
+#[test]
 fn an_end_that_has_come_denies_the_pinned_and_a_valid_until_only_new_executions() {
     if !may_mount() {
         return;

@@ -140,10 +140,23 @@ fn whatever_fails_leaves_the_current_version_and_nothing_in_the_way_of_the_next_
         assert!(refused.contains(what), "{what}: {refused}");
         assert!(provider.has_untouched_secret(), "{what}");
     }
+    home.ok_with(
+        &["group", "set", "pair"],
+        r#"{"LEFT": "left-value-1", "RIGHT": "right-value-1"}"#,
+    );
+    for (create, what) in [
+        ("echo no json", "create printed no JSON object"),
+        ("echo '{\\\"LEFT\\\": \\\"left-value-2\\\"}'", "there is no value for RIGHT"),
+    ] {
+        provider.apply_chain(create, "true", "true");
+        let refused = home.refused(&["rotation", "run", "pair", "--chain", "rotate"]);
+        assert!(refused.contains(what), "{refused}");
+    }
+    let failures = cases.len() + 2;
     let alerts = provider.dir.join("alerts");
-    wait_until("alerts", LIMIT, || lines(&alerts).len() == cases.len());
+    wait_until("alerts", LIMIT, || lines(&alerts).len() == failures);
     assert!(lines(&alerts).iter().all(|a| a["event"] == "rotation_failed"));
-    assert_eq!(home.records("rotation_failed").len(), cases.len());
+    assert_eq!(home.records("rotation_failed").len(), failures);
     let tested = home.json(&["alert", "test"]);
     assert_eq!(tested["deliveries"][0]["delivered"], true);
     provider.apply_chain(MAKE, "true", "true");

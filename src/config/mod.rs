@@ -117,6 +117,8 @@ pub struct Config {
     pub mount: Mount,
     /// Versions and their ends.
     pub rotation: Rotation,
+    /// Values that are looked for in what agents write.
+    pub redaction: Redaction,
     /// The event store.
     pub events: Events,
     /// Asking the operator again.
@@ -137,6 +139,7 @@ impl Default for Config {
             audit: Audit::default(),
             mount: Mount::default(),
             rotation: Rotation::default(),
+            redaction: Redaction::default(),
             events: Events::default(),
             operator: Operator::default(),
             roles: Vec::new(),
@@ -238,8 +241,6 @@ pub struct Rotation {
     pub drain: Period,
     /// How long `rollback` can bring the previous version back.
     pub keep_previous: Period,
-    /// How long a retired version is kept for redaction before it is destroyed.
-    pub keep_retired: Period,
     /// How long one step of a rotation chain may take.
     pub step_timeout: Period,
 }
@@ -249,9 +250,22 @@ impl Default for Rotation {
         Self {
             drain: Period::secs(24 * 3600),
             keep_previous: Period::secs(7 * 86_400),
-            keep_retired: Period::secs(90 * 86_400),
             step_timeout: Period::secs(300),
         }
+    }
+}
+
+/// `[redaction]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redaction {
+    /// How long retired and revoked versions are kept to be found, before they are destroyed.
+    pub keep_retired: Period,
+}
+
+impl Default for Redaction {
+    fn default() -> Self {
+        Self { keep_retired: Period::secs(90 * 86_400) }
     }
 }
 

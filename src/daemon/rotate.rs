@@ -81,7 +81,7 @@ impl Daemon {
         Rules {
             drain: self.config.rotation.drain.0,
             keep_previous: self.config.rotation.keep_previous.0,
-            keep_retired: self.config.rotation.keep_retired.0,
+            keep_retired: self.config.redaction.keep_retired.0,
         }
     }
 

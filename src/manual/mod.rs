@@ -67,7 +67,8 @@
 //! while a version is pending gives that one up; a second `rollback` goes back one version. A secret
 //! that is `floating` is not pinned: agents' files follow its current version at the next open.
 //!
-//! `[rotation] drain`, `keep_previous`, `keep_retired` and `step_timeout` are periods like `"24h"`.
+//! `[rotation] drain`, `keep_previous`, `step_timeout` and `[redaction] keep_retired` are periods like
+//! `"24h"`.
 //!
 //! **Rotation chains.** Agents `create` and `test`, if wanted `set`, `finish`, `revoke`, each with a
 //! command (absolute paths; the working directory is the home of the user who applied the chain, and
