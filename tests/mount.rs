@@ -410,6 +410,7 @@ printf %s {OPENAI} | {strongroom} secret set OPENAI_API_KEY
 {strongroom} run -s OPENAI_API_KEY -- sh -c "cat \$CREDENTIALS_DIRECTORY/OPENAI_API_KEY; echo; (sleep 0; cat \$CREDENTIALS_DIRECTORY/OPENAI_API_KEY); echo; echo \$CREDENTIALS_DIRECTORY"
 cat {dir}/home/mnt/OPENAI_API_KEY && echo STRANGER READ IT
 {strongroom} audit query --event secret_accessed | wc -l
+{strongroom} drill revoke --json
 {strongroom} down
 '"#,
         dir = home.dir.path().display()
@@ -438,6 +439,7 @@ cat {dir}/home/mnt/OPENAI_API_KEY && echo STRANGER READ IT
     assert_eq!(told.matches(OPENAI).count(), 2, "{told}");
     assert!(!told.contains("STRANGER"), "{told}");
     assert!(told.contains("home/mnt/.agents/"), "{told}");
+    assert!(told.contains("\"complete\": true"), "{told}");
     assert!(told.lines().any(|l| l.trim() == "2"), "{told}");
 }
 
