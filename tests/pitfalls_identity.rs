@@ -49,7 +49,8 @@ libc = ctypes.CDLL(None)
 path = os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY"
 held = os.open(path, os.O_RDONLY)
 def look(who):
-    for how, call in (("open", lambda: open(path).read()), ("held", lambda: os.pread(held, 100, 0))):
+    for how, call in (("open", lambda: open(path).read()),
+                      ("held", lambda: os.pread(held, 100, 0))):
         try:
             print(who, how, len(call()), flush=True)
         except OSError as e:
@@ -453,7 +454,7 @@ fn mounts_that_an_agent_makes_are_its_own_and_bring_others_nothing() {
     assert_eq!(other.ask("read(path)"), OPENAI);
 }
 
-// A stranger's ENOENT on a directory would drop it from the dentry cache, with what is mounted there.
+// A stranger's ENOENT on a directory would drop it from the dentry cache, with mounts upon it.
 #[test]
 fn a_stranger_who_looks_at_a_directory_disturbs_nobody_who_works_in_it() {
     if !may_mount() {
@@ -562,7 +563,48 @@ fn through_an_overlay_a_stranger_reads_nothing_and_a_uid_alone_is_nobody() {
     }
 }
 
-/// A daemon in a pid namespace of its own, with a shell that is talked to; ended with its namespace.
+/// A loop device, detached with it.
+struct Loop(String);
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").args(["--detach", &self.0]).status().unwrap();
+        assert!(detached.success() || std::thread::panicking());
+    }
+}
+
+// A thread of the kernel reads for whoever reads the device.
+#[test]
+fn a_loop_device_over_a_secret_reads_nothing_for_anybody() {
+    if !may_mount() || !has("losetup") {
+        return;
+    }
+    let home = Home::deployed();
+    // A device has whole sectors.
+    let long = "canary-of-a-sector ".repeat(64);
+    home.ok_with(&["secret", "set", "OPENAI_API_KEY", "--scope", "org", "--replace"], &long);
+    let mut agent = obedient(&home, "CodeAnalyzer", "agent.py");
+    let told = agent.ask(
+        "__import__('subprocess').run(['losetup', '--find', '--show', '--read-only', path], \
+         capture_output=True)",
+    );
+    let Some(device) = told.split_once("stdout=b'").and_then(|(_, rest)| rest.split_once("\\n'"))
+    else {
+        cannot_run(&format!("no loop device can be made here: {told}"));
+        return;
+    };
+    let device = Loop(device.0.to_owned());
+    let by_agent = agent.ask(&format!("len(read({:?}))", device.0));
+    let by_stranger = std::fs::read(&device.0).map(|bytes| bytes.len());
+    assert_eq!(by_agent, "errno EIO");
+    assert_eq!(by_stranger.unwrap_err().raw_os_error(), Some(libc::EIO));
+    // The neighbouring allow, and no other record.
+    assert_eq!(agent.ask("len(read(path))"), long.len().to_string());
+    let records = home.records("secret_accessed");
+    assert_eq!(records.len(), 1, "{records:?}");
+}
+
+/// A daemon in a pid namespace of its own, with a shell that is talked to; ended with it.
 struct Inside {
     shell: Option<Talker>,
     lock: std::path::PathBuf,

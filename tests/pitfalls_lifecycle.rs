@@ -277,8 +277,9 @@ fn the_log_at_its_most_talkative_holds_no_name_and_no_value() {
 import os, socket
 d = os.environ["CREDENTIALS_DIRECTORY"]
 for name in sorted(os.listdir(d)) + ["DATABASE_URL", "id_deploy", "x" * 300, "GUESSED_NAME"]:
-    for call in (lambda: open(d + "/" + name).read(), lambda: os.stat(d + "/" + name),
-                 lambda: os.unlink(d + "/" + name), lambda: os.setxattr(d + "/" + name, "user.a", b"b")):
+    path = d + "/" + name
+    for call in (lambda: open(path).read(), lambda: os.stat(path), lambda: os.unlink(path),
+                 lambda: os.setxattr(path, "user.a", b"b")):
         try:
             call()
         except OSError:

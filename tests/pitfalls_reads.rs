@@ -246,7 +246,8 @@ attempt("unlink", lambda: os.unlink(path))
 attempt("rename", lambda: os.rename(path, other))
 attempt("rename onto", lambda: os.rename(d + "/.identity", path))
 attempt("hard link", lambda: os.link(path, other))
-attempt("hard link by descriptor", lambda: os.link("/proc/self/fd/%d" % fd, other, follow_symlinks=True))
+attempt("hard link by descriptor",
+        lambda: os.link("/proc/self/fd/%d" % fd, other, follow_symlinks=True))
 attempt("hard link outside", lambda: os.link(path, os.environ["HOME_DIR"] + "/stolen"))
 attempt("symlink", lambda: os.symlink("/etc/passwd", other))
 attempt("mkdir", lambda: os.mkdir(other))
@@ -281,9 +282,11 @@ made = libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(where)
 attempt("name_to_handle_at", lambda: raw(made))
 # Forged: the format that FUSE gives out (an inode number and a generation).
 handle = Handle(bytes=12, type=0x81)
-struct.pack_into("=IIi", handle.data, 0, os.fstat(fd).st_ino >> 32, os.fstat(fd).st_ino & 0xffffffff, 0)
+inode = os.fstat(fd).st_ino
+struct.pack_into("=IIi", handle.data, 0, inode >> 32, inode & 0xffffffff, 0)
 mount = os.open(d, os.O_RDONLY)
-attempt("open_by_handle_at", lambda: raw(libc.open_by_handle_at(mount, ctypes.byref(handle), os.O_RDONLY)))
+attempt("open_by_handle_at",
+        lambda: raw(libc.open_by_handle_at(mount, ctypes.byref(handle), os.O_RDONLY)))
 print(sorted(os.listdir(d)), os.pread(fd, 100, 0).decode())
 "#;
     let mut home = home;
@@ -541,13 +544,16 @@ def attempt(name):
         return "impossible"
 for what, name in [
     ("255 bytes", b"x" * 255), ("256 bytes", b"x" * 256), ("4096 bytes", b"x" * 4096),
-    ("not UTF-8", b"OPENAI_API_KEY\xff"), ("overlong", b"\xc0\xafetc"), ("NUL", b"OPENAI\0_API_KEY"),
+    ("not UTF-8", b"OPENAI_API_KEY\xff"), ("overlong", b"\xc0\xafetc"),
+    ("NUL", b"OPENAI\0_API_KEY"),
     ("lower case", b"openai_api_key"), ("mixed case", b"Openai_Api_Key"),
     ("full width", "\uff2fPENAI_API_KEY".encode()), ("trailing space", b"OPENAI_API_KEY "),
     ("trailing dot", b"OPENAI_API_KEY."), ("newline", b"OPENAI_API_KEY\n"),
-    ("escapes", b"\x1b[2J\x1b]0;x\x07"), ("format", b"%s%n%x"), ("environment", b"prod/OPENAI_API_KEY"),
+    ("escapes", b"\x1b[2J\x1b]0;x\x07"), ("format", b"%s%n%x"),
+    ("environment", b"prod/OPENAI_API_KEY"),
     ("at", b"OPENAI_API_KEY@current"), ("other's", b"DATABASE_URL"), ("backslash", b"..\\..\\etc"),
-    ("dots", b"..."), ("dot", b"./OPENAI_API_KEY"), ("dot dot", b"../" + os.path.basename(d) + b"/OPENAI_API_KEY"),
+    ("dots", b"..."), ("dot", b"./OPENAI_API_KEY"),
+    ("dot dot", b"../" + os.path.basename(d) + b"/OPENAI_API_KEY"),
 ]:
     print(what, attempt(name))
 print(sorted(os.listdir(d)))
@@ -636,6 +642,9 @@ for _ in range(300):
     let of_agent: Vec<_> = denied.iter().filter(|r| r["agent"] == "CodeAnalyzer").collect();
     assert!(!of_agent.is_empty() && of_agent.len() <= 2, "{of_agent:?}");
     home.ok(&["down"]);
+    // One alert of the agent's guesses, not one for each.
+    let log = std::fs::read_to_string(home.home().join("daemon.log")).unwrap();
+    assert!(log.matches("alert").count() <= 2, "{log}");
     // What was counted and not yet written is written at the end at the latest.
     let dir = home.home().join("audit");
     let mut total = 0;

@@ -8,11 +8,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # command -> Debian package
-needed="pg_ctlcluster:postgresql psql:postgresql-client setpriv:util-linux fusermount3:fuse3 busybox:busybox-static curl:curl python3:python3 node:nodejs cc:gcc runuser:util-linux"
+needed="pg_ctlcluster:postgresql psql:postgresql-client setpriv:util-linux fusermount3:fuse3 busybox:busybox-static curl:curl python3:python3 node:nodejs cc:gcc runuser:util-linux perl:perl-base losetup:mount nsenter:util-linux"
 missing=()
 for pair in $needed; do
   command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair##*:}")
 done
+# Programs of tests/tools are compiled when they are run.
+[ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 if [ "${#missing[@]}" -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     echo "installing: ${missing[*]}"

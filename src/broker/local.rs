@@ -330,8 +330,8 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         why
     }
 
-    /// Records the refusals that were counted and whose minute is over, or `all` of them, as a worker
-    /// that stops must: without this a burst would be on record as one refusal.
+    /// Records the refusals that were counted and whose minute is over, or `all` of them, as a
+    /// worker that stops must: without this a burst would be on record as one refusal.
     pub fn record_counts(&self, all: bool) {
         let now = self.clock.now();
         let mut due = Vec::new();

@@ -94,7 +94,7 @@
 //! # Numbers
 //!
 //! `STRONGROOM_KILLS=1000 cargo test --test mount no_read_fails -- --nocapture` kills the worker a
-//! thousand times under four readers: no failed read, as many records as reads.
+//! thousand times under eight readers: no failed read, as many records as reads.
 //!
 //! `cargo bench --bench mount [-- ROW...]` (root; rows `read`, `fresh`, `peers`, `kill`, `run`,
 //! `start`, `scale`) prints each figure with its baseline of the same run and whether the aim of the

@@ -2,8 +2,8 @@
  *
  * same_id PID PATH
  *
- * It stands for the id that returns after all others have been used: clone3(2) with set_tid gives it
- * out at once. Needs CAP_CHECKPOINT_RESTORE. */
+ * It stands for the id that returns after all others have been used: clone3(2) with set_tid gives
+ * it out at once. Needs CAP_CHECKPOINT_RESTORE. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
