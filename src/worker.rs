@@ -188,6 +188,11 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
     {
         tracing::error!("the stop could not be recorded");
     }
+    if status == worker_status::DOWN
+        && let Err(error) = daemon.checkpoint()
+    {
+        tracing::error!(%error, "the log could not be sealed");
+    }
     log.stop(STOP_GRACE);
     if status == worker_status::DOWN
         && let Some(root) = cgroup_root(&paths)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use strongroom::audit::log::{Log, Options, files};
 use strongroom::audit::record::{Event, Record};
-use strongroom::audit::verify::{Verdict, verify};
+use strongroom::audit::verify::{Known, Verdict, verify};
 use strongroom::clock::{FakeClock, Timestamp};
 use strongroom::config::Sync;
 use strongroom::sys::shm::Region;
@@ -43,13 +43,19 @@ fn a_clock_that_goes_back_a_day_breaks_no_chain() {
     let next = open(dir.path(), &region, &clock);
     append(&next);
     next.stop(LIMIT);
-    assert!(matches!(verify(dir.path()).unwrap(), Verdict::Whole { records: 3, seq: 3, .. }));
+    assert!(matches!(
+        verify(dir.path(), &Known::default()).unwrap(),
+        Verdict::Whole { records: 3, seq: 3, .. }
+    ));
     assert_eq!(files(dir.path()).unwrap().len(), 1);
     clock.set("2026-11-24T00:00:00Z".parse().unwrap());
     let last = open(dir.path(), &region, &clock);
     append(&last);
     assert_eq!(files(dir.path()).unwrap().len(), 2);
-    assert!(matches!(verify(dir.path()).unwrap(), Verdict::Whole { records: 4, .. }));
+    assert!(matches!(
+        verify(dir.path(), &Known::default()).unwrap(),
+        Verdict::Whole { records: 4, .. }
+    ));
 }
 
 /// Mechanism: a new worker believed the files alone; with the newest removed it counted from an
@@ -68,5 +74,8 @@ fn a_file_removed_before_a_new_worker_starts_is_told_by_verify() {
     append(&next);
     next.stop(LIMIT);
     assert_eq!(next.head().seq, 3);
-    assert!(matches!(verify(dir.path()).unwrap(), Verdict::Broken { line: 1, .. }));
+    assert!(matches!(
+        verify(dir.path(), &Known::default()).unwrap(),
+        Verdict::Broken { line: 1, .. }
+    ));
 }

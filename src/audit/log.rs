@@ -5,7 +5,8 @@
 //! before it. At a start the newest file tells which record was the last; the ring has the rest.
 //!
 //! Invariant: a record whose [`Log::append`] returned is in the ring or in the file, once. A sink
-//! that fails or hangs makes `append` fail within [`Options::patience`], and heals by itself.
+//! that fails or hangs makes `append` fail within [`Options::patience`], and heals by itself. On a
+//! full disk a reserve is given up for what [`Event::is_vital`](super::record::Event::is_vital) says.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -28,6 +29,9 @@ pub const FIRST_LINK: &str = "00000000000000000000000000000000000000000000000000
 const TAIL_BYTES: u64 = 1 << 20;
 /// Between two tries of a sink that failed.
 const RETRY: Duration = Duration::from_millis(100);
+/// Room for about 2,000 vital records on a full disk.
+const RESERVE_BYTES: i64 = 1 << 20;
+const RESERVE_FILE: &str = "reserve";
 
 /// No record can be written, so nothing may be revealed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +62,8 @@ pub struct Head {
 struct Progress {
     written: Head,
     fault: Option<String>,
+    /// The disk is full, and what was reserved on it is being used up.
+    on_reserve: bool,
     stopping: bool,
     stopped: bool,
 }
@@ -113,6 +119,7 @@ impl Log {
             progress: Mutex::new(Progress {
                 written: head,
                 fault: None,
+                on_reserve: false,
                 stopping: false,
                 stopped: false,
             }),
@@ -138,7 +145,10 @@ impl Log {
         let deadline = Instant::now() + shared.options.patience;
         let mut progress = shared.lock();
         loop {
-            if let Some(why) = &progress.fault {
+            let vital = progress.on_reserve && record.event.is_vital();
+            if let Some(why) = &progress.fault
+                && !vital
+            {
                 return Err(Unavailable { why: why.clone() });
             }
             if let Ok(seq) = shared.ring.push(text.as_bytes(), request) {
@@ -146,7 +156,7 @@ impl Log {
                 if shared.options.sync != Sync::Each {
                     return Ok(seq);
                 }
-                return shared.wait_for(progress, seq, deadline).map(|()| seq);
+                return shared.wait_for(progress, seq, deadline, vital).map(|()| seq);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -166,7 +176,7 @@ impl Log {
     /// [`Unavailable`] when it is not within `limit`.
     pub fn flush(&self, limit: Duration) -> Result<(), Unavailable> {
         let seq = self.shared.ring.last_seq();
-        self.shared.wait_for(self.shared.lock(), seq, Instant::now() + limit)
+        self.shared.wait_for(self.shared.lock(), seq, Instant::now() + limit, false)
     }
 
     /// Where the file stands.
@@ -224,9 +234,12 @@ impl Shared {
         mut progress: std::sync::MutexGuard<'_, Progress>,
         seq: u64,
         deadline: Instant,
+        vital: bool,
     ) -> Result<(), Unavailable> {
         while progress.written.seq < seq {
-            if let Some(why) = &progress.fault {
+            if let Some(why) = &progress.fault
+                && !(vital && progress.on_reserve)
+            {
                 return Err(Unavailable { why: why.clone() });
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -243,6 +256,9 @@ impl Shared {
     fn run(&self) {
         let mut file: Option<(PathBuf, File)> = None;
         let mut newest = newest_day(&self.dir);
+        if let Err(error) = reserve(&self.dir) {
+            tracing::warn!(%error, "no room is reserved for vital records on a full disk");
+        }
         loop {
             let (head, entries) = {
                 let mut progress = self.lock();
@@ -256,7 +272,11 @@ impl Shared {
                         self.changed.notify_all();
                         return;
                     }
-                    progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+                    progress = if progress.on_reserve {
+                        self.heal(progress)
+                    } else {
+                        self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner)
+                    };
                 }
             };
             let mut lines = Vec::new();
@@ -266,25 +286,34 @@ impl Shared {
             }
             // A clock that goes back must not put a record before an earlier one.
             newest = newest.max(day(&*self.clock));
-            let outcome = self.write(&mut file, &newest, &lines);
+            let mut outcome = self.write(&mut file, &newest, &lines);
+            let mut given_up = false;
+            if outcome.as_ref().is_err_and(is_full) && give_up_reserve(&self.dir) {
+                given_up = true;
+                outcome = self.write(&mut file, &newest, &lines);
+            }
             let mut progress = self.lock();
             match outcome {
-                Ok(()) => {
-                    if let Some(link) = unhex(&next.link) {
-                        self.ring.remember(next.seq, &link);
+                Ok(()) if given_up || progress.on_reserve => {
+                    if given_up {
+                        tracing::error!("the disk is full; the reserve is used and reads stop");
                     }
-                    self.ring.flushed(next.seq);
-                    progress.written = next;
+                    progress.on_reserve = true;
+                    progress.fault = Some("the disk is full".to_owned());
+                    self.advance(&mut progress, next);
+                }
+                Ok(()) => {
+                    self.advance(&mut progress, next);
                     if progress.fault.take().is_some() {
                         tracing::info!("the audit log is written again");
                     }
-                    self.changed.notify_all();
                 }
                 Err(error) => {
                     if progress.fault.is_none() {
                         tracing::error!(%error, "the audit log cannot be written; reads stop");
                     }
                     progress.fault = Some(error.to_string());
+                    progress.on_reserve = false;
                     file = None;
                     self.changed.notify_all();
                     if progress.stopping {
@@ -298,6 +327,31 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn advance(&self, progress: &mut Progress, head: Head) {
+        if let Some(link) = unhex(&head.link) {
+            self.ring.remember(head.seq, &link);
+        }
+        self.ring.flushed(head.seq);
+        progress.written = head;
+        self.changed.notify_all();
+    }
+
+    /// Waits a little on a full disk, and ends the fault when the reserve can be made again.
+    fn heal<'a>(
+        &self,
+        progress: std::sync::MutexGuard<'a, Progress>,
+    ) -> std::sync::MutexGuard<'a, Progress> {
+        let (mut progress, _) =
+            self.changed.wait_timeout(progress, RETRY).unwrap_or_else(PoisonError::into_inner);
+        if reserve(&self.dir).is_ok() {
+            tracing::info!("the audit log has room again");
+            progress.on_reserve = false;
+            progress.fault = None;
+            self.changed.notify_all();
+        }
+        progress
     }
 
     fn write(&self, open: &mut Option<(PathBuf, File)>, day: &str, lines: &[u8]) -> io::Result<()> {
@@ -328,6 +382,32 @@ impl Shared {
         }
         written
     }
+}
+
+/// Takes the room of the reserve, where it is not taken yet.
+fn reserve(dir: &Path) -> io::Result<()> {
+    let path = dir.join(RESERVE_FILE);
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    if i64::try_from(file.metadata()?.len()).is_ok_and(|len| len >= RESERVE_BYTES) {
+        return Ok(());
+    }
+    let taken = nix::fcntl::posix_fallocate(&file, 0, RESERVE_BYTES).map_err(io::Error::from);
+    if taken.is_err() {
+        // What was taken of it is for the records that come first.
+        file.set_len(0)?;
+    }
+    taken
+}
+
+/// Frees the room of the reserve; false when there is none.
+fn give_up_reserve(dir: &Path) -> bool {
+    let file = OpenOptions::new().write(true).open(dir.join(RESERVE_FILE));
+    file.is_ok_and(|file| file.metadata().is_ok_and(|m| m.len() > 0) && file.set_len(0).is_ok())
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Today, in UTC, as files are named.
@@ -434,7 +514,7 @@ fn recover(dir: &Path) -> io::Result<Head> {
 mod tests {
     use super::*;
     use crate::audit::record::Event;
-    use crate::audit::verify::{Verdict, verify};
+    use crate::audit::verify::{Known, Verdict, verify};
     use crate::clock::{FakeClock, Timestamp};
     use crate::sys::shm::Region;
 
@@ -477,7 +557,10 @@ mod tests {
         assert!(!log.has_recorded(99));
         log.append(&record(), 0).unwrap();
         assert_eq!(log.head().seq, 101);
-        assert!(matches!(verify(dir.path()).unwrap(), Verdict::Whole { records: 101, .. }));
+        assert!(matches!(
+            verify(dir.path(), &Known::default()).unwrap(),
+            Verdict::Whole { records: 101, .. }
+        ));
     }
 
     #[test]
@@ -497,7 +580,53 @@ mod tests {
             assert!(Instant::now() < deadline, "it does not heal");
             std::thread::yield_now();
         }
-        assert!(matches!(verify(&inner).unwrap(), Verdict::Whole { .. }));
+        assert!(matches!(verify(&inner, &Known::default()).unwrap(), Verdict::Whole { .. }));
+    }
+
+    /// Mechanism: a file on a dead network share; here a pipe that nobody reads.
+    #[test]
+    fn a_sink_that_hangs_stops_reads_in_time_and_heals() {
+        for sync in [Sync::Each, Sync::Batch] {
+            let dir = tempfile::tempdir().unwrap();
+            let region = Arc::new(Region::create(c"ring", RING.1).unwrap());
+            let log = Log::open(dir.path(), region, RING, options(sync), clock()).unwrap();
+            log.append(&record(), 0).unwrap();
+            log.flush(Duration::from_secs(5)).unwrap();
+            let path = files(dir.path()).unwrap().pop().unwrap();
+            let kept = dir.path().join("kept");
+            fs::rename(&path, &kept).unwrap();
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            let mut longest = Duration::ZERO;
+            let mut accepted = 0;
+            loop {
+                let start = Instant::now();
+                let outcome = log.append(&record(), 0);
+                longest = longest.max(start.elapsed());
+                if outcome.is_err() {
+                    break;
+                }
+                accepted += 1;
+                assert!(accepted < 10_000, "the ring never fills");
+            }
+            assert!(longest < Duration::from_secs(2), "{longest:?}");
+            assert_eq!(accepted > 0, sync == Sync::Batch);
+            // The share is back; the pipe's other end lets the writer go on.
+            let reader = OpenOptions::new()
+                .read(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open(&path)
+                .unwrap();
+            fs::rename(&kept, &path).unwrap();
+            drop(reader);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while log.append(&record(), 0).is_err() {
+                assert!(Instant::now() < deadline, "it does not heal");
+                std::thread::yield_now();
+            }
+            log.flush(Duration::from_secs(5)).unwrap();
+            let verdict = verify(dir.path(), &Known::default()).unwrap();
+            assert!(matches!(verdict, Verdict::Whole { .. }), "{verdict:?}");
+        }
     }
 
     #[test]
@@ -509,6 +638,9 @@ mod tests {
         fs::remove_file(files(dir.path()).unwrap().pop().unwrap()).unwrap();
         log.append(&record(), 0).unwrap();
         assert_eq!(files(dir.path()).unwrap().len(), 1);
-        assert!(matches!(verify(dir.path()).unwrap(), Verdict::Broken { line: 1, .. }));
+        assert!(matches!(
+            verify(dir.path(), &Known::default()).unwrap(),
+            Verdict::Broken { line: 1, .. }
+        ));
     }
 }

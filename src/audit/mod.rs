@@ -3,6 +3,7 @@
 //! No record, no secret: [`log::Log::append`] returns before the bytes leave.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod log;
 pub mod record;
 pub mod revision;

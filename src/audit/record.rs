@@ -20,12 +20,16 @@ pub enum Event {
     AlertFailed,
     /// An alert was delivered.
     AlertSent,
+    /// Files of the log were removed.
+    AuditPruned,
     /// A backup was written.
     BackupCreated,
     /// A chain's definition was applied.
     ChainApplied,
     /// A chain's definition was removed.
     ChainRemoved,
+    /// A signature that seals the log up to a record.
+    Checkpoint,
     /// The daemon began to serve.
     DaemonStarted,
     /// The daemon stopped.
@@ -95,15 +99,31 @@ pub enum Event {
 }
 
 impl Event {
+    /// Whether its record may use the reserve of a full disk: what ends the reading of secrets, and
+    /// what calls for help.
+    pub fn is_vital(self) -> bool {
+        matches!(
+            self,
+            Self::AlertFailed
+                | Self::AlertSent
+                | Self::DaemonStopped
+                | Self::ExecutionEnded
+                | Self::SecretRevoked
+                | Self::VaultLocked
+        )
+    }
+
     /// Its name in records.
     pub fn name(self) -> &'static str {
         match self {
             Self::AgentStarted => "agent_started",
             Self::AlertFailed => "alert_failed",
             Self::AlertSent => "alert_sent",
+            Self::AuditPruned => "audit_pruned",
             Self::BackupCreated => "backup_created",
             Self::ChainApplied => "chain_applied",
             Self::ChainRemoved => "chain_removed",
+            Self::Checkpoint => "checkpoint",
             Self::DaemonStarted => "daemon_started",
             Self::DaemonStopped => "daemon_stopped",
             Self::ExecutionEnded => "execution_ended",
@@ -186,6 +206,8 @@ pub struct Record<'a> {
     pub revision: Option<u64>,
     /// How long it took, in microseconds.
     pub took_us: Option<u64>,
+    /// What a checkpoint seals.
+    pub checkpoint: Option<&'a super::checkpoint::Checkpoint>,
 }
 
 impl<'a> Record<'a> {
@@ -213,6 +235,7 @@ impl<'a> Record<'a> {
             count: None,
             revision: None,
             took_us: None,
+            checkpoint: None,
         }
     }
 
@@ -264,6 +287,18 @@ impl<'a> Record<'a> {
         number(out, "count", self.count);
         number(out, "revision", self.revision);
         number(out, "took_us", self.took_us);
+        if let Some(checkpoint) = self.checkpoint {
+            number(out, "number", Some(checkpoint.number));
+            number(out, "sealed_seq", Some(checkpoint.sealed_seq));
+            for (key, value) in [
+                ("sealed_link", &checkpoint.sealed_link),
+                ("public_key", &checkpoint.public_key),
+                ("next_key", &checkpoint.next_key),
+                ("signature", &checkpoint.signature),
+            ] {
+                optional(out, key, Some(value));
+            }
+        }
     }
 }
 

@@ -6,16 +6,39 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::audit::verify::Known;
 use crate::clock::Timestamp;
 use crate::proto;
+use crate::sys::durable;
 
 use super::output::{or_dash, show};
-use super::{Context, Outcome, exit};
+use super::{Context, Failure, Outcome, exit};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
-    /// Prints what to store elsewhere: whoever has it finds a log that was cut.
+    /// Writes records to a file, whole or not at all: one JSON object a line.
+    #[command(after_help = "Example:\n  strongroom audit export november.jsonl \\\n    \
+        --since 2026-11-01T00:00:00Z --until 2026-12-01T00:00:00Z")]
+    Export {
+        /// The file; what is there is replaced.
+        file: PathBuf,
+        #[command(flatten)]
+        filter: QueryArgs,
+    },
+    /// Prints what to store elsewhere: whoever has it finds a log that was cut or made anew.
+    ///
+    /// The record's number, its link, and the first public key.
     Head,
+    /// Removes the records of days gone by; a signed anchor stands for them.
+    #[command(after_help = "Example:\n  strongroom audit prune --keep-days 90")]
+    Prune {
+        /// Days before this one go, as 2026-11-23.
+        #[arg(long, required_unless_present = "keep_days", conflicts_with = "keep_days")]
+        before: Option<String>,
+        /// So many days stay, today among them.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        keep_days: Option<u16>,
+    },
     /// Prints records, as stored: one JSON object a line.
     #[command(after_help = "Example:\n  strongroom audit query --event secret_accessed --json")]
     Query(QueryArgs),
@@ -32,6 +55,12 @@ pub(super) enum AuditCommand {
         /// The directory of the log, offline.
         #[arg(long)]
         dir: Option<PathBuf>,
+        /// The first public key, or a file with it, as `audit head` told it.
+        #[arg(long, value_name = "KEY|FILE")]
+        public_key: Option<String>,
+        /// Number and link of a record, as `audit head` told them.
+        #[arg(long, num_args = 2, value_names = ["SEQ", "LINK"])]
+        head: Option<Vec<String>>,
     },
 }
 
@@ -130,24 +159,121 @@ pub(super) fn main(context: &Context, command: AuditCommand) -> Outcome {
         AuditCommand::Tail { filter, follow } => print(query(filter, follow)),
         AuditCommand::Head => {
             let head: proto::AuditHead = client.get("/v1/audit/head", &proto::Empty::default())?;
-            show(context.json, &head, || format!("{} {}", head.seq, head.link))?;
+            show(context.json, &head, || {
+                format!("{} {} {}", head.seq, head.link, or_dash(head.first_public_key.as_ref()))
+            })?;
             Ok(exit::OK)
         }
-        AuditCommand::Verify { dir } => {
-            let verified = match dir {
-                Some(dir) => crate::daemon::inspect::verified(&dir)?,
-                None => client.get("/v1/audit/verify", &proto::AuditVerify::default())?,
+        AuditCommand::Export { file, filter } => {
+            let mut records = 0_u64;
+            let request = query(filter, false);
+            let unwritten = |e: &std::io::Error| {
+                Failure::new(format!("{}: {e}", file.display()))
+                    .hint("name a file in a directory that you may write")
             };
-            show(context.json, &verified, || match &verified.first_bad {
-                None => format!(
-                    "ok: {} records in {} files, up to {}",
-                    verified.records,
-                    verified.files,
-                    or_dash(verified.last_seq)
-                ),
-                Some(bad) => format!("ALTERED: {} line {}: {}", bad.file, bad.line, bad.detail),
+            let mut refused = None;
+            let written = durable::write_with(&file, 0o600, |out| {
+                let mut out = std::io::BufWriter::new(out);
+                let mut failed = None;
+                let streamed = client.stream("/v1/audit", &request, |line| {
+                    records += 1;
+                    failed = writeln!(out, "{line}").err();
+                    failed.is_none()
+                });
+                if let Err(problem) = streamed {
+                    refused = Some(problem);
+                    return Err(std::io::Error::other("the records could not be had"));
+                }
+                failed.map_or_else(|| out.flush(), Err)
+            });
+            if let Some(problem) = refused {
+                return Err(problem.into());
+            }
+            written.map_err(|e| unwritten(&e))?;
+            let result = serde_json::json!({"file": file, "records": records});
+            show(context.json, &result, || format!("{records} records in {}", file.display()))?;
+            Ok(exit::OK)
+        }
+        AuditCommand::Prune { before, keep_days } => {
+            let request = proto::AuditPrune { before, keep_days };
+            let pruned: proto::AuditPruned = client.post("/v1/audit/prune", &request)?;
+            show(context.json, &pruned, || match pruned.files.as_slice() {
+                [] => "nothing is that old".to_owned(),
+                files => format!("removed {} records: {}", pruned.records, files.join(" ")),
             })?;
+            Ok(exit::OK)
+        }
+        AuditCommand::Verify { dir, public_key, head } => {
+            let public_key = public_key.map(|text| public_key_of(&text)).transpose()?;
+            let head = head.map(|words| head_of(&words)).transpose()?;
+            let verified = match dir {
+                Some(dir) => {
+                    let known = Known { public_key, head };
+                    crate::daemon::inspect::verified(&dir, &known)?
+                }
+                None => {
+                    let (head_seq, head_link) = head.unzip();
+                    let request = proto::AuditVerify { public_key, head_seq, head_link };
+                    client.get("/v1/audit/verify", &request)?
+                }
+            };
+            show(context.json, &verified, || verdict_text(&verified))?;
             Ok(if verified.ok { exit::OK } else { exit::FOUND })
+        }
+    }
+}
+
+/// A key in hex, or a file that holds one.
+fn public_key_of(text: &str) -> Result<String, Failure> {
+    let is_key = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let key = if is_key(text) {
+        text.to_owned()
+    } else {
+        std::fs::read_to_string(text).map(|t| t.trim().to_owned()).map_err(|e| {
+            Failure::new(format!("{text} is no public key, and as a file: {e}"))
+                .hint("give the third word of `strongroom audit head`, or a file with it")
+        })?
+    };
+    if is_key(&key) {
+        return Ok(key.to_ascii_lowercase());
+    }
+    Err(Failure::new(format!("{text} holds no public key"))
+        .hint("a public key is 64 hex digits: the third word of `strongroom audit head`"))
+}
+
+fn head_of(words: &[String]) -> Result<(u64, String), Failure> {
+    match words {
+        [seq, link] if link.len() == 64 => seq.parse().ok().map(|seq| (seq, link.clone())),
+        _ => None,
+    }
+    .ok_or_else(|| {
+        Failure::new("the noted record does not parse")
+            .hint("give the first two words of `strongroom audit head`: number and link")
+    })
+}
+
+fn verdict_text(verified: &proto::AuditVerified) -> String {
+    match &verified.first_bad {
+        Some(bad) if bad.line == 0 => {
+            format!("{}: {}: {}", bad.kind.to_uppercase(), bad.file, bad.detail)
+        }
+        Some(bad) => {
+            format!("{}: {} line {}: {}", bad.kind.to_uppercase(), bad.file, bad.line, bad.detail)
+        }
+        None => {
+            let mut text = format!(
+                "ok: {} records in {} files, up to {}; {} checkpoints",
+                verified.records,
+                verified.files,
+                or_dash(verified.last_seq),
+                verified.checkpoints
+            );
+            if verified.unsealed > 0 {
+                use std::fmt::Write as _;
+                // Writing to a string cannot fail.
+                let _written = write!(text, "\nunsealed tail of {} records", verified.unsealed);
+            }
+            text
         }
     }
 }

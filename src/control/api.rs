@@ -214,7 +214,9 @@ pub trait Api: Send + Sync + 'static {
     /// `GET /v1/audit`: lines are records, as stored.
     fn audit_query(&self, who: &Caller, req: proto::AuditQuery, out: &mut dyn Lines) -> Answer<()>;
     /// `GET /v1/audit/verify`
-    fn audit_verify(&self, who: &Caller) -> Answer<proto::AuditVerified>;
+    fn audit_verify(&self, who: &Caller, req: proto::AuditVerify) -> Answer<proto::AuditVerified>;
     /// `GET /v1/audit/head`
     fn audit_head(&self, who: &Caller) -> Answer<proto::AuditHead>;
+    /// `POST /v1/audit/prune`
+    fn audit_prune(&self, who: &Caller, req: proto::AuditPrune) -> Answer<proto::AuditPruned>;
 }

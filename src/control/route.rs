@@ -758,7 +758,7 @@ fn seeing_verbs() -> Vec<Route> {
             "/v1/audit/verify",
             AUDIT,
             "Whether the log is as it was written.",
-            |a, w, _| a.audit_verify(w),
+            |a, w, q| a.audit_verify(w, q),
         ),
         get::<Empty, _>(
             "audit head",
@@ -766,6 +766,13 @@ fn seeing_verbs() -> Vec<Route> {
             AUDIT,
             "What to store elsewhere.",
             |a, w, _| a.audit_head(w),
+        ),
+        post::<proto::AuditPrune, _>(
+            "audit prune",
+            "/v1/audit/prune",
+            OPERATE,
+            "Removes the records of days gone by, and leaves a signed anchor.",
+            |a, w, q| a.audit_prune(w, q),
         ),
     ]
 }

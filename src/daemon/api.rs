@@ -411,8 +411,20 @@ impl Api for Daemon {
         self.query_audit(who, &req, out)
     }
 
-    fn audit_verify(&self, _who: &Caller) -> Result<proto::AuditVerified, Problem> {
-        self.verify_log()
+    fn audit_verify(
+        &self,
+        _who: &Caller,
+        req: proto::AuditVerify,
+    ) -> Result<proto::AuditVerified, Problem> {
+        self.verify_log(&req)
+    }
+
+    fn audit_prune(
+        &self,
+        who: &Caller,
+        req: proto::AuditPrune,
+    ) -> Result<proto::AuditPruned, Problem> {
+        self.prune_log(who, &req)
     }
 
     fn audit_head(&self, _who: &Caller) -> Result<proto::AuditHead, Problem> {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::audit::verify::{Verdict, read, verify};
+use crate::audit::verify::{Known, Verdict, read, verify};
 use crate::config::Permission;
 use crate::control::{Caller, Lines};
 use crate::execution::principal::Principal;
@@ -97,8 +97,10 @@ impl Daemon {
             promise(
                 3,
                 "record",
-                Hold::Partial,
-                Some("records are linked but not signed: store `strongroom audit head` elsewhere"),
+                Hold::Full,
+                Some(
+                    "what no checkpoint seals yet can be cut: keep `strongroom audit head` elsewhere",
+                ),
             ),
             promise(4, "consistency", Hold::Full, None),
             promise(
@@ -525,10 +527,34 @@ impl Daemon {
         self.query_audit(who, &query, &mut Events(out))
     }
 
-    pub(super) fn verify_log(&self) -> Result<proto::AuditVerified, Problem> {
+    pub(super) fn verify_log(
+        &self,
+        req: &proto::AuditVerify,
+    ) -> Result<proto::AuditVerified, Problem> {
         // The file must hold what was acknowledged; a fault of it is what verify is asked about.
         let _flushed = self.core.log.flush(Duration::from_secs(2));
-        let verified = verified(self.core.log.dir())?;
+        let signing = self.signing();
+        let known = Known {
+            public_key: req.public_key.clone().or(signing.as_ref().map(|(key, _)| key.clone())),
+            head: req.head_seq.zip(req.head_link.clone()),
+        };
+        let mut verified = verified(self.core.log.dir(), &known)?;
+        // A tail that was cut off with its checkpoints is a valid log; the vault counts them.
+        if let Some((_, made)) = signing
+            && verified.ok
+            && verified.checkpoints < made
+        {
+            verified.ok = false;
+            verified.first_bad = Some(proto::FirstBad {
+                file: self.core.log.dir().display().to_string(),
+                line: 0,
+                kind: "truncated".to_owned(),
+                detail: format!(
+                    "the log ends at checkpoint {}, but {made} were made",
+                    verified.checkpoints
+                ),
+            });
+        }
         if let Some(bad) = &verified.first_bad {
             self.alert(super::alert::Alert {
                 event: "verify_failed",
@@ -548,7 +574,7 @@ impl Daemon {
             seq: head.seq,
             link: head.link,
             timestamp: self.core.clock.now(),
-            first_public_key: None,
+            first_public_key: self.signing().map(|(key, _)| key),
             epoch: self.core.vault().map(|v| v.revision()),
         }
     }
@@ -558,24 +584,24 @@ impl Daemon {
 ///
 /// # Errors
 /// The problem that it cannot be read.
-pub fn verified(dir: &std::path::Path) -> Result<proto::AuditVerified, Problem> {
+pub fn verified(dir: &std::path::Path, known: &Known) -> Result<proto::AuditVerified, Problem> {
     let io = |e: std::io::Error| {
         Problem::new(Code::Internal, format!("the audit log cannot be read: {e}"))
             .with_hint("check the directory with --dir")
     };
     let files = crate::audit::log::files(dir).map_err(io)?.len() as u64;
-    Ok(match verify(dir).map_err(io)? {
-        Verdict::Whole { records, seq, link, .. } => proto::AuditVerified {
+    Ok(match verify(dir, known).map_err(io)? {
+        Verdict::Whole { records, seq, link, checkpoints, unsealed, .. } => proto::AuditVerified {
             ok: true,
             records,
             files,
-            checkpoints: 0,
-            unsealed: records,
+            checkpoints,
+            unsealed,
             last_seq: Some(seq),
             link: Some(link),
             first_bad: None,
         },
-        Verdict::Broken { file, line, what } => proto::AuditVerified {
+        Verdict::Broken { file, line, what, kind } => proto::AuditVerified {
             ok: false,
             records: 0,
             files,
@@ -586,7 +612,7 @@ pub fn verified(dir: &std::path::Path) -> Result<proto::AuditVerified, Problem> 
             first_bad: Some(proto::FirstBad {
                 file: file.display().to_string(),
                 line,
-                kind: "altered".to_owned(),
+                kind: kind.to_owned(),
                 detail: what.to_owned(),
             }),
         },

@@ -226,6 +226,7 @@ impl Daemon {
         record.user = Some(&user);
         record.uid = Some(who.peer.uid);
         self.core.record(&record)?;
+        self.seal_and_forget();
         self.empty_box();
         self.core.forget();
         self.tree.broker().wipe();
@@ -392,7 +393,13 @@ impl Daemon {
         req: &proto::BackupRestore,
     ) -> Result<proto::BackupRestored, Problem> {
         let vault = self.core.unlocked()?;
-        if !vault.is_empty() && !req.replace {
+        let empty = {
+            let catalog = self.core.catalog();
+            catalog.secret_count() == 0
+                && catalog.chains().is_empty()
+                && catalog.groups().is_empty()
+        };
+        if !empty && !req.replace {
             return Err(Problem::new(Code::Exists, "the vault is not empty")
                 .with_hint("add --replace to put the backup in the place of all that is there"));
         }

@@ -7,6 +7,7 @@
 pub mod alert;
 mod api;
 mod chains;
+mod checkpoint;
 pub mod core;
 mod import;
 pub mod inspect;
@@ -104,6 +105,8 @@ pub struct Daemon {
     expired: Mutex<BTreeSet<(String, Option<Timestamp>)>>,
     /// Where alerts go.
     alerts: alert::Alerts,
+    /// Keys and due times of checkpoints.
+    seal: Mutex<checkpoint::Seal>,
     /// When versions and policies were last looked at.
     looked_at: Mutex<Option<std::time::Instant>>,
 }
@@ -132,6 +135,7 @@ impl Daemon {
             launching: RwLock::new(()),
             revoking: Mutex::new(()),
             unsettled: AtomicBool::new(true),
+            seal: Mutex::default(),
             looked_at: Mutex::new(None),
             rotating: Mutex::default(),
             chores: Mutex::new(None),
@@ -155,6 +159,7 @@ impl Daemon {
             let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.housekeeping();
                 self.keep_versions();
+                self.keep_sealed();
                 self.tree.broker().record_counts(false);
             }));
             if turn.is_err() {

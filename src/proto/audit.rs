@@ -77,9 +77,44 @@ impl Request for AuditQuery {
 /// `audit verify`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct AuditVerify {}
+pub struct AuditVerify {
+    /// The first public key, in hex, as it was noted elsewhere; none: the vault's own note.
+    #[serde(default)]
+    pub public_key: Option<String>,
+    /// A record's number, as `audit head` told it; with `head_link`.
+    #[serde(default)]
+    pub head_seq: Option<u64>,
+    /// That record's link.
+    #[serde(default)]
+    pub head_link: Option<String>,
+}
 
 impl Request for AuditVerify {}
+
+/// `audit prune`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuditPrune {
+    /// Files of days before this one are removed, as `2026-11-23`; at most today.
+    #[serde(default)]
+    pub before: Option<String>,
+    /// In place of `before`: so many days stay, today among them.
+    #[serde(default)]
+    pub keep_days: Option<u16>,
+}
+
+impl Request for AuditPrune {}
+
+/// What `audit prune` removed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct AuditPruned {
+    /// The files.
+    pub files: Vec<String>,
+    /// How many records were in them.
+    pub records: u64,
+    /// The last record that was removed; the signed anchor tells it and its link.
+    pub anchor_seq: Option<u64>,
+}
 
 /// The first line that is not as it was written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -88,7 +123,7 @@ pub struct FirstBad {
     pub file: String,
     /// The line, from 1.
     pub line: u64,
-    /// `altered`, `reordered`, `dropped`, `truncated`, `forged_checkpoint`, ...
+    /// `altered`, `missing`, `cut`, `truncated` or `forged_checkpoint`.
     pub kind: String,
     /// One sentence.
     pub detail: String,

@@ -26,7 +26,10 @@ pub use agent::{
     AgentAttach, AgentAttached, AgentEnd, AgentLaunch, AgentLaunched, Hold, How, TicketCreate,
     TicketCreated, TicketRedeem,
 };
-pub use audit::{AuditHead, AuditQuery, AuditVerified, AuditVerify, FirstBad, Watch, WatchEvent};
+pub use audit::{
+    AuditHead, AuditPrune, AuditPruned, AuditQuery, AuditVerified, AuditVerify, FirstBad, Watch,
+    WatchEvent,
+};
 pub use chain::{
     ChainApplied, ChainApply, ChainCheck, ChainChecked, ChainList, ChainListed, ChainName,
     ChainShown, ChainSummary, GrantChange, Unresolved,

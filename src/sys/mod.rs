@@ -6,6 +6,7 @@
 pub mod alloc;
 pub mod cgroup;
 pub mod device;
+pub mod durable;
 pub mod mount;
 pub mod peer;
 pub mod pidfd;

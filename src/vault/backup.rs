@@ -20,7 +20,8 @@ use super::{Error as VaultError, Vault};
 const FIRST_LINE: &str = "strongroom backup 1\n";
 /// A backup of 100,000 secrets has about 50 MB.
 const MOST_BYTES: usize = 4 << 30;
-const KINDS: [RecordKind; 9] = [
+/// All but the signing keys: a copy of them would let its owner sign what came after.
+const KINDS: [RecordKind; 8] = [
     RecordKind::Secret,
     RecordKind::Value,
     RecordKind::Group,
@@ -28,7 +29,6 @@ const KINDS: [RecordKind; 9] = [
     RecordKind::Chain,
     RecordKind::Policy,
     RecordKind::Exposure,
-    RecordKind::Signing,
     RecordKind::Setting,
 ];
 
@@ -89,7 +89,8 @@ pub fn create(
     crypto::random(&mut salt)?;
     let stretch = passphrase::Parameters::new(cost, crypto::hex(&salt));
     let key = passphrase::master(passphrase_text, &stretch)?;
-    let (revision, all) = vault.snapshot()?;
+    let (revision, mut all) = vault.snapshot()?;
+    all.retain(|((kind, _), _)| KINDS.contains(kind));
     let size = all.iter().map(|(_, bytes)| 25 + bytes.len()).sum();
     // Allocated once at full size: a growing buffer would leave copies behind.
     let mut plain = Zeroizing::new(Vec::with_capacity(size));
@@ -168,6 +169,9 @@ impl Content {
             }
         }
         for (kind, id, bytes) in self.records {
+            if !KINDS.contains(&kind) {
+                continue;
+            }
             batch.put(kind, id, bytes);
         }
         Ok(vault.commit(&batch)?)
