@@ -648,8 +648,8 @@ for _ in range(300):
     // What was counted and not yet written is written at the end at the latest.
     let dir = home.home().join("audit");
     let mut total = 0;
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let log = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+    for file in strongroom::audit::log::files(&dir).unwrap() {
+        let log = std::fs::read_to_string(file).unwrap();
         for line in log.lines() {
             let record: serde_json::Value = serde_json::from_str(line).unwrap();
             if record["event"] == "secret_denied" && record["agent"] == "CodeAnalyzer" {

@@ -56,6 +56,13 @@
 //! from the start, and every 15 minutes of continued reading are recorded; repeated refusals are counted
 //! and written once a minute.
 //!
+//! A `checkpoint` record seals all up to `sealed_seq`: its `signature` (Ed25519) by `public_key`, which
+//! the one before announced as its `next_key`, is over its other own fields. Keys live in the vault;
+//! each is forgotten when its checkpoint is written. `first.pub` beside the log is the first key,
+//! `anchor.json` the signed start of a pruned log, `reserve` (1 MiB) what a full disk leaves for
+//! revokes, ends and alerts. `[audit] sync` is `each`, `batch` or `os`; `checkpoint` ("300s") and
+//! `checkpoint_records` (10000) say when one is due.
+//!
 //! # Versions, rotation, revoke
 //!
 //! A version is `pending`, `current`, `previous`, `retired` or `revoked`. `secret rotate` stages a
