@@ -25,7 +25,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     write_with(path, mode, |file| file.write_all(bytes))
 }
 
-/// As [`write`], with what `fill` writes.
+/// As [`write()`], with what `fill` writes.
 ///
 /// # Errors
 /// What the system or `fill` says; then `path` is as it was.
