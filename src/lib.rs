@@ -17,6 +17,7 @@ pub mod identity;
 pub mod keeper;
 pub mod manual;
 pub mod proto;
+pub mod redact;
 pub mod rotation;
 pub mod secret;
 pub mod sys;

@@ -1,0 +1,96 @@
+//! Finds secrets in a stream of bytes and puts markers in their place.
+//!
+//! Every occurrence of every needle counts, also overlapping ones; ranges that share a byte become
+//! one marker, touching ones stay apart. Invariant: the output is a function of the whole input and
+//! the view, however the input is cut; what is held back is exactly what a later byte could still
+//! make a secret. Danger: a clock or a flush that lets held bytes go; there is none.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use strongroom::redact::{Index, Level, Others, Value, View, redact};
+//! let index = Index::build([Value { id: 1, bytes: b"hunter2-hunter2-7Q" }]);
+//! let view = View::new(&Arc::new(index), [(1, "DB_PASSWORD".into())].into(), Others::Unseen);
+//! let text = redact(&Arc::new(view), Level::Values, b"login with hunter2-hunter2-7Q now");
+//! assert_eq!(text, b"login with [REDACTED:DB_PASSWORD] now");
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod detect;
+mod found;
+mod index;
+mod needle;
+mod part;
+mod redactor;
+mod strength;
+mod variant;
+
+use std::sync::Arc;
+
+pub use index::{Index, Others, Value, View};
+pub use redactor::{BadState, Redactor, Sink};
+pub use strength::{Weakness, unguessable, weakness};
+
+/// What is looked for.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Values, known formats, and what looks random.
+    #[default]
+    All,
+    /// Values and known formats.
+    Formats,
+    /// Nothing.
+    Off,
+    /// Values alone.
+    Values,
+}
+
+impl Level {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Formats => "formats",
+            Self::Off => "off",
+            Self::Values => "values",
+        }
+    }
+}
+
+struct Collect(Vec<u8>);
+
+impl Sink for Collect {
+    fn clear(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+    fn hidden(&mut self, _raw: &[u8]) {}
+    fn marker(&mut self, text: &str, _raw_len: u64) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// A whole text at once.
+pub fn redact(view: &Arc<View>, level: Level, input: &[u8]) -> Vec<u8> {
+    let mut out = Collect(Vec::with_capacity(input.len()));
+    let mut redactor = Redactor::new(view.clone(), level);
+    redactor.push(input, &mut out);
+    redactor.finish(&mut out);
+    out.0
+}
+
+/// Whether `text`, such as a file's name, contains a value that has a name in `view`.
+pub fn contains(view: &View, text: &[u8]) -> bool {
+    let mut found = Vec::new();
+    view.find(text, 0, b"", true, &mut |hit| found.push(hit));
+    found.iter().any(|hit| view.name(hit.id).is_some())
+}

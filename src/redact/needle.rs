@@ -1,0 +1,165 @@
+//! What of a value is looked for: its parts, each in all its forms.
+//!
+//! Parts: the value without white space around it; the password of a URL; leaf strings of a JSON
+//! value and values of a dotenv text; lines that look random of a value of several.
+#![forbid(unsafe_code)]
+
+use zeroize::Zeroizing;
+
+use super::strength::{self, Weakness};
+use super::variant::{self, FORM_BYTES_MIN, Form};
+
+/// Shorter lines of a longer value are no needles.
+const LINE_BYTES_MIN: usize = 16;
+
+/// One byte string to find.
+pub(super) struct Needle {
+    pub bytes: Zeroizing<Vec<u8>>,
+    pub caseless: bool,
+    /// Only between bytes that are no part of a word.
+    pub boundary: bool,
+    /// As the value itself is written.
+    pub literal: bool,
+}
+
+/// All needles of `value`; none for one that is too short or stands in markers.
+pub(super) fn needles(value: &[u8]) -> Vec<Needle> {
+    let whole = value.trim_ascii();
+    let mut all = Vec::new();
+    let boundary = match strength::weakness(whole) {
+        Some(Weakness::TooShort | Weakness::InMarker) => return all,
+        Some(Weakness::CommonWord | Weakness::FewDigits | Weakness::Repeated | Weakness::Short) => {
+            true
+        }
+        None => false,
+    };
+    add(whole, false, boundary, &mut all);
+    for (part, line) in parts(whole) {
+        if part.len() >= FORM_BYTES_MIN && strength::weakness(part).is_none() {
+            add(part, line, false, &mut all);
+        }
+    }
+    all
+}
+
+fn add(bytes: &[u8], line: bool, boundary: bool, all: &mut Vec<Needle>) {
+    let mut put = |form: Form, boundary: bool| {
+        let mut needle = Zeroizing::new(Vec::with_capacity(bytes.len() * 6));
+        variant::encode(form, bytes, &mut needle);
+        let literal =
+            matches!(form, Form::Plain | Form::LinesCrLf | Form::LinesJoined | Form::LinesSpaced);
+        if (literal || needle.len() >= FORM_BYTES_MIN) && all.iter().all(|n| n.bytes != needle) {
+            needle.shrink_to_fit();
+            all.push(Needle { bytes: needle, caseless: form.is_caseless(), boundary, literal });
+        }
+    };
+    put(Form::Plain, boundary);
+    for form in variant::forms(bytes, line) {
+        // An encoded weak value is no word any more.
+        put(form, false);
+    }
+}
+
+/// Parts of a value, and whether each is a mere line.
+fn parts(value: &[u8]) -> Vec<(&[u8], bool)> {
+    let mut parts = Vec::new();
+    if let Some(password) = url_password(value) {
+        parts.push((password, false));
+    }
+    if let Ok(text) = std::str::from_utf8(value) {
+        if matches!(value.first(), Some(b'{' | b'[')) {
+            leaves(text, &mut parts);
+        }
+        if value.contains(&b'\n') {
+            for line in text.lines() {
+                let line = line.trim();
+                if let Some((key, value)) = line.split_once('=')
+                    && !key.is_empty()
+                    && key
+                        .bytes()
+                        .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+                {
+                    parts.push((value.trim_matches(['"', '\'']).as_bytes(), false));
+                } else if line.len() >= LINE_BYTES_MIN
+                    && !line.starts_with("-----")
+                    && strength::random(line.as_bytes())
+                {
+                    parts.push((line.as_bytes(), true));
+                }
+            }
+        }
+    }
+    parts
+}
+
+/// The password in `scheme://user:PASSWORD@host` (RFC 3986, 3.2.1).
+pub(super) fn url_password(value: &[u8]) -> Option<&[u8]> {
+    let at = value.windows(3).position(|w| w == b"://")?;
+    if at == 0
+        || at > 32
+        || !value[..at].iter().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(b))
+    {
+        return None;
+    }
+    let rest = &value[at + 3..];
+    let end = rest.iter().position(|b| b"/?#".contains(b)).unwrap_or(rest.len());
+    let info = &rest[..rest[..end].iter().rposition(|b| *b == b'@')?];
+    let colon = info.iter().position(|b| *b == b':')?;
+    Some(&info[colon + 1..]).filter(|p| !p.is_empty())
+}
+
+/// Strings of JSON that have no escapes: those stand in the value as they are.
+fn leaves<'a>(text: &'a str, parts: &mut Vec<(&'a [u8], bool)>) {
+    if serde_json::from_str::<serde::de::IgnoredAny>(text).is_err() {
+        return;
+    }
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while let Some(open) = bytes[at..].iter().position(|b| *b == b'"').map(|p| p + at) {
+        let mut end = open + 1;
+        while end < bytes.len() && bytes[end] != b'"' {
+            end += if bytes[end] == b'\\' { 2 } else { 1 };
+        }
+        let Some(inside) = bytes.get(open + 1..end) else { return };
+        at = (end + 1).min(bytes.len());
+        let is_key = bytes[at..].trim_ascii_start().first() == Some(&b':');
+        if !is_key && !inside.contains(&b'\\') {
+            parts.push((inside, false));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn literals(value: &[u8]) -> Vec<String> {
+        let all = needles(value);
+        let literal = all.iter().filter(|n| n.literal);
+        literal.map(|n| String::from_utf8_lossy(&n.bytes).into_owned()).collect()
+    }
+
+    #[test]
+    fn parts_of_a_value_are_needles_of_their_own() {
+        let url = b"postgres://app:Xq7-pass-word9@db.internal/prod\n";
+        assert_eq!(literals(url)[1], "Xq7-pass-word9");
+        assert_eq!(url_password(b"https://example.com/a:b@c"), None);
+        let json = br#"{"type": "service", "key": "Zk8Wq2LmN5rT7yU0"}"#;
+        assert!(literals(json).contains(&"Zk8Wq2LmN5rT7yU0".to_owned()));
+        assert!(!literals(json).contains(&"service".to_owned()), "a common word");
+        let pem =
+            b"-----BEGIN X-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ\n}\n-----END X-----\n";
+        let found = literals(pem);
+        assert!(found.contains(&"b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ".to_owned()));
+        assert!(found.iter().all(|n| n.len() >= LINE_BYTES_MIN && !n.starts_with("-----END")));
+        assert!(needles(b"abcd").is_empty());
+        assert!(needles(b"REDACTED").is_empty());
+        assert!(needles(b"s3cr3").iter().all(|n| n.boundary || !n.literal));
+    }
+
+    #[test]
+    fn an_ordinary_token_has_about_a_dozen_needles() {
+        let count = needles(b"k7Hq2ZpX9vLm4TnB8sRd3WfY6cJg1A").len();
+        assert!((6..=16).contains(&count), "{count}");
+    }
+}

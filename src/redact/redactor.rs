@@ -1,0 +1,718 @@
+//! The stream: takes input as it comes, gives output as soon as it is decided.
+//!
+//! What is kept of the input is what a needle or an unfinished token could still need; what is given
+//! away of that already, inside a range whose end is open, is counted by `emitted`. Each push looks
+//! at what is kept and what is new as one text, so that cuts leave no trace.
+//!
+//! A JSON text that parsed parses after: a backslash that a range would leave alone goes with it, and
+//! a bare number becomes a string.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::Level;
+use super::detect::{self, Open};
+use super::found::{Found, Grade, Range, Reader};
+use super::index::View;
+
+/// What a detector may look back.
+const CONTEXT_BYTES: usize = 64;
+/// Deeper values of JSON are not looked at; within what is always at hand.
+const MAX_INDENT: usize = 40;
+const STATE_VERSION: u8 = 1;
+
+/// Where output goes.
+pub trait Sink {
+    /// Bytes that pass.
+    fn clear(&mut self, bytes: &[u8]);
+    /// Bytes of a range that is hidden, in order, perhaps in pieces.
+    fn hidden(&mut self, raw: &[u8]);
+    /// What stands in the place of the `raw_len` bytes that were hidden since the last marker.
+    fn marker(&mut self, text: &str, raw_len: u64);
+}
+
+/// A saved state is none, or of another version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the saved state of a redactor does not parse")]
+pub struct BadState;
+
+/// See the module.
+pub struct Redactor {
+    view: Arc<View>,
+    level: Level,
+    /// Input from byte `base` of the stream on.
+    kept: Zeroizing<Vec<u8>>,
+    base: u64,
+    /// The last bytes before `base`.
+    before: Zeroizing<Vec<u8>>,
+    /// The run of backslashes that ends at `base` is odd.
+    odd: bool,
+    /// Inside a string of JSON, as far as the line tells; kept while some value is a number.
+    quoted: bool,
+    /// Everything before this byte of the stream was given to the sink.
+    emitted: u64,
+    /// Given to the sink as hidden, and perhaps not at its end.
+    open: Option<Range>,
+    /// Where the detector goes on, and with what.
+    detect_from: u64,
+    detect_open: Open,
+    /// What the detector found and is not given to the sink yet.
+    hits: Vec<Found>,
+    counts: BTreeMap<String, u64>,
+}
+
+impl Redactor {
+    /// At the start of a stream.
+    pub fn new(view: Arc<View>, level: Level) -> Self {
+        Self {
+            view,
+            level,
+            kept: Zeroizing::default(),
+            base: 0,
+            before: Zeroizing::default(),
+            odd: false,
+            quoted: false,
+            emitted: 0,
+            open: None,
+            detect_from: 0,
+            detect_open: Open::default(),
+            hits: Vec::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// Takes input.
+    pub fn push(&mut self, input: &[u8], out: &mut dyn Sink) {
+        if self.level == Level::Off {
+            self.emitted += input.len() as u64;
+            self.base = self.emitted;
+            out.clear(input);
+            return;
+        }
+        if self.kept.capacity() < self.kept.len() + input.len() {
+            // A vector that grows by itself leaves its old bytes behind.
+            let mut grown =
+                Zeroizing::new(Vec::with_capacity((self.kept.len() + input.len()).max(256)));
+            grown.extend_from_slice(&self.kept);
+            self.kept = grown;
+        }
+        self.kept.extend_from_slice(input);
+        self.advance(false, out);
+    }
+
+    /// The stream has ended: what is held is decided.
+    pub fn finish(&mut self, out: &mut dyn Sink) {
+        if self.level != Level::Off {
+            self.advance(true, out);
+        }
+    }
+
+    /// Input bytes that were not given to the sink yet.
+    pub fn held(&self) -> usize {
+        usize::try_from(self.base + self.kept.len() as u64 - self.emitted).unwrap_or(0)
+    }
+
+    /// Bytes taken so far.
+    pub fn taken(&self) -> u64 {
+        self.base + self.kept.len() as u64
+    }
+
+    /// Whether the end that the sink has seen is inside a range whose marker is still to come.
+    pub fn in_range(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Looks with another view from now on, also at what is held.
+    pub fn set_view(&mut self, view: Arc<View>) {
+        self.view = view;
+    }
+
+    /// How often each marker was written.
+    pub fn counts(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.counts.iter().map(|(name, count)| (name.as_str(), *count))
+    }
+
+    /// Forgets the counts, which were reported.
+    pub fn clear_counts(&mut self) {
+        self.counts.clear();
+    }
+
+    /// Whether a number at `at` may be a whole value of JSON, by what stands before it.
+    fn is_scalar_place(&self, at: usize) -> bool {
+        let mut back = self.kept[..at].iter().rev().chain(self.before.iter().rev());
+        let mut indent = 0;
+        loop {
+            match back.next() {
+                Some(b' ') if indent < MAX_INDENT => indent += 1,
+                Some(b':' | b',' | b'[') => return true,
+                // An element of a list on a line of its own.
+                Some(b'\n') => return indent > 0,
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether the byte at `at` is escaped: an odd run of backslashes ends before it.
+    fn is_escaped(&self, at: usize) -> bool {
+        let run = self.kept[..at].iter().rev().take_while(|b| **b == b'\\').count();
+        (run % 2 == 1) != (run == at && self.odd)
+    }
+
+    /// Whether the text at `at` is inside a string of JSON.
+    fn is_quoted(&self, at: usize) -> bool {
+        let mut state = (self.quoted, self.odd);
+        for byte in &self.kept[..at] {
+            state = follow(state, *byte);
+        }
+        state.0
+    }
+
+    /// The values in the text; the second is where undecided ones begin.
+    fn values(&self, end: bool) -> (Vec<Found>, usize) {
+        let text = &self.kept[..];
+        let mut hits = Vec::new();
+        self.view.find(text, self.base, &self.before, end, &mut |hit| hits.push(hit));
+        let mut limit = text.len();
+        if end {
+            hits.extend(self.view.cut_off(text));
+        } else {
+            limit = self.view.open_from(text, &self.before);
+            // The byte before a range that may begin goes with it.
+            if self.is_escaped(limit) {
+                limit = limit.saturating_sub(1);
+            }
+        }
+        let mut found = Vec::with_capacity(hits.len());
+        for hit in hits {
+            let (mut start, mut stop, mut quote) = (hit.start, hit.end, false);
+            if start > 0 && self.is_escaped(start) {
+                start -= 1;
+            }
+            if text[stop - 1] == b'\\' && self.is_escaped(stop) {
+                match text.get(stop) {
+                    Some(b'"' | b'\\') => stop += 1,
+                    None if !end => limit = limit.min(start),
+                    _ => {}
+                }
+            }
+            if self.view.has_numbers()
+                && text[start..stop].iter().all(u8::is_ascii_digit)
+                && self.is_scalar_place(start)
+                && !self.is_quoted(start)
+            {
+                match text.get(stop) {
+                    Some(b',' | b'}' | b']' | b'\n' | b'\r') => quote = true,
+                    None if !end => limit = limit.min(start),
+                    _ => {}
+                }
+            }
+            found.push(Found {
+                start: self.base + start as u64,
+                end: self.base + stop as u64,
+                grade: if hit.literal { Grade::Literal } else { Grade::Encoded },
+                name: self.view.name(hit.id).map(ToString::to_string),
+                continues: false,
+                quote,
+            });
+        }
+        (found, limit)
+    }
+
+    /// Lets the detector go on; where undecided tokens begin.
+    fn detect(&mut self, end: bool) -> usize {
+        let from = usize::try_from(self.detect_from - self.base).unwrap_or(0);
+        if self.level == Level::Values {
+            self.detect_from = self.base + self.kept.len() as u64;
+            return self.kept.len();
+        }
+        let mut context = Zeroizing::new(Vec::with_capacity(CONTEXT_BYTES));
+        if from < CONTEXT_BYTES {
+            let more = (CONTEXT_BYTES - from).min(self.before.len());
+            context.extend_from_slice(&self.before[self.before.len() - more..]);
+        }
+        context.extend_from_slice(&self.kept[from.saturating_sub(CONTEXT_BYTES)..from]);
+        let text = &self.kept[from..];
+        let scan = self.view.detector().scan(self.level, &context, self.detect_open, text, end);
+        for hit in scan.hits {
+            self.hits.push(Found {
+                start: self.detect_from + hit.start as u64,
+                end: self.detect_from + hit.end as u64,
+                grade: match hit.grade {
+                    detect::Grade::Entropy => Grade::Entropy,
+                    detect::Grade::Keyword => Grade::Keyword,
+                    detect::Grade::Format => Grade::Format,
+                },
+                name: Some(hit.rule.to_string()),
+                continues: hit.continues,
+                quote: false,
+            });
+        }
+        self.detect_open = scan.open;
+        self.detect_from += scan.undecided as u64;
+        from + scan.undecided
+    }
+
+    fn advance(&mut self, end: bool, out: &mut dyn Sink) {
+        let (mut all, hold) = self.values(end);
+        let limit = hold.min(self.detect(end));
+        let limit = self.base + limit as u64;
+        all.append(&mut self.hits);
+        all.sort_by_key(|found| (found.start, found.end));
+        let mut later = Vec::new();
+        for found in all {
+            let is_hit = found.grade < Grade::Encoded;
+            if found.start >= limit && !(found.continues && found.start == limit) {
+                // Values are found again.
+                if is_hit {
+                    later.push(found);
+                }
+                continue;
+            }
+            match &mut self.open {
+                Some(open) if open.meets(&found) => open.merge(&found),
+                // Was given away before; nothing new.
+                _ if found.end <= self.emitted => continue,
+                _ => {
+                    self.close(out);
+                    self.clear_to(found.start, out);
+                    let start = found.start.max(self.emitted);
+                    self.open = Some(Range::new(&Found { start, ..found }));
+                }
+            }
+            let reached = self.open.as_ref().map_or(self.emitted, |open| open.end);
+            self.hide_to(reached, out);
+        }
+        self.hits = later;
+        let goes_on = |open: &Range| {
+            open.end > limit || (open.end == limit && self.detect_open != Open::default() && !end)
+        };
+        if !self.open.as_ref().is_some_and(goes_on) {
+            self.close(out);
+            self.clear_to(limit, out);
+        }
+        self.drop_to(limit);
+    }
+
+    fn piece(&self, from: u64, to: u64) -> &[u8] {
+        let at = |position: u64| {
+            usize::try_from(position.saturating_sub(self.base)).unwrap_or(0).min(self.kept.len())
+        };
+        &self.kept[at(from)..at(to)]
+    }
+
+    fn clear_to(&mut self, to: u64, out: &mut dyn Sink) {
+        if to > self.emitted {
+            out.clear(self.piece(self.emitted, to));
+            self.emitted = to;
+        }
+    }
+
+    fn hide_to(&mut self, to: u64, out: &mut dyn Sink) {
+        if to > self.emitted {
+            out.hidden(self.piece(self.emitted, to));
+            self.emitted = to;
+        }
+    }
+
+    fn close(&mut self, out: &mut dyn Sink) {
+        if let Some(range) = self.open.take() {
+            let marker = range.marker();
+            out.marker(&marker, range.end - range.start);
+            *self.counts.entry(range.name()).or_default() += 1;
+        }
+    }
+
+    /// Forgets input before `to`.
+    fn drop_to(&mut self, to: u64) {
+        let count = usize::try_from(to.saturating_sub(self.base)).unwrap_or(0).min(self.kept.len());
+        if count == 0 {
+            return;
+        }
+        let gone = &self.kept[..count];
+        let run = gone.iter().rev().take_while(|b| **b == b'\\').count();
+        self.odd = (run % 2 == 1) != (run == count && self.odd);
+        if self.view.has_numbers() {
+            self.quoted = self.is_quoted(count);
+        } else {
+            self.quoted = false;
+        }
+        if count >= CONTEXT_BYTES {
+            self.before.clear();
+            self.before.extend_from_slice(&self.kept[count - CONTEXT_BYTES..count]);
+        } else {
+            let keep = (CONTEXT_BYTES - count).min(self.before.len());
+            let cut = self.before.len() - keep;
+            self.before.drain(..cut);
+            self.before.extend_from_slice(&self.kept[..count]);
+        }
+        let rest = self.kept.len() - count;
+        self.kept.copy_within(count.., 0);
+        zeroize::Zeroize::zeroize(&mut self.kept[rest..]);
+        self.kept.truncate(rest);
+        self.base += count as u64;
+    }
+
+    /// Everything that another process needs to go on; it contains what is held, in clear.
+    pub fn save(&self) -> Zeroizing<Vec<u8>> {
+        let size = 128 + self.kept.len() + self.before.len() + 128 * self.hits.len();
+        let mut out = Zeroizing::new(Vec::with_capacity(size));
+        out.push(STATE_VERSION);
+        out.push(u8::from(self.odd) | u8::from(self.quoted) << 1);
+        for number in [
+            self.base,
+            self.emitted,
+            self.detect_from,
+            u64::from(self.detect_open.to_bits()),
+            self.kept.len() as u64,
+            self.before.len() as u64,
+            self.hits.len() as u64,
+        ] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.kept);
+        out.extend_from_slice(&self.before);
+        self.hits.iter().for_each(|hit| hit.save(&mut out));
+        out.push(u8::from(self.open.is_some()));
+        if let Some(open) = &self.open {
+            open.save(&mut out);
+        }
+        out
+    }
+
+    /// Goes on where another process was.
+    ///
+    /// # Errors
+    /// [`BadState`].
+    pub fn resume(view: Arc<View>, level: Level, state: &[u8]) -> Result<Self, BadState> {
+        Self::load(view, level, state).ok_or(BadState)
+    }
+
+    fn load(view: Arc<View>, level: Level, state: &[u8]) -> Option<Self> {
+        let mut from = Reader(state);
+        if from.byte()? != STATE_VERSION {
+            return None;
+        }
+        let flags = from.byte()?;
+        let mut redactor = Self::new(view, level);
+        redactor.odd = flags & 1 != 0;
+        redactor.quoted = flags & 2 != 0;
+        redactor.base = from.number()?;
+        redactor.emitted = from.number()?;
+        redactor.detect_from = from.number()?;
+        redactor.detect_open = Open::from_bits(u32::try_from(from.number()?).ok()?)?;
+        let kept = usize::try_from(from.number()?).ok()?;
+        let before = usize::try_from(from.number()?).ok()?;
+        let hits = from.number()?;
+        redactor.kept.extend_from_slice(from.take(kept)?);
+        let mut context = Zeroizing::new(Vec::with_capacity(2 * CONTEXT_BYTES));
+        context.extend_from_slice(from.take(before)?);
+        redactor.before = context;
+        for _ in 0..hits {
+            redactor.hits.push(Found::load(&mut from)?);
+        }
+        if from.byte()? != 0 {
+            redactor.open = Some(Range::load(&mut from)?);
+        }
+        from.0.is_empty().then_some(redactor)
+    }
+}
+
+/// One byte further in a line of JSON: whether in a string, and whether the next byte is escaped.
+fn follow((quoted, escaped): (bool, bool), byte: u8) -> (bool, bool) {
+    match byte {
+        b'\n' => (false, false),
+        b'\\' => (quoted, !escaped),
+        b'"' if !escaped => (!quoted, false),
+        _ => (quoted, false),
+    }
+}
+
+impl std::fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redactor").field("held", &self.held()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Collect, Index, Others, Value, needle, redact};
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn view(values: &[&[u8]]) -> Arc<View> {
+        let index = Index::build(values.iter().zip(0..).map(|(bytes, id)| Value { id, bytes }));
+        let names = (0..).zip(values).map(|(id, _)| (id, format!("N{id}").into())).collect();
+        Arc::new(View::new(&Arc::new(index), names, Others::Unseen))
+    }
+
+    fn is_word(byte: Option<&u8>) -> bool {
+        byte.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80)
+    }
+
+    /// The whole text at once, without any cleverness.
+    fn oracle(values: &[&[u8]], text: &[u8]) -> Vec<u8> {
+        let mut found = Vec::new();
+        let mut cut: Option<Found> = None;
+        for (id, value) in values.iter().enumerate() {
+            for needle in needle::needles(value) {
+                let len = needle.bytes.len();
+                let grade = if needle.literal { Grade::Literal } else { Grade::Encoded };
+                let same = |piece: &[u8]| {
+                    let bytes = &needle.bytes[..piece.len()];
+                    if needle.caseless { bytes.eq_ignore_ascii_case(piece) } else { bytes == piece }
+                };
+                let new = |start: usize, end: usize| Found {
+                    start: start as u64,
+                    end: end as u64,
+                    grade,
+                    name: Some(format!("N{id}")),
+                    continues: false,
+                    quote: false,
+                };
+                for start in 0..text.len() {
+                    let rest = &text[start..];
+                    let previous = start.checked_sub(1).and_then(|p| text.get(p));
+                    if rest.len() >= len && same(&rest[..len]) {
+                        let alone = !is_word(previous) && !is_word(rest.get(len));
+                        if alone || !needle.boundary {
+                            found.push(new(start, start + len));
+                        }
+                    } else if rest.len() < len && rest.len() >= 8 && same(rest) {
+                        let this = new(start, text.len());
+                        if cut.as_ref().is_none_or(|c| c.start > this.start) {
+                            cut = Some(this);
+                        }
+                    }
+                }
+            }
+        }
+        found.extend(cut);
+        found.sort_by_key(|f| (f.start, f.end));
+        let (mut out, mut at) = (Vec::new(), 0);
+        let mut open: Option<Range> = None;
+        for f in found {
+            match &mut open {
+                Some(range) if range.meets(&f) => range.merge(&f),
+                _ => {
+                    if let Some(range) = open.take() {
+                        out.extend_from_slice(range.marker().as_bytes());
+                        at = range.end as usize;
+                    }
+                    out.extend_from_slice(&text[at..f.start as usize]);
+                    open = Some(Range::new(&f));
+                }
+            }
+        }
+        if let Some(range) = open {
+            out.extend_from_slice(range.marker().as_bytes());
+            at = range.end as usize;
+        }
+        out.extend_from_slice(&text[at..]);
+        out
+    }
+
+    fn in_pieces(
+        view: &Arc<View>,
+        level: Level,
+        text: &[u8],
+        pieces: &[usize],
+        save: bool,
+    ) -> Vec<u8> {
+        let mut redactor = Redactor::new(view.clone(), level);
+        let mut out = Collect(Vec::new());
+        let (mut at, mut turn) = (0, 0);
+        while at < text.len() {
+            let len = pieces[turn % pieces.len()].min(text.len() - at);
+            redactor.push(&text[at..at + len], &mut out);
+            assert!(redactor.held() <= view.longest().max(600) + 1);
+            if save {
+                let state = redactor.save();
+                redactor = Redactor::resume(view.clone(), level, &state).unwrap();
+            }
+            at += len;
+            turn += 1;
+        }
+        redactor.finish(&mut out);
+        assert_eq!(redactor.held(), 0);
+        out.0
+    }
+
+    /// Texts in which occurrences overlap, nest, touch and almost happen.
+    fn periodic() -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u8>, Vec<usize>)> {
+        let letter = || proptest::sample::select(b"ab_ -".to_vec());
+        let value = proptest::collection::vec(letter(), 5..22);
+        (proptest::collection::vec(value, 1..6), proptest::collection::vec(1..10_usize, 1..8))
+            .prop_flat_map(move |(values, pieces)| {
+                let chosen = values.clone();
+                let piece = prop_oneof![
+                    proptest::collection::vec(letter(), 0..6),
+                    (0..chosen.len(), 0..22_usize, 0..22_usize).prop_map(move |(n, a, b)| {
+                        let value = &chosen[n];
+                        let (a, b) = (a.min(value.len()), b.min(value.len()));
+                        value[a.min(b)..].to_vec()
+                    }),
+                ];
+                let text = proptest::collection::vec(piece, 0..12).prop_map(|p| p.concat());
+                (Just(values), text, Just(pieces))
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(
+            std::env::var("STRONGROOM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(5_000)
+        ))]
+
+        #[test]
+        fn output_is_the_union_of_all_occurrences_however_it_is_cut(
+            (values, text, pieces) in periodic(), save in any::<bool>()
+        ) {
+            let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+            let view = view(&values);
+            let expected = String::from_utf8_lossy(&oracle(&values, &text)).into_owned();
+            let whole = String::from_utf8_lossy(&redact(&view, Level::Values, &text)).into_owned();
+            prop_assert_eq!(&whole, &expected);
+            let cut = in_pieces(&view, Level::Values, &text, &pieces, save);
+            prop_assert_eq!(String::from_utf8_lossy(&cut).into_owned(), expected);
+        }
+
+        #[test]
+        fn output_does_not_depend_on_cuts_at_any_level(
+            text in "[ -~\n]{0,200}(sk-proj-[A-Za-z0-9]{40}|password=[A-Za-z0-9+/]{30}|ghp_[A-Za-z0-9]{36}|[A-Za-z0-9+/]{70})?[ -~\n]{0,60}",
+            pieces in proptest::collection::vec(1..30_usize, 1..6),
+            save in any::<bool>(),
+        ) {
+            let view = view(&[b"Zk8Wq2LmN5rT7yU0pX3c"]);
+            for level in [Level::All, Level::Formats] {
+                let whole = redact(&view, level, text.as_bytes());
+                let cut = in_pieces(&view, level, text.as_bytes(), &pieces, save);
+                prop_assert_eq!(
+                    String::from_utf8_lossy(&cut).into_owned(),
+                    String::from_utf8_lossy(&whole).into_owned()
+                );
+                let again = redact(&view, level, &whole);
+                prop_assert_eq!(
+                    String::from_utf8_lossy(&again).into_owned(),
+                    String::from_utf8_lossy(&whole).into_owned()
+                );
+            }
+        }
+
+        #[test]
+        fn json_that_parsed_parses_after(
+            value in "[a-z0-9\"\\\\n\n/<\u{e9}]{8,20}", before in "[\\\\\"n a]{0,6}", number in 10_000_000_u64..99_999_999
+        ) {
+            let digits = number.to_string();
+            let view = view(&[value.as_bytes(), digits.as_bytes()]);
+            let text = serde_json::json!({
+                "a": format!("{before}{value}"), "n": number, "list": [number, {"x": number}],
+                "s": format!("x:{number},y"), "again": [value],
+            });
+            for line in [text.to_string(), serde_json::to_string_pretty(&text).unwrap()] {
+                let out = redact(&view, Level::Values, line.as_bytes());
+                let out = String::from_utf8(out).unwrap();
+                prop_assert!(!out.contains(&digits), "{}", out);
+                prop_assert!(serde_json::from_str::<serde_json::Value>(&out).is_ok(), "{} -> {}", line, out);
+            }
+        }
+    }
+
+    #[test]
+    fn every_cut_of_every_form_is_found() {
+        let value = "p4ss/W0rd+\"q'\\Z\u{e9}$7".as_bytes();
+        let view = view(&[value]);
+        for needle in needle::needles(value) {
+            let text = [b"before ".as_slice(), &needle.bytes, b" after\n"].concat();
+            for cut in 0..=text.len() {
+                let mut redactor = Redactor::new(view.clone(), Level::Values);
+                let mut out = Collect(Vec::new());
+                redactor.push(&text[..cut], &mut out);
+                redactor.push(&text[cut..], &mut out);
+                redactor.finish(&mut out);
+                let found = String::from_utf8_lossy(&out.0).into_owned();
+                assert_eq!(
+                    found,
+                    "before [REDACTED:N0] after\n",
+                    "{}",
+                    String::from_utf8_lossy(&needle.bytes)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_finished_line_is_out_at_once_and_nothing_more_than_needed_is_held() {
+        let view = view(&[b"Zk8Wq2LmN5rT7yU0pX3c"]);
+        let mut redactor = Redactor::new(view, Level::All);
+        let mut out = Collect(Vec::new());
+        redactor.push(b"an ordinary line of a log\n", &mut out);
+        assert_eq!((redactor.held(), out.0.len()), (0, 26));
+        redactor.push(b"key: Zk8W", &mut out);
+        assert_eq!(redactor.held(), 4);
+        redactor.push(b"x and on\n", &mut out);
+        assert_eq!(redactor.held(), 0);
+        assert!(out.0.ends_with(b"key: Zk8Wx and on\n"));
+    }
+
+    #[test]
+    fn what_is_not_seen_changes_neither_output_nor_what_is_held() {
+        let foreign = b"4711-0815-0042".as_slice();
+        let own = b"Zk8Wq2LmN5rT7yU0pX3c".as_slice();
+        let index =
+            Arc::new(Index::build([(0, own), (1, foreign)].map(|(id, bytes)| Value { id, bytes })));
+        let names: HashMap<_, Arc<str>> = [(0, "OWN".into())].into();
+        let unseen = Arc::new(View::new(&index, names.clone(), Others::Unseen));
+        let unnamed = Arc::new(View::new(&index, names, Others::Unnamed));
+        let text = [b"x ", foreign, b" y ", own].concat();
+        assert_eq!(redact(&unseen, Level::Values, &text), b"x 4711-0815-0042 y [REDACTED:OWN]");
+        assert_eq!(redact(&unnamed, Level::Values, &text), b"x [REDACTED] y [REDACTED:OWN]");
+        let alone = view(&[own]);
+        for cut in 1..foreign.len() {
+            let held = |view: &Arc<View>| {
+                let mut redactor = Redactor::new(view.clone(), Level::Values);
+                redactor.push(&foreign[..cut], &mut Collect(Vec::new()));
+                redactor.held()
+            };
+            assert_eq!(held(&unseen), held(&alone), "{cut}");
+            // The rule for an end that was cut off tells of one's own values alone.
+            let end = redact(&unnamed, Level::Values, &foreign[..cut]);
+            assert_eq!(end, &foreign[..cut]);
+        }
+    }
+
+    #[test]
+    fn a_value_that_comes_later_is_found_in_what_is_held() {
+        let first = Arc::new(Index::build([Value { id: 0, bytes: b"Zk8Wq2LmN5rT7yU0pX3c" }]));
+        let names: HashMap<u32, Arc<str>> = [(0, "A".into()), (1, "B".into())].into();
+        let mut redactor = Redactor::new(
+            Arc::new(View::new(&first, names.clone(), Others::Unseen)),
+            Level::Values,
+        );
+        let mut out = Collect(Vec::new());
+        redactor.push(b"Zk8Wq2LmN5", &mut out);
+        let both = first.with([Value { id: 1, bytes: b"Wq2LmN5-other" }]);
+        redactor.set_view(Arc::new(View::new(&Arc::new(both), names.clone(), Others::Unseen)));
+        redactor.push(b"-other", &mut out);
+        redactor.finish(&mut out);
+        assert_eq!(String::from_utf8_lossy(&out.0), "Zk8[REDACTED:B]");
+        let without = first.with([Value { id: 1, bytes: b"Wq2LmN5-other" }]).without(&[0]);
+        let view = Arc::new(View::new(&Arc::new(without), names, Others::Unseen));
+        let text = b"Zk8Wq2LmN5rT7yU0pX3c Wq2LmN5-other";
+        assert_eq!(redact(&view, Level::Values, text), b"Zk8Wq2LmN5rT7yU0pX3c [REDACTED:B]");
+    }
+
+    #[test]
+    fn states_that_are_none_are_refused() {
+        let view = view(&[b"Zk8Wq2LmN5rT7yU0pX3c"]);
+        let mut redactor = Redactor::new(view.clone(), Level::All);
+        redactor.push(b"x Zk8Wq2", &mut Collect(Vec::new()));
+        let state = redactor.save();
+        for len in 0..state.len() {
+            assert!(Redactor::resume(view.clone(), Level::All, &state[..len]).is_err(), "{len}");
+        }
+        assert!(Redactor::resume(view, Level::All, &state).is_ok());
+    }
+}

@@ -1,0 +1,258 @@
+//! How guessable a value is, and whether it can be looked for at all.
+//!
+//! Invariant: both answers depend on the bytes alone and err to the careful side: a value that is
+//! called unguessable has at least 64 bits by an estimate that counts words as almost nothing.
+//! Danger: a foreign value that can be guessed turns its marker into an oracle; a value such as
+//! `true` or `a` masks everything. See NIST SP 800-63B, 5.1.1.2; zxcvbn's idea of runs.
+#![forbid(unsafe_code)]
+
+/// Values of at least this many bits by [`bits`] cannot be found by trying.
+const UNGUESSABLE_BITS: u32 = 64;
+/// A line or leaf of at least this many bits looks random enough to be hidden by itself.
+const RANDOM_BITS: u32 = 48;
+/// What all words of a value together may count for.
+const WORDS_BITS_MAX: u32 = 24;
+
+/// Why a value is not looked for as others are; for the warning of `secret set` and for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weakness {
+    /// A word that stands in ordinary text: only looked for between non-word bytes.
+    CommonWord,
+    /// Up to 7 digits: only looked for between non-word bytes.
+    FewDigits,
+    /// Occurs in a marker: never looked for.
+    InMarker,
+    /// One character repeated: only looked for between non-word bytes.
+    Repeated,
+    /// 5 to 7 bytes: only looked for between non-word bytes.
+    Short,
+    /// At most 4 bytes: never looked for.
+    TooShort,
+}
+
+/// Words that values are set to and that ordinary text is full of (5 bytes and more).
+const COMMON: &[&str] = &[
+    "12345678",
+    "123456789",
+    "1234567890",
+    "access",
+    "account",
+    "admin",
+    "administrator",
+    "anonymous",
+    "application",
+    "authentication",
+    "authorization",
+    "bearer",
+    "changeit",
+    "changeme",
+    "client",
+    "config",
+    "configuration",
+    "connection",
+    "content",
+    "credentials",
+    "database",
+    "default",
+    "default_password",
+    "development",
+    "disabled",
+    "docker",
+    "enabled",
+    "environment",
+    "example",
+    "example.com",
+    "false",
+    "function",
+    "github",
+    "google",
+    "guest",
+    "hello",
+    "information",
+    "internal",
+    "kubernetes",
+    "letmein",
+    "local",
+    "localhost",
+    "master",
+    "message",
+    "mongodb",
+    "nobody",
+    "number",
+    "object",
+    "online",
+    "option",
+    "optional",
+    "passw0rd",
+    "password",
+    "password1",
+    "password123",
+    "placeholder",
+    "postgres",
+    "postgresql",
+    "private",
+    "production",
+    "project",
+    "public",
+    "qwerty",
+    "rabbitmq",
+    "readonly",
+    "redacted",
+    "redis",
+    "release",
+    "request",
+    "required",
+    "response",
+    "secret",
+    "secrets",
+    "security",
+    "server",
+    "service",
+    "session",
+    "staging",
+    "standard",
+    "string",
+    "success",
+    "support",
+    "system",
+    "template",
+    "testing",
+    "testtest",
+    "token",
+    "transaction",
+    "unknown",
+    "undefined",
+    "update",
+    "username",
+    "value",
+    "version",
+    "warning",
+    "welcome",
+    "workspace",
+];
+
+/// Why `value` cannot be looked for everywhere; `None` for an ordinary secret.
+pub fn weakness(value: &[u8]) -> Option<Weakness> {
+    let value = value.trim_ascii();
+    if value.len() <= 4 {
+        return Some(Weakness::TooShort);
+    }
+    let inside = |text: &[u8]| text.windows(value.len()).any(|w| w == value);
+    if inside(b"[REDACTED:") || inside(b"[REDACTED]") {
+        return Some(Weakness::InMarker);
+    }
+    if value.iter().all(|b| *b == value[0]) {
+        return Some(Weakness::Repeated);
+    }
+    if COMMON.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(value)) {
+        return Some(Weakness::CommonWord);
+    }
+    if value.len() < 8 {
+        let digits = value.iter().all(u8::is_ascii_digit);
+        return Some(if digits { Weakness::FewDigits } else { Weakness::Short });
+    }
+    None
+}
+
+/// Whether trying values until the marker appears is hopeless.
+pub fn unguessable(value: &[u8]) -> bool {
+    bits(value.trim_ascii()) >= UNGUESSABLE_BITS
+}
+
+/// Whether a line or leaf of a larger value looks random.
+pub(super) fn random(text: &[u8]) -> bool {
+    bits(text) >= RANDOM_BITS
+}
+
+/// A careful estimate in bits: letters in a row are taken for words, sequences for nothing.
+fn bits(value: &[u8]) -> u32 {
+    #[derive(PartialEq, Clone, Copy)]
+    enum Class {
+        Digit,
+        Lower,
+        Other,
+        Upper,
+    }
+    let class = |b: u8| match b {
+        b'0'..=b'9' => Class::Digit,
+        b'a'..=b'z' => Class::Lower,
+        b'A'..=b'Z' => Class::Upper,
+        _ => Class::Other,
+    };
+    let (mut words, mut rest, mut at) = (0, 0, 0);
+    while at < value.len() {
+        let kind = class(value[at]);
+        let mut end = at + 1;
+        // A capital belongs to the word that it starts.
+        if kind == Class::Upper && end < value.len() && class(value[end]) == Class::Lower {
+            end += value[end..].iter().take_while(|b| class(**b) == Class::Lower).count();
+        } else {
+            end += value[end..].iter().take_while(|b| class(**b) == kind).count();
+        }
+        let run = &value[at..end];
+        let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
+        let steps = run.windows(2).filter(|w| w[0].abs_diff(w[1]) <= 1).count();
+        let dull = u32::try_from(steps).unwrap_or(u32::MAX);
+        let lively = count.saturating_sub(dull);
+        match kind {
+            Class::Lower | Class::Upper if count >= 4 => words += lively,
+            Class::Lower | Class::Upper => rest += lively * 4,
+            Class::Digit if count >= 8 => rest += lively * 2,
+            Class::Digit => rest += lively * 3,
+            Class::Other => rest += if count == 1 { 1 } else { lively.min(4) },
+        }
+        at = end;
+    }
+    let distinct = {
+        let mut seen = [false; 256];
+        value.iter().for_each(|b| seen[usize::from(*b)] = true);
+        seen.iter().filter(|s| **s).count()
+    };
+    // Few distinct bytes repeat: the whole is worth no more than twice their number.
+    let ceiling = u32::try_from(distinct).unwrap_or(256) * 8;
+    (rest + words.min(WORDS_BITS_MAX)).min(ceiling)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_tokens_are_unguessable_and_words_are_not() {
+        for token in [
+            "k7Hq2ZpX9vLm4TnB8sRd3WfY",
+            "9f86d081884c7d659a2feaa0c55ad015",
+            "3f2b8c1e-7a4d-4f0b-9c6e-1d5a8b2f7e90",
+            "xK9+/mQ2vB7nL4pR8sT1wY5zA3cE6gH0",
+        ] {
+            assert!(unguessable(token.as_bytes()), "{token} has {}", bits(token.as_bytes()));
+        }
+        for token in [
+            "correct horse battery staple again",
+            "https://hooks.internal.example.com/services/team/alpha/channel",
+            "hunter2hunter2",
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "abcdefghijklmnopqrstuvwxyz0123456789",
+            "password-password-password-password",
+            "2024-01-01T00:00:00Z",
+        ] {
+            assert!(!unguessable(token.as_bytes()), "{token} has {}", bits(token.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn each_weakness_has_its_value() {
+        for (value, expected) in [
+            (&b"abcd"[..], Some(Weakness::TooShort)),
+            (b" abcd\n", Some(Weakness::TooShort)),
+            (b"EDACTED", Some(Weakness::InMarker)),
+            (b"********", Some(Weakness::Repeated)),
+            (b"Password", Some(Weakness::CommonWord)),
+            (b"123457", Some(Weakness::FewDigits)),
+            (b"s3cr3t", Some(Weakness::Short)),
+            (b"s3cr3t-x", None),
+        ] {
+            assert_eq!(weakness(value), expected, "{}", String::from_utf8_lossy(value));
+        }
+    }
+}
