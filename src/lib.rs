@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod events;
 pub mod execution;
 pub mod fs;
 pub mod fuse;

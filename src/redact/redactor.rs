@@ -115,6 +115,11 @@ impl Redactor {
         usize::try_from(self.base + self.kept.len() as u64 - self.emitted).unwrap_or(0)
     }
 
+    /// Those bytes.
+    pub fn held_bytes(&self) -> &[u8] {
+        &self.kept[self.kept.len() - self.held()..]
+    }
+
     /// Bytes taken so far.
     pub fn taken(&self) -> u64 {
         self.base + self.kept.len() as u64
@@ -123,6 +128,11 @@ impl Redactor {
     /// Whether the end that the sink has seen is inside a range whose marker is still to come.
     pub fn in_range(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// What it looks for.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
     }
 
     /// Looks with another view from now on, also at what is held.

@@ -1,0 +1,1080 @@
+//! A file that is being written: what its writers see, and what is stored of it.
+//!
+//! ```text
+//! writers see   |........base: given to the redactor........|..held..|      + collected writes over it
+//! stored        |..clear..[REDACTED:A]..clear..| tail |
+//! ```
+//!
+//! The base is what was written in order; its output is stored as soon as the redactor decides. What
+//! is written elsewhere, or cut off, is collected, and applied by [`Draft::rebuild`] in one pass to a
+//! new store. The tail is what a completion had to decide for the held bytes; a later append replaces
+//! it. Invariant: the store holds what a redactor makes of the base, never a byte more.
+//! Writers see hidden bytes as `*`, so that their offsets stay their own.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use crate::redact::{Level, Redactor, Sink, View};
+
+use super::codec::{Decoder, Encoder};
+use super::overlay::Overlay;
+
+/// What a hidden byte looks like to writers.
+const HIDDEN: u8 = b'*';
+/// Of one pass over a file.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Raw text of a hidden range beyond this is not kept: the range then stays hidden for good.
+const MAX_RAW_BYTES: usize = 64 << 10;
+/// What is read of a stored file's end to find what could be the beginning of a secret.
+const TAIL_BYTES: u64 = 64 << 10;
+/// Requests of a file that may come again.
+const REQUESTS: usize = 4;
+
+/// A stored file.
+pub(super) trait Store {
+    /// Fills `buffer` from byte `at` on; fewer bytes at the end.
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Writes all of `bytes` at byte `at`.
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes it so long.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// How long it is.
+    fn len(&self) -> io::Result<u64>;
+}
+
+/// A hidden range.
+#[derive(Clone)]
+struct Segment {
+    /// Where writers see it.
+    at: u64,
+    len: u64,
+    /// Where its marker is stored.
+    stored: u64,
+    stored_len: u64,
+    /// The bytes that were written, where they are kept.
+    raw: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// The redactor's state at a file's end, for the next writer.
+pub(super) struct Kept {
+    /// Bytes of the store that are decided.
+    pub stored: u64,
+    /// Bytes behind them that were decided for the end of the file.
+    pub tail: u64,
+    /// The redactor, before that.
+    pub state: Zeroizing<Vec<u8>>,
+}
+
+/// What a tail stands for, until it is known what the bytes behind it were.
+#[derive(Default)]
+struct Lead {
+    /// Held bytes of the earlier writer that the redactor has not given away yet.
+    left: u64,
+    /// The tail as it was stored.
+    text: Zeroizing<Vec<u8>>,
+    /// Some of them are not hidden.
+    mixed: bool,
+}
+
+/// See the module.
+pub(super) struct Draft {
+    redactor: Redactor,
+    level: Level,
+    len: u64,
+    /// Of the base, as writers count.
+    streamed: u64,
+    stored: u64,
+    tail: u64,
+    segments: Vec<Segment>,
+    /// Segments that the runtime state has.
+    segments_saved: usize,
+    open: Option<Segment>,
+    lead: Lead,
+    overlay: Overlay,
+    /// The base counts up to here only.
+    cut: Option<u64>,
+    /// What of the base stays hidden whatever it contains now, as far as it is still held.
+    forced: Vec<(u64, u64)>,
+    /// Collected operations since the last rebuild, and their bytes.
+    pub operations: u64,
+    pub held_bytes: u64,
+    /// Grows with each rebuild.
+    pub generation: u64,
+    pub requests: [u64; REQUESTS],
+    /// A close followed the last write.
+    pub is_flushed: bool,
+}
+
+/// A collected operation.
+pub(super) enum Operation<'a> {
+    Write(u64, &'a [u8]),
+    Truncate(u64),
+}
+
+/// Takes the redactor's output.
+struct Emit<'a> {
+    out: Zeroizing<Vec<u8>>,
+    /// Where `out` will be stored.
+    stored: u64,
+    /// Where writers see the next byte.
+    at: u64,
+    segments: &'a mut Vec<Segment>,
+    open: &'a mut Option<Segment>,
+    lead: &'a mut Lead,
+    /// Ranges that stay hidden whatever they contain now.
+    forced: &'a [(u64, u64)],
+}
+
+impl Emit<'_> {
+    fn position(&self) -> u64 {
+        self.stored + self.out.len() as u64
+    }
+
+    /// Takes what of `bytes` an earlier writer's end stands for.
+    fn lead<'b>(&mut self, bytes: &'b [u8], hidden: bool) -> &'b [u8] {
+        if self.lead.left == 0 {
+            return bytes;
+        }
+        let taken = usize::try_from(self.lead.left).unwrap_or(usize::MAX).min(bytes.len());
+        self.lead.left -= taken as u64;
+        self.lead.mixed |= !hidden;
+        if self.lead.left == 0 {
+            let text = std::mem::take(&mut self.lead.text);
+            let segment = Segment {
+                at: self.at - text.len() as u64,
+                len: text.len() as u64,
+                stored: self.position(),
+                stored_len: 0,
+                raw: None,
+            };
+            if std::mem::take(&mut self.lead.mixed) {
+                // It was taken for a secret's beginning and is none; it stays as it was stored.
+                self.out.extend_from_slice(&text);
+                self.segments.push(Segment { stored_len: text.len() as u64, ..segment });
+            } else {
+                *self.open = Some(segment);
+            }
+        }
+        &bytes[taken..]
+    }
+
+    fn hide(&mut self, raw: &[u8]) {
+        let (at, stored) = (self.at, self.position());
+        let open = self.open.get_or_insert_with(|| Segment {
+            at,
+            len: 0,
+            stored,
+            stored_len: 0,
+            raw: Some(Zeroizing::new(Vec::with_capacity(raw.len().max(64)))),
+        });
+        open.len += raw.len() as u64;
+        if let Some(kept) = &mut open.raw {
+            if kept.len() + raw.len() > MAX_RAW_BYTES {
+                open.raw = None;
+            } else {
+                kept.extend_from_slice(raw);
+            }
+        }
+        self.at += raw.len() as u64;
+    }
+
+    fn close(&mut self, text: &str) {
+        if let Some(mut open) = self.open.take() {
+            open.stored = self.position();
+            open.stored_len = text.len() as u64;
+            self.out.extend_from_slice(text.as_bytes());
+            self.segments.push(open);
+        }
+    }
+}
+
+impl Sink for Emit<'_> {
+    fn clear(&mut self, bytes: &[u8]) {
+        let mut bytes = self.lead(bytes, false);
+        while !bytes.is_empty() {
+            let next = self.forced.iter().find(|(_, end)| *end > self.at);
+            let clear = next.map_or(u64::MAX, |(start, _)| start.saturating_sub(self.at));
+            let clear = usize::try_from(clear).unwrap_or(usize::MAX).min(bytes.len());
+            self.out.extend_from_slice(&bytes[..clear]);
+            self.at += clear as u64;
+            bytes = &bytes[clear..];
+            if let Some((_, end)) = next
+                && !bytes.is_empty()
+            {
+                let hidden = usize::try_from(end - self.at).unwrap_or(usize::MAX).min(bytes.len());
+                self.hide(&bytes[..hidden]);
+                if let Some(open) = self.open {
+                    // Not what a redactor would find again.
+                    open.raw = None;
+                }
+                bytes = &bytes[hidden..];
+                if self.at == *end {
+                    self.close("[REDACTED]");
+                }
+            }
+        }
+        // The rest of a forced range comes with the next bytes, or is hidden by them.
+    }
+
+    fn hidden(&mut self, raw: &[u8]) {
+        let raw = self.lead(raw, true);
+        if !raw.is_empty() {
+            self.hide(raw);
+        }
+    }
+
+    fn marker(&mut self, text: &str, _raw_len: u64) {
+        if self.lead.left > 0 {
+            self.lead.mixed = true;
+        } else {
+            self.close(text);
+        }
+    }
+}
+
+fn within(position: u64, base: u64) -> usize {
+    usize::try_from(position.saturating_sub(base)).unwrap_or(usize::MAX)
+}
+
+impl Draft {
+    /// Of a new, empty file.
+    pub(super) fn new(view: Arc<View>, level: Level) -> Self {
+        Self {
+            redactor: Redactor::new(view, level),
+            level,
+            len: 0,
+            streamed: 0,
+            stored: 0,
+            tail: 0,
+            segments: Vec::new(),
+            segments_saved: 0,
+            open: None,
+            lead: Lead::default(),
+            overlay: Overlay::default(),
+            cut: None,
+            forced: Vec::new(),
+            operations: 0,
+            held_bytes: 0,
+            generation: 0,
+            requests: [0; REQUESTS],
+            is_flushed: true,
+        }
+    }
+
+    /// Of a stored file, going on where its last writer was, if that is known.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(super) fn reopen(
+        view: Arc<View>,
+        level: Level,
+        store: &dyn Store,
+        kept: Option<Kept>,
+    ) -> io::Result<Self> {
+        let len = store.len()?;
+        let mut draft = Self::new(view.clone(), level);
+        (draft.len, draft.streamed) = (len, len);
+        let known = kept.filter(|kept| kept.stored + kept.tail == len).and_then(|kept| {
+            let redactor = Redactor::resume(view, level, &kept.state).ok()?;
+            Some((kept, redactor))
+        });
+        if let Some((kept, redactor)) = known {
+            draft.redactor = redactor;
+            draft.stored = kept.stored;
+            draft.tail = kept.tail;
+            let mut text = Zeroizing::new(vec![0; within(kept.tail, 0)]);
+            read_exactly(store, kept.stored, &mut text)?;
+            if *text != draft.redactor.held_bytes() || draft.redactor.in_range() {
+                let left = draft.redactor.held() as u64;
+                if left == 0 {
+                    // A range whose marker is there: more of it may come.
+                    draft.open = Some(Segment {
+                        at: kept.stored,
+                        len: kept.tail,
+                        stored: kept.stored,
+                        stored_len: 0,
+                        raw: None,
+                    });
+                } else {
+                    draft.lead = Lead { left, text, mixed: false };
+                }
+            }
+            return Ok(draft);
+        }
+        let (redactor, held) = Self::scanned(draft.redactor_view(), level, store, len)?;
+        draft.redactor = redactor;
+        draft.stored = len - held;
+        draft.tail = held;
+        Ok(draft)
+    }
+
+    fn redactor_view(&self) -> Arc<View> {
+        self.redactor.view().clone()
+    }
+
+    /// A redactor that has seen the end of what is stored, and how much of it it holds back.
+    fn scanned(
+        view: Arc<View>,
+        level: Level,
+        store: &dyn Store,
+        len: u64,
+    ) -> io::Result<(Redactor, u64)> {
+        struct Nothing;
+        impl Sink for Nothing {
+            fn clear(&mut self, _: &[u8]) {}
+            fn hidden(&mut self, _: &[u8]) {}
+            fn marker(&mut self, _: &str, _: u64) {}
+        }
+        let from = len.saturating_sub(TAIL_BYTES);
+        let mut end = Zeroizing::new(vec![0; within(len, from)]);
+        read_exactly(store, from, &mut end)?;
+        let mut redactor = Redactor::new(view.clone(), level);
+        redactor.push(&end, &mut Nothing);
+        if redactor.in_range() {
+            return Ok((Redactor::new(view, level), 0));
+        }
+        redactor.clear_counts();
+        let held = redactor.held() as u64;
+        Ok((redactor, held))
+    }
+
+    /// As writers see it.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Bytes of the store.
+    pub(super) fn stored_len(&self) -> u64 {
+        self.stored + self.tail
+    }
+
+    /// Whether something is collected that the store does not show.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.overlay.is_empty() || self.cut.is_some() || self.len != self.streamed
+    }
+
+    /// The view that it is redacted by, and a newer one from now on.
+    pub(super) fn view(&mut self) -> &Arc<View> {
+        self.redactor.view()
+    }
+
+    pub(super) fn set_view(&mut self, view: Arc<View>) {
+        self.redactor.set_view(view);
+    }
+
+    /// Takes the counts of markers since the last time.
+    pub(super) fn take_counts(&mut self) -> Vec<(String, u64)> {
+        let counts = self.redactor.counts().map(|(name, n)| (name.to_owned(), n)).collect();
+        self.redactor.clear_counts();
+        counts
+    }
+
+    /// Whether a write at `at` only adds to the base.
+    pub(super) fn is_next(&self, at: u64) -> bool {
+        at == self.len
+            && self.len == self.streamed
+            && self.cut.is_none()
+            && self.overlay.end() <= self.streamed
+    }
+
+    /// Adds to the base; what is decided is stored.
+    ///
+    /// # Errors
+    /// When the store cannot be written; the draft must be read from the runtime state again then.
+    pub(super) fn stream(&mut self, store: &dyn Store, bytes: &[u8]) -> io::Result<()> {
+        let at = self.streamed - self.given_back();
+        let mut emit = Emit {
+            out: Zeroizing::new(Vec::with_capacity(bytes.len() + 64)),
+            stored: self.stored,
+            at,
+            segments: &mut self.segments,
+            open: &mut self.open,
+            lead: &mut self.lead,
+            forced: &self.forced,
+        };
+        self.redactor.push(bytes, &mut emit);
+        let (out, reached) = (emit.out, emit.at);
+        self.forced.retain(|(_, end)| *end > reached);
+        self.streamed += bytes.len() as u64;
+        self.len = self.streamed;
+        if !out.is_empty() {
+            store.write_at(self.stored, &out)?;
+            self.stored += out.len() as u64;
+            if self.tail > 0 {
+                store.set_len(self.stored)?;
+            }
+            self.tail = 0;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the base that the redactor holds, as far as writers see them as such.
+    fn given_back(&self) -> u64 {
+        self.redactor.held() as u64 - self.lead.left
+    }
+
+    /// Collects an operation.
+    pub(super) fn collect(&mut self, operation: &Operation<'_>) {
+        match *operation {
+            Operation::Write(at, bytes) => {
+                self.overlay.write(at, bytes);
+                self.len = self.len.max(at + bytes.len() as u64);
+                self.held_bytes += bytes.len() as u64;
+            }
+            Operation::Truncate(len) => {
+                self.overlay.truncate(len);
+                if len < self.streamed {
+                    self.cut = Some(self.cut.map_or(len, |cut| cut.min(len)));
+                }
+                self.len = len;
+            }
+        }
+        self.operations += 1;
+    }
+
+    /// What the store, the segments and the redactor have of the base from `at` on; hidden bytes as
+    /// they were written if `raw`, else as writers see them.
+    fn read_base(
+        &self,
+        store: &dyn Store,
+        at: u64,
+        buffer: &mut [u8],
+        raw: bool,
+    ) -> io::Result<()> {
+        let end = (at + buffer.len() as u64).min(self.cut.unwrap_or(u64::MAX)).min(self.streamed);
+        let held_from = self.streamed - self.given_back();
+        let held = self.redactor.held_bytes();
+        let held = &held[within(self.lead.left, 0).min(held.len())..];
+        let mut position = at;
+        let mut index = self.segments.partition_point(|s| s.at + s.len <= at);
+        while position < end {
+            let segment = self.segments.get(index).or(self.open.as_ref());
+            let into = within(position, at);
+            match segment.filter(|s| s.at <= position && position < s.at + s.len) {
+                Some(segment) => {
+                    let to = (segment.at + segment.len).min(end);
+                    let target = &mut buffer[into..within(to, at)];
+                    match &segment.raw {
+                        Some(bytes) if raw => {
+                            let from = within(position, segment.at);
+                            let target_len = target.len();
+                            target.copy_from_slice(&bytes[from..from + target_len]);
+                        }
+                        _ => target.fill(if raw { 0 } else { HIDDEN }),
+                    }
+                    position = to;
+                    index += 1;
+                }
+                None if position >= held_from => {
+                    let from = within(position, held_from);
+                    let target = &mut buffer[into..within(end, at)];
+                    let target_len = target.len();
+                    target.copy_from_slice(&held[from..from + target_len]);
+                    position = end;
+                }
+                None => {
+                    let next = segment.map(|s| s.at).filter(|next| *next > position);
+                    let to = next.unwrap_or(u64::MAX).min(end).min(held_from);
+                    let before = index.checked_sub(1).and_then(|i| self.segments.get(i));
+                    let from = match before {
+                        Some(s) => s.stored + s.stored_len + (position - s.at - s.len),
+                        None => position,
+                    };
+                    read_exactly(store, from, &mut buffer[into..within(to, at)])?;
+                    position = to;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What writers see from `at` on.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(super) fn read(&self, store: &dyn Store, at: u64, size: usize) -> io::Result<Vec<u8>> {
+        let size = usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX).min(size);
+        let mut buffer = vec![0; size];
+        self.read_base(store, at, &mut buffer, false)?;
+        self.overlay.read(at, &mut buffer);
+        Ok(buffer)
+    }
+
+    /// Ranges that are hidden and were changed or are not known any more: what is left of them stays
+    /// hidden.
+    fn forced(&self) -> Vec<(u64, u64)> {
+        let end = self.cut.unwrap_or(self.streamed).min(self.streamed);
+        let mut forced = Vec::new();
+        for (from, to) in &self.forced {
+            forced.extend(self.overlay.gaps(*from, (*to).min(end)));
+        }
+        for segment in self.segments.iter().chain(&self.open) {
+            let (from, to) = (segment.at, segment.at + segment.len);
+            let is_whole = segment.raw.is_some() && to <= end && !self.overlay.touches(from, to);
+            if is_whole {
+                continue;
+            }
+            // What a later write put there is judged as what it is.
+            forced.extend(self.overlay.gaps(from, to.min(end)));
+        }
+        forced.sort_unstable();
+        forced
+    }
+
+    /// Redacts what writers see anew, into an empty store.
+    ///
+    /// # Errors
+    /// When a store cannot be read or written; this draft is as it was then.
+    pub(super) fn rebuild(
+        &self,
+        source: &dyn Store,
+        target: &dyn Store,
+        view: Arc<View>,
+    ) -> io::Result<Self> {
+        let forced = self.forced();
+        let mut new = Self::new(view, self.level);
+        new.generation = self.generation + 1;
+        new.requests = self.requests;
+        new.is_flushed = self.is_flushed;
+        let mut buffer = Zeroizing::new(vec![0; CHUNK_BYTES]);
+        let mut at = 0;
+        while at < self.len {
+            let size = within(self.len, at).min(CHUNK_BYTES);
+            let chunk = &mut buffer[..size];
+            chunk.fill(0);
+            self.read_base(source, at, chunk, true)?;
+            self.overlay.read(at, chunk);
+            let mut emit = Emit {
+                out: Zeroizing::new(Vec::with_capacity(size + 64)),
+                stored: new.stored,
+                at: new.streamed - new.redactor.held() as u64,
+                segments: &mut new.segments,
+                open: &mut new.open,
+                lead: &mut new.lead,
+                forced: &forced,
+            };
+            new.redactor.push(chunk, &mut emit);
+            let out = emit.out;
+            target.write_at(new.stored, &out)?;
+            new.stored += out.len() as u64;
+            at += size as u64;
+            new.streamed = at;
+        }
+        new.len = new.streamed;
+        let reached = new.streamed - new.redactor.held() as u64;
+        new.forced = forced;
+        new.forced.retain(|(_, end)| *end > reached);
+        new.redactor.clear_counts();
+        Ok(new)
+    }
+
+    /// Decides about what is held, and stores it behind the rest; more may follow all the same.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub(super) fn settle(&mut self, store: &dyn Store) -> io::Result<()> {
+        let (out, _) = self.ending();
+        store.write_at(self.stored, &out)?;
+        self.tail = out.len() as u64;
+        store.set_len(self.stored_len())
+    }
+
+    /// What stands for the held bytes at the end, and the segments in it.
+    fn ending(&self) -> (Zeroizing<Vec<u8>>, Vec<Segment>) {
+        let state = self.redactor.save();
+        let mut lead =
+            Lead { left: self.lead.left, text: self.lead.text.clone(), mixed: self.lead.mixed };
+        let (mut segments, mut open) = (Vec::new(), self.open.clone());
+        let mut emit = Emit {
+            out: Zeroizing::default(),
+            stored: self.stored,
+            at: self.streamed - self.given_back(),
+            segments: &mut segments,
+            open: &mut open,
+            lead: &mut lead,
+            forced: &self.forced,
+        };
+        let view = self.redactor.view().clone();
+        if let Ok(mut copy) = Redactor::resume(view, self.level, &state) {
+            copy.finish(&mut emit);
+        }
+        emit.close("[REDACTED]");
+        (emit.out, segments)
+    }
+
+    /// What the next writer needs, after [`Draft::settle`].
+    pub(super) fn kept(&self) -> Kept {
+        Kept { stored: self.stored, tail: self.tail, state: self.redactor.save() }
+    }
+
+    /// As those who still read it see it, after [`Draft::settle`]: the end decided, nothing raw kept.
+    pub(super) fn freeze(mut self) -> Self {
+        let (_, segments) = self.ending();
+        self.segments.extend(segments);
+        self.open = None;
+        for segment in &mut self.segments {
+            segment.raw = None;
+        }
+        self.stored += self.tail;
+        self.tail = 0;
+        self.lead = Lead::default();
+        let view = self.redactor.view().clone();
+        self.redactor = Redactor::new(view, self.level);
+        self
+    }
+
+    /// Whether this request was carried out before.
+    pub(super) fn has_done(&self, request: u64) -> bool {
+        self.requests.contains(&request)
+    }
+
+    /// Notes a request that was carried out.
+    pub(super) fn note(&mut self, request: u64) {
+        self.requests.rotate_right(1);
+        self.requests[0] = request;
+    }
+
+    /// Segments that the runtime state does not have yet, with their numbers.
+    pub(super) fn unsaved(&mut self) -> impl Iterator<Item = (u64, Zeroizing<Vec<u8>>)> {
+        let from = std::mem::replace(&mut self.segments_saved, self.segments.len());
+        (from as u64..).zip(self.segments[from..].iter().map(|s| encode_segment(s).0))
+    }
+
+    /// How many segments there are.
+    pub(super) fn segments(&self) -> u64 {
+        self.segments.len() as u64
+    }
+
+    /// Everything but segments and collected operations.
+    pub(super) fn head(&self) -> Zeroizing<Vec<u8>> {
+        let state = self.redactor.save();
+        let mut head = Encoder::with_capacity(256 + state.len());
+        head.number(self.generation)
+            .number(self.len)
+            .number(self.streamed)
+            .number(self.stored)
+            .number(self.tail)
+            .number(self.segments.len() as u64)
+            .number(self.operations)
+            .number(u64::from(self.is_flushed))
+            .number(u64::from(self.cut.is_some()))
+            .number(self.cut.unwrap_or(0))
+            .number(self.lead.left)
+            .number(u64::from(self.lead.mixed))
+            .bytes(&self.lead.text)
+            .bytes(self.level.word().as_bytes())
+            .bytes(&state);
+        for request in self.requests {
+            head.number(request);
+        }
+        head.number(self.forced.len() as u64);
+        for (from, to) in &self.forced {
+            head.number(*from).number(*to);
+        }
+        let open = self.open.as_ref().map(encode_segment);
+        head.optional(open.as_ref().map(|o| o.0.as_slice()));
+        head.0
+    }
+
+    /// Takes up again what [`Draft::head`] saved; segments and operations come after.
+    pub(super) fn load(head: &[u8], view: Arc<View>) -> Option<(Self, Counts)> {
+        let mut from = Decoder(head);
+        let mut draft = Self::new(view.clone(), Level::All);
+        draft.generation = from.number()?;
+        let len = from.number()?;
+        draft.streamed = from.number()?;
+        draft.stored = from.number()?;
+        draft.tail = from.number()?;
+        let (segments, operations) = (from.number()?, from.number()?);
+        draft.is_flushed = from.number()? != 0;
+        let (is_cut, cut) = (from.number()? != 0, from.number()?);
+        let counts = Counts { segments, operations, len, cut: is_cut.then_some(cut) };
+        draft.lead.left = from.number()?;
+        draft.lead.mixed = from.number()? != 0;
+        draft.lead.text = Zeroizing::new(from.bytes()?.to_vec());
+        let word = from.bytes()?;
+        draft.level = [Level::All, Level::Formats, Level::Off, Level::Values]
+            .into_iter()
+            .find(|level| level.word().as_bytes() == word)?;
+        draft.redactor = Redactor::resume(view, draft.level, from.bytes()?).ok()?;
+        for request in &mut draft.requests {
+            *request = from.number()?;
+        }
+        for _ in 0..from.number()? {
+            draft.forced.push((from.number()?, from.number()?));
+        }
+        draft.open = match from.optional()? {
+            Some(bytes) => Some(decode_segment(bytes)?),
+            None => None,
+        };
+        draft.len = draft.streamed;
+        Some((draft, counts))
+    }
+
+    /// All segments and operations are back.
+    pub(super) fn complete(&mut self, counts: &Counts) {
+        // The base has grown since some of them: where it is cut is not theirs to say.
+        (self.len, self.cut) = (counts.len, counts.cut);
+    }
+
+    /// A segment that was saved.
+    pub(super) fn add_segment(&mut self, bytes: &[u8]) -> Option<()> {
+        self.segments.push(decode_segment(bytes)?);
+        self.segments_saved = self.segments.len();
+        Some(())
+    }
+}
+
+/// What belongs to a saved head.
+pub(super) struct Counts {
+    pub segments: u64,
+    pub operations: u64,
+    len: u64,
+    cut: Option<u64>,
+}
+
+fn encode_segment(segment: &Segment) -> Encoder {
+    let raw = segment.raw.as_ref().map(|raw| raw.as_slice());
+    let mut entry = Encoder::with_capacity(64 + raw.map_or(0, <[u8]>::len));
+    entry.number(segment.at).number(segment.len).number(segment.stored);
+    entry.number(segment.stored_len).optional(raw);
+    entry
+}
+
+fn decode_segment(bytes: &[u8]) -> Option<Segment> {
+    let mut from = Decoder(bytes);
+    Some(Segment {
+        at: from.number()?,
+        len: from.number()?,
+        stored: from.number()?,
+        stored_len: from.number()?,
+        raw: from.optional()?.map(|raw| Zeroizing::new(raw.to_vec())),
+    })
+}
+
+fn read_exactly(store: &dyn Store, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match store.read_at(at + done as u64, &mut buffer[done..])? {
+            0 => {
+                let what = "a stored event file is shorter than it was";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+            }
+            n => done += n,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redact::{Index, Others, Value, redact};
+    use proptest::prelude::*;
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    #[derive(Default)]
+    struct Memory(RefCell<Vec<u8>>);
+
+    impl Store for Memory {
+        fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+            let bytes = self.0.borrow();
+            let from = (at as usize).min(bytes.len());
+            let n = buffer.len().min(bytes.len() - from);
+            buffer[..n].copy_from_slice(&bytes[from..from + n]);
+            Ok(n)
+        }
+        fn write_at(&self, at: u64, new: &[u8]) -> io::Result<()> {
+            let mut bytes = self.0.borrow_mut();
+            let end = at as usize + new.len();
+            if bytes.len() < end {
+                bytes.resize(end, 0);
+            }
+            bytes[at as usize..end].copy_from_slice(new);
+            Ok(())
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.borrow_mut().resize(len as usize, 0);
+            Ok(())
+        }
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.0.borrow().len() as u64)
+        }
+    }
+
+    const VALUES: [&str; 3] = ["Zk8Wq2LmN5rT7yU0", "abcdabcd-abcdabcd", "N5rT7yU0-more-of-it"];
+
+    fn view() -> Arc<View> {
+        let index =
+            Index::build(VALUES.iter().zip(0..).map(|(v, id)| Value { id, bytes: v.as_bytes() }));
+        let names = (0..).zip(VALUES).map(|(id, _)| (id, format!("N{id}").into())).collect();
+        Arc::new(View::new(&Arc::new(index), names, Others::Unseen))
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Append(Vec<u8>),
+        Write(u64, Vec<u8>),
+        Truncate(u64),
+        Rebuild,
+        /// Another worker takes over.
+        Crash,
+        Settle,
+        Read(u64, usize),
+    }
+
+    fn piece() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            "[ -~\n]{0,12}".prop_map(String::into_bytes),
+            (0..VALUES.len(), 0..20_usize, 0..20_usize).prop_map(|(n, a, b)| {
+                let value = VALUES[n].as_bytes();
+                let (a, b) = (a.min(value.len()), b.min(value.len()));
+                value[a.min(b)..a.max(b)].to_vec()
+            }),
+            (0..VALUES.len()).prop_map(|n| VALUES[n].as_bytes().to_vec()),
+        ]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => piece().prop_map(Step::Append),
+            2 => (0_u64..120, piece()).prop_map(|(at, bytes)| Step::Write(at, bytes)),
+            1 => (0_u64..120).prop_map(Step::Truncate),
+            1 => Just(Step::Rebuild),
+            2 => Just(Step::Crash),
+            1 => Just(Step::Settle),
+            1 => (0_u64..120, 0_usize..60).prop_map(|(at, n)| Step::Read(at, n)),
+        ]
+    }
+
+    /// A draft with all that the runtime state has of it.
+    struct Desk {
+        draft: Draft,
+        store: Memory,
+        head: Zeroizing<Vec<u8>>,
+        segments: BTreeMap<u64, Zeroizing<Vec<u8>>>,
+        operations: Vec<Step>,
+    }
+
+    impl Desk {
+        fn new() -> Self {
+            let draft = Draft::new(view(), Level::Values);
+            let head = draft.head();
+            let (store, segments) = (Memory::default(), BTreeMap::new());
+            Self { draft, store, head, segments, operations: Vec::new() }
+        }
+
+        fn save(&mut self) {
+            self.segments.extend(self.draft.unsaved());
+            self.head = self.draft.head();
+        }
+
+        fn rebuild(&mut self) {
+            let target = Memory::default();
+            self.draft = self.draft.rebuild(&self.store, &target, view()).unwrap();
+            self.store = target;
+            self.segments.clear();
+            self.operations.clear();
+            self.save();
+        }
+
+        fn crash(&mut self) {
+            let (mut draft, counts) = Draft::load(&self.head, view()).unwrap();
+            for number in 0..counts.segments {
+                draft.add_segment(&self.segments[&number]).unwrap();
+            }
+            assert_eq!(counts.operations, self.operations.len() as u64);
+            for operation in &self.operations {
+                match operation {
+                    Step::Write(at, bytes) => draft.collect(&Operation::Write(*at, bytes)),
+                    Step::Truncate(len) => draft.collect(&Operation::Truncate(*len)),
+                    _ => unreachable!(),
+                }
+            }
+            draft.complete(&counts);
+            self.draft = draft;
+        }
+
+        fn write(&mut self, at: u64, bytes: &[u8]) {
+            if bytes.is_empty() {
+                return;
+            }
+            if self.draft.is_next(at) {
+                self.draft.stream(&self.store, bytes).unwrap();
+            } else {
+                self.draft.collect(&Operation::Write(at, bytes));
+                self.operations.push(Step::Write(at, bytes.to_vec()));
+            }
+            self.save();
+        }
+
+        fn finish(&mut self) {
+            if self.draft.is_dirty() {
+                self.rebuild();
+            }
+            self.draft.settle(&self.store).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_secret_that_was_written_over_stays_hidden() {
+        for value in VALUES {
+            for (at, new) in [(0, "x"), (3, "y"), (value.len() as u64 - 1, "z")] {
+                let mut desk = Desk::new();
+                desk.write(0, format!("{value}{}", &value[..4]).as_bytes());
+                desk.write(at, new.as_bytes());
+                for _ in 0..3 {
+                    desk.rebuild();
+                    desk.crash();
+                }
+                desk.write(desk.draft.len(), b" and more");
+                desk.finish();
+                let stored = text(&desk.store.0.borrow());
+                for part in value.as_bytes().windows(5) {
+                    assert!(!stored.contains(&text(part)), "{stored}");
+                }
+                assert!(stored.contains(new) && stored.ends_with(" and more"), "{stored}");
+                // Cut off, it does not come back either.
+                desk.draft.collect(&Operation::Truncate(5));
+                desk.operations.push(Step::Truncate(5));
+                desk.save();
+                desk.rebuild();
+                desk.finish();
+                let stored = text(&desk.store.0.borrow());
+                assert!(!stored.contains(&value[..4]), "{stored}");
+            }
+        }
+    }
+
+    fn text(bytes: &[u8]) -> String {
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(
+            std::env::var("STRONGROOM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(3_000)
+        ))]
+
+        /// The oracle of the design, for one session of writing.
+        #[test]
+        fn what_is_stored_is_what_redaction_makes_of_a_plain_file(
+            steps in proptest::collection::vec(step(), 1..25)
+        ) {
+            let mut desk = Desk::new();
+            let mut plain: Vec<u8> = Vec::new();
+            // Once a hidden range was changed, what is left of it stays hidden.
+            let mut cut = false;
+            for step in steps {
+                match step {
+                    Step::Append(bytes) => {
+                        desk.write(plain.len() as u64, &bytes);
+                        plain.extend_from_slice(&bytes);
+                    }
+                    Step::Write(at, bytes) => {
+                        desk.write(at, &bytes);
+                        if !bytes.is_empty() {
+                            let end = at as usize + bytes.len();
+                            if plain.len() < end {
+                                plain.resize(end, 0);
+                            }
+                            plain[at as usize..end].copy_from_slice(&bytes);
+                        }
+                    }
+                    Step::Truncate(len) => {
+                        if len != desk.draft.len() {
+                            desk.draft.collect(&Operation::Truncate(len));
+                            desk.operations.push(Step::Truncate(len));
+                            desk.save();
+                            plain.resize(len as usize, 0);
+                        }
+                    }
+                    Step::Rebuild => {
+                        cut |= !desk.draft.forced().is_empty();
+                        desk.rebuild();
+                    }
+                    Step::Crash => desk.crash(),
+                    Step::Settle => {
+                        if !desk.draft.is_dirty() {
+                            desk.draft.settle(&desk.store).unwrap();
+                            desk.save();
+                        }
+                    }
+                    Step::Read(at, n) => {
+                        let seen = desk.draft.read(&desk.store, at, n).unwrap();
+                        let from = (at as usize).min(plain.len());
+                        let real = &plain[from..(from + n).min(plain.len())];
+                        prop_assert_eq!(seen.len(), real.len());
+                        for (s, r) in seen.iter().zip(real) {
+                            prop_assert!(s == r || *s == HIDDEN, "{} {}", text(&seen), text(real));
+                        }
+                    }
+                }
+                prop_assert_eq!(desk.draft.len(), plain.len() as u64);
+                for value in VALUES {
+                    prop_assert!(!text(&desk.store.0.borrow()).contains(value));
+                }
+            }
+            cut |= !desk.draft.forced().is_empty();
+            desk.finish();
+            let stored = text(&desk.store.0.borrow());
+            prop_assert_eq!(stored.len() as u64, desk.draft.stored_len());
+            for value in VALUES {
+                prop_assert!(!stored.contains(value));
+            }
+            if !cut {
+                prop_assert_eq!(&stored, &text(&redact(&view(), Level::Values, &plain)));
+            }
+            // Whoever still reads it sees the same length.
+            let frozen = desk.draft.freeze();
+            let seen = frozen.read(&desk.store, 0, plain.len() + 9).unwrap();
+            prop_assert_eq!(seen.len(), plain.len());
+        }
+
+        /// A file that is closed and opened again between appends.
+        #[test]
+        fn a_secret_completed_by_a_later_append_is_caught(
+            parts in proptest::collection::vec(piece(), 1..8), known in any::<bool>()
+        ) {
+            let store = Memory::default();
+            let mut plain = Vec::new();
+            let mut kept: Option<Kept> = None;
+            // An end that was taken for a secret's and then was none stays as it was stored.
+            let mut taken_back = false;
+            for part in parts {
+                let mut draft = Draft::reopen(
+                    view(), Level::Values, &store, kept.take().filter(|_| known),
+                ).unwrap();
+                let size = store.len().unwrap();
+                prop_assert_eq!(draft.len(), size);
+                prop_assert_eq!(draft.read(&store, 0, 1000).unwrap().len() as u64, size);
+                prop_assert!(draft.is_next(size));
+                draft.stream(&store, &part).unwrap();
+                plain.extend_from_slice(&part);
+                prop_assert_eq!(draft.len(), size + part.len() as u64);
+                let seen = draft.read(&store, 0, 1000).unwrap();
+                prop_assert_eq!(seen.len() as u64, draft.len());
+                draft.settle(&store).unwrap();
+                kept = Some(draft.kept());
+                let frozen = draft.freeze();
+                prop_assert_eq!(frozen.read(&store, 0, 1000).unwrap().len(), seen.len());
+                let now = text(&store.0.borrow());
+                let expected = text(&redact(&view(), Level::Values, &plain));
+                taken_back |= now != expected;
+                for value in VALUES {
+                    prop_assert!(!now.contains(value) , "{}", now);
+                }
+                if taken_back && known {
+                    // Only ever more is hidden, never less.
+                    prop_assert!(
+                        now.matches("[REDACTED").count() >= expected.matches("[REDACTED").count(),
+                        "{} {}", now, expected
+                    );
+                }
+            }
+        }
+    }
+}
