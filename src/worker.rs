@@ -25,7 +25,9 @@ use crate::clock::SystemClock;
 use crate::config::{Config, Paths};
 use crate::control::{Limits, Roles, Server};
 use crate::daemon::core::Core;
+use crate::daemon::needles::Around;
 use crate::daemon::{Daemon, Parts};
+use crate::events::{self, Events};
 use crate::execution::handles::Handles;
 use crate::execution::journal::Journal;
 use crate::execution::registry::Registry;
@@ -111,16 +113,19 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         config.environments.iter().filter_map(|e| e.parse().ok()).collect();
     let core = Arc::new(Core::new(log.clone(), clock.clone(), environments));
     let registry = Arc::new(Registry::open(Journal::open(&state)));
+    let handles = Arc::new(Handles::open(&state));
+    let around = Arc::new(Around::new(core.clone(), registry.clone()));
+    let events = Arc::new(open_events(&paths, &config, &registry, &handles, &around)?);
     let broker = Local::new(
         Resolver::new(enabled("pidfd-info")),
         vec![Box::new(CgroupAttestor), Box::new(TreeAttestor)],
         registry.clone(),
-        Handles::open(&state),
+        handles,
         core.clone(),
         core.clone(),
         clock,
     );
-    let tree = Arc::new(Tree::new(broker));
+    let tree = Arc::new(Tree::new(broker).with_events(events.clone()));
     let alarms = Arc::new(Alarms::default());
     let (session, takeover) = session::take_over(
         Adapter::new(tree.clone(), alarms.clone()),
@@ -149,6 +154,8 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         core: core.clone(),
         tree,
         alarms,
+        events: events.clone(),
+        around,
         resend,
         hardening,
     }));
@@ -171,6 +178,10 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         .map_err(part("no thread for the mount"))?;
     let server = Server::start(listener, daemon.clone(), roles, Limits::default())
         .map_err(part("the control socket cannot be served"))?;
+    std::thread::Builder::new()
+        .name("measure".into())
+        .spawn(move || events.measure())
+        .map_err(part("no thread to measure the event store"))?;
     let house = daemon.clone();
     let housekeeper = std::thread::Builder::new()
         .name("house".into())
@@ -201,6 +212,48 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         let _removed = cgroup::remove_tree(&root);
     }
     Ok(status)
+}
+
+fn open_events(
+    paths: &Paths,
+    config: &Config,
+    registry: &Registry,
+    handles: &Arc<Handles>,
+    around: &Arc<Around>,
+) -> Result<Events, Error> {
+    let settings = &config.events;
+    let unknown = |what| part(what)(io::Error::from(io::ErrorKind::NotFound));
+    let owner = match &settings.owner {
+        None => None,
+        Some(name) => Some(
+            nix::unistd::User::from_name(name)
+                .map_err(|e| part("[events] owner cannot be looked up")(e.into()))?
+                .ok_or_else(|| unknown("[events] owner is no user of this machine"))?
+                .uid
+                .as_raw(),
+        ),
+    };
+    let group = match &settings.group {
+        None => None,
+        Some(name) => Some(
+            nix::unistd::Group::from_name(name)
+                .map_err(|e| part("[events] group cannot be looked up")(e.into()))?
+                .ok_or_else(|| unknown("[events] group is no group of this machine"))?
+                .gid
+                .as_raw(),
+        ),
+    };
+    // Checked when the configuration was read.
+    let mode = u32::from_str_radix(&settings.mode, 8).unwrap_or(0o600);
+    let limits = events::Limits {
+        max_file: settings.max_file,
+        max_total: settings.max_total,
+        max_held: settings.max_held,
+    };
+    let look = events::Look { uid: owner, gid: group, mode };
+    let journal = registry.journal().clone();
+    Events::open(&paths.events_dir, look, limits, journal, handles.clone(), around.clone())
+        .map_err(part("the event store cannot be opened"))
 }
 
 fn take(number: i32) -> Result<OwnedFd, Error> {

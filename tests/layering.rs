@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["proto"],
     &["fuse"],
     &["fs"],
+    &["events"],
     &["broker"],
     &["execution"],
     &["identity"],

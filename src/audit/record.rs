@@ -34,6 +34,10 @@ pub enum Event {
     DaemonStarted,
     /// The daemon stopped.
     DaemonStopped,
+    /// A name with a secret in it was refused in an events directory.
+    EventNameRefused,
+    /// Secrets were kept out of an event file.
+    EventRedacted,
     /// An execution ended.
     ExecutionEnded,
     /// An execution started.
@@ -126,6 +130,8 @@ impl Event {
             Self::Checkpoint => "checkpoint",
             Self::DaemonStarted => "daemon_started",
             Self::DaemonStopped => "daemon_stopped",
+            Self::EventNameRefused => "event_name_refused",
+            Self::EventRedacted => "event_redacted",
             Self::ExecutionEnded => "execution_ended",
             Self::ExecutionStarted => "execution_started",
             Self::GroupSet => "group_set",

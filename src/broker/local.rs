@@ -20,7 +20,7 @@ use crate::identity::{Caller, Facts};
 use crate::secret::SecretBytes;
 
 use super::backend::{Access, Backend, Outcome, Recorder};
-use super::{Broker, FileFact, Node, Range, Refusal, Request, Standing};
+use super::{Broker, FileFact, Node, Place, Range, Refusal, Request, Standing, Writer};
 
 /// A continued reading is recorded again after this many seconds.
 const RECORD_AGAIN_SECS: u64 = 15 * 60;
@@ -118,7 +118,7 @@ pub struct Local<B, R> {
     resolver: Resolver,
     attestors: Vec<Box<dyn Attestor>>,
     registry: Arc<Registry>,
-    handles: Handles,
+    handles: Arc<Handles>,
     backend: Arc<B>,
     recorder: Arc<R>,
     clock: Arc<dyn Clock>,
@@ -130,6 +130,8 @@ pub struct Local<B, R> {
     /// Refusals of each principal in its present minute, and those that were many.
     bursts: Mutex<(HashMap<PrincipalNumber, Burst>, Vec<Burst>)>,
     counted: Mutex<HashMap<(Option<PrincipalNumber>, String), Counted>>,
+    /// Principals as users of their events directories; what is in it never changes.
+    writers: RwLock<HashMap<PrincipalNumber, Arc<Writer>>>,
 }
 
 impl<B: Backend, R: Recorder> Local<B, R> {
@@ -138,7 +140,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         resolver: Resolver,
         attestors: Vec<Box<dyn Attestor>>,
         registry: Arc<Registry>,
-        handles: Handles,
+        handles: Arc<Handles>,
         backend: Arc<B>,
         recorder: Arc<R>,
         clock: Arc<dyn Clock>,
@@ -156,6 +158,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             refusals: Mutex::new(HashMap::new()),
             bursts: Mutex::default(),
             counted: Mutex::new(HashMap::new()),
+            writers: RwLock::default(),
         }
     }
 
@@ -482,6 +485,35 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         })
     }
 
+    fn writer(&self, principal: PrincipalNumber) -> Option<Arc<Writer>> {
+        if let Some(known) =
+            self.writers.read().unwrap_or_else(PoisonError::into_inner).get(&principal)
+        {
+            return Some(known.clone());
+        }
+        let p = self.registry.principal(principal)?;
+        let place = Place {
+            folder: p.events_folder.clone(),
+            chain: p.chain.clone(),
+            environment: p.environment.clone(),
+            execution: p.execution.to_string(),
+        };
+        let writer = Arc::new(Writer {
+            principal: principal.0,
+            place: Arc::new(place),
+            token: p.token.clone(),
+            uid: p.uid,
+            gid: p.gid,
+            level: p.redact,
+        });
+        let mut writers = self.writers.write().unwrap_or_else(PoisonError::into_inner);
+        if writers.len() >= MAX_COUNTED {
+            writers.retain(|number, _| self.registry.principal(*number).is_some());
+        }
+        writers.insert(principal, writer.clone());
+        Some(writer)
+    }
+
     fn owner(&self, principal: PrincipalNumber) -> Option<(u32, u32)> {
         self.registry.principal(principal).map(|p| (p.uid, p.gid))
     }
@@ -503,7 +535,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         let opened = self.usable(file).and_then(|()| self.backend.value(&file.value));
         let value =
             opened.map_err(|why| self.deny(Some(&principal), Some(file), name, caller, why))?;
-        let handle = Handle { principal: Some(principal.number.0), inode };
+        let handle = Handle { principal: Some(principal.number.0), inode, writing: false };
         let handle =
             self.handles.insert(handle, request.id, request.resent).ok_or(Refusal::TooManyOpen)?;
         self.shard(handle)

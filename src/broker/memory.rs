@@ -5,13 +5,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::Timestamp;
 use crate::identity::Caller;
 use crate::identity::attestor::PrincipalNumber;
 
-use super::{Broker, FileFact, Node, Range, Refusal, Request, Standing};
+use super::{Broker, FileFact, Node, Range, Refusal, Request, Standing, Writer};
 
 /// Inode of the first file; directories and identities of principals lie below.
 const FIRST_FILE: u64 = 1 << 32;
@@ -121,6 +122,10 @@ impl Broker for MemoryBroker {
             return uid(FIRST_IDENTITY).map(Node::Identity);
         }
         uid(FIRST_DIRECTORY).map(Node::Directory)
+    }
+
+    fn writer(&self, _principal: PrincipalNumber) -> Option<Arc<Writer>> {
+        None
     }
 
     fn owner(&self, principal: PrincipalNumber) -> Option<(u32, u32)> {

@@ -9,9 +9,12 @@ pub mod backend;
 pub mod local;
 pub mod memory;
 
+use std::sync::Arc;
+
 use crate::clock::Timestamp;
 use crate::identity::Caller;
 use crate::identity::attestor::PrincipalNumber;
+use crate::redact::Level;
 
 /// Who a caller is to the mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,9 @@ pub enum Refusal {
     /// Longer than any name can be.
     #[error("the name is too long")]
     NameTooLong,
+    /// What the system said to a change of an event file, as an error number.
+    #[error("{}", std::io::Error::from_raw_os_error(*.0))]
+    Os(i32),
     /// A change outside `events`.
     #[error("secrets are read-only")]
     ReadOnly,
@@ -94,6 +100,36 @@ pub enum Node {
     Secret(FileFact),
 }
 
+/// Whose events folder it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Below the event store.
+    pub folder: String,
+    /// The chain.
+    pub chain: String,
+    /// Its environment.
+    pub environment: Option<String>,
+    /// The execution.
+    pub execution: String,
+}
+
+/// A principal as a user of its events directory.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    /// The principal's number.
+    pub principal: u64,
+    /// Whose folder it uses.
+    pub place: Arc<Place>,
+    /// The name of its own directory in the mount.
+    pub token: String,
+    /// Owner of what it sees.
+    pub uid: u32,
+    /// Owner's group.
+    pub gid: u32,
+    /// What is looked for.
+    pub level: Level,
+}
+
 /// What the mount asks of the vault.
 pub trait Broker: Send + Sync + 'static {
     /// Who the caller is, judged anew.
@@ -116,6 +152,9 @@ pub trait Broker: Send + Sync + 'static {
 
     /// What an inode stands for.
     fn node(&self, inode: u64) -> Option<Node>;
+
+    /// A principal as a user of its events directory, where there is one.
+    fn writer(&self, principal: PrincipalNumber) -> Option<Arc<Writer>>;
 
     /// Owner of a principal's files.
     fn owner(&self, principal: PrincipalNumber) -> Option<(u32, u32)>;

@@ -99,6 +99,9 @@ pub struct Definition {
     pub environments: Vec<EnvName>,
     /// How secrets come unless said otherwise.
     pub deliver: Option<Deliver>,
+    /// All executions of an environment write to one events folder.
+    #[serde(default)]
+    pub shared_events: bool,
     /// In order.
     pub agents: Vec<Agent>,
 }
@@ -183,6 +186,17 @@ impl Source<'_> {
                 let text = self.string("deliver", value)?;
                 Ok(Some(self.parsed("deliver", text)?))
             }
+        }
+    }
+
+    fn shared_events(&self, map: &Map<String, Value>) -> Result<bool, Error> {
+        match map.get("events") {
+            None => Ok(false),
+            Some(value) => match self.string("events", value)? {
+                "chain" => Ok(true),
+                "execution" => Ok(false),
+                _ => Err(self.at("events", "\"events\" is \"execution\" or \"chain\"")),
+            },
         }
     }
 
@@ -373,6 +387,7 @@ impl Definition {
                 .map(|text| source.parsed("environments", text))
                 .collect::<Result<_, _>>()?,
             deliver: source.deliver(&map)?,
+            shared_events: source.shared_events(&map)?,
             agents: source
                 .array(&map, "agents")?
                 .iter()

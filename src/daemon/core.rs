@@ -19,8 +19,11 @@ use crate::clock::Clock;
 use crate::proto::{Code, Problem};
 use crate::secret::SecretBytes;
 use crate::sys::proc;
+use crate::vault::crypto::Key;
 use crate::vault::record::{Batch, RecordId, RecordKind};
 use crate::vault::{self, Vault};
+
+use super::needles::Needles;
 
 /// See the module.
 pub struct Core {
@@ -36,6 +39,10 @@ pub struct Core {
     /// Values that are denied to everybody, by record id: revoked ones, from the moment on that a
     /// revoke has begun.
     denied: RwLock<HashSet<String>>,
+    /// What redaction looks for.
+    pub needles: Needles,
+    /// Seals what is held back of event files, while the vault is unlocked.
+    seal: RwLock<Option<Arc<Key>>>,
 }
 
 thread_local! {
@@ -71,6 +78,8 @@ impl Core {
             environments,
             vault: RwLock::new(None),
             denied: RwLock::default(),
+            needles: Needles::default(),
+            seal: RwLock::default(),
         }
     }
 
@@ -118,7 +127,10 @@ impl Core {
         let catalog = load(&vault, &self.environments)?;
         self.deny_revoked(&catalog);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+        let seal = Arc::new(vault.derive_key("events held back"));
+        *self.seal.write().unwrap_or_else(PoisonError::into_inner) = Some(seal);
         *self.vault.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(vault));
+        self.needles.forget();
         Ok(())
     }
 
@@ -132,7 +144,13 @@ impl Core {
         let catalog = load(&vault, &self.environments)?;
         self.deny_revoked(&catalog);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+        self.needles.forget();
         Ok(())
+    }
+
+    /// The key that seals what is held back of event files; none while the vault is locked.
+    pub fn seal(&self) -> Option<Arc<Key>> {
+        self.seal.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn deny_revoked(&self, catalog: &Catalog) {
@@ -145,6 +163,8 @@ impl Core {
     pub fn forget(&self) {
         let _turn = self.turn();
         *self.vault.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.seal.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.needles.forget();
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
             Catalog::new(self.environments.clone());
     }
@@ -163,7 +183,11 @@ impl Core {
         let mut batch = Batch::new();
         let (value, apply) = decide(&self.catalog(), &mut batch)?;
         let revision = vault.commit(&batch).map_err(|e| vault_problem(&e))?;
-        apply(&mut self.catalog.write().unwrap_or_else(PoisonError::into_inner));
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        apply(&mut catalog);
+        // Before anybody can be pinned to a new value.
+        self.needles.follow(&batch, &catalog);
+        drop(catalog);
         Ok((value, revision))
     }
 

@@ -21,10 +21,11 @@ use crate::execution::id::ExecutionId;
 use crate::execution::journal::Kind;
 use crate::execution::principal::{Execution, File, Membership, Pin, Principal, ProcessRef};
 use crate::execution::registry::{self, SecretInode, find_process, process_ref};
-use crate::fs::tree::{AGENTS_NAME, FIRST_RANDOM};
+use crate::fs::tree::{AGENTS_NAME, EVENTS_NAME, FIRST_RANDOM};
 use crate::identity::Facts;
 use crate::identity::attestor::{Attestor, PrincipalNumber, TreeAttestor};
 use crate::proto::{self, Code, Hold, How, Problem, Value};
+use crate::redact::Level;
 use crate::secret::SecretBytes;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::pidfd::PidFd;
@@ -512,6 +513,19 @@ impl Daemon {
         Ok(())
     }
 
+    /// Where an execution's events go, below the store.
+    fn events_folder(&self, execution: &Execution) -> Result<String, Problem> {
+        // A chain's name may have slashes, and folders of one chain must not lie in another's.
+        let chain = execution.chain.replace('%', "%25").replace('/', "%2F");
+        let environment = execution.environment.as_deref().unwrap_or("-");
+        let name: ChainName = parse(&execution.chain)?;
+        let shared = self.core.catalog().chain(&name).is_some_and(|c| c.definition.shared_events);
+        Ok(match shared {
+            true => format!("{chain}/{environment}"),
+            false => format!("{chain}/{environment}/{}", execution.id),
+        })
+    }
+
     fn implicit_execution(
         &self,
         who: &Caller,
@@ -715,8 +729,12 @@ impl Daemon {
             launch: launch.clone(),
             lifeline,
             keep_background: wanted.keep_background,
+            events_folder: self.events_folder(execution)?,
+            redact: Level::All,
         };
         let principal = self.registry.register(principal).map_err(|e| registry_problem(&e))?;
+        // What its chain may see is looked for from now on.
+        self.core.needles.changed();
         let finished = self.finish_launch(who, wanted, &principal, group.as_ref(), resolution);
         if finished.is_err() {
             self.end_principal(&principal, Duration::ZERO)?;
@@ -747,6 +765,7 @@ impl Daemon {
             ("STRONGROOM_EXECUTION".to_owned(), principal.execution.to_string()),
             ("STRONGROOM_CHAIN".to_owned(), principal.chain.clone()),
             ("STRONGROOM_AGENT".to_owned(), principal.agent.clone()),
+            ("STRONGROOM_EVENTS_DIR".to_owned(), format!("{secrets_path}/{EVENTS_NAME}")),
             ("CREDENTIALS_DIRECTORY".to_owned(), secrets_path.clone()),
         ]);
         let mut secret_env = BTreeMap::new();
@@ -1008,7 +1027,9 @@ impl Daemon {
         grace: Duration,
     ) -> Result<Vec<String>, Problem> {
         self.registry.unregister(principal.number).map_err(|e| registry_problem(&e))?;
-        Ok(self.end_processes(principal, grace))
+        let survivors = self.end_processes(principal, grace);
+        self.settle_events(&[principal.number.0]);
+        Ok(survivors)
     }
 
     pub(super) fn end_processes(&self, principal: &Principal, grace: Duration) -> Vec<String> {
@@ -1064,6 +1085,7 @@ impl Daemon {
             .end(id, self.core.clock.now(), reason)
             .map_err(|e| registry_problem(&e))?;
         let survivors = members.iter().flat_map(|p| self.end_processes(p, grace)).collect();
+        self.settle_events(&members.iter().map(|p| p.number.0).collect::<Vec<_>>());
         if let Some(root) = &self.cgroup_root {
             // Busy only while a survivor is in it.
             let _removed = cgroup::remove_tree(&root.join(id.as_str()));

@@ -13,6 +13,7 @@ mod import;
 pub mod inspect;
 pub mod keys;
 mod launch;
+pub mod needles;
 mod revoke;
 mod rotate;
 mod rotation;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use crate::broker::local::Local;
 use crate::clock::Timestamp;
 use crate::config::{Config, Paths};
+use crate::events::Events;
 use crate::execution::registry::Registry;
 use crate::execution::state::State;
 use crate::fs::tree::Tree;
@@ -41,6 +43,9 @@ use self::core::Core;
 pub const NAME_AND_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Between two looks at deadlines and deaths.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
+
+/// How long the end of an agent waits for its files to be closed.
+const EVENTS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The broker of this host.
 pub type LocalBroker = Local<Core, Core>;
@@ -63,6 +68,10 @@ pub struct Parts {
     pub tree: Arc<Tree<LocalBroker>>,
     /// Panics of the mount.
     pub alarms: Arc<Alarms>,
+    /// What agents may write to.
+    pub events: Arc<Events>,
+    /// What that needs of the rest.
+    pub around: Arc<needles::Around>,
     /// Where cgroups of executions are made, where they can be.
     pub cgroup_root: Option<PathBuf>,
     /// Whether the kernel repeats requests to a new worker.
@@ -81,6 +90,8 @@ pub struct Daemon {
     core: Arc<Core>,
     tree: Arc<Tree<LocalBroker>>,
     alarms: Arc<Alarms>,
+    events: Arc<Events>,
+    around: Arc<needles::Around>,
     cgroup_root: Option<PathBuf>,
     resend: bool,
     hardening: BTreeMap<String, Hold>,
@@ -125,6 +136,8 @@ impl Daemon {
             core: parts.core,
             tree: parts.tree,
             alarms: parts.alarms,
+            events: parts.events,
+            around: parts.around,
             cgroup_root: parts.cgroup_root,
             resend: parts.resend,
             hardening: inspect::hardening(&parts.hardening),
@@ -160,6 +173,7 @@ impl Daemon {
                 self.housekeeping();
                 self.keep_versions();
                 self.keep_sealed();
+                self.keep_events();
                 self.tree.broker().record_counts(false);
             }));
             if turn.is_err() {
@@ -191,6 +205,35 @@ impl Daemon {
             {
                 tracing::error!(%error, "an execution could not be ended");
             }
+        }
+    }
+}
+
+impl Daemon {
+    /// Completes what nobody writes any more, and tells of those who try to guess.
+    fn keep_events(&self) {
+        for probe in self.around.take_probes() {
+            self.alert(alert::Alert {
+                event: "redaction_probe",
+                secret: None,
+                message: format!(
+                    "execution {} of chain {} writes values that are not its own again and again",
+                    probe.execution, probe.chain
+                ),
+                reason: None,
+                at: probe.at,
+            });
+        }
+        self.events.tidy();
+        let principals = self.registry.principals();
+        self.events.forget_places(&principals.iter().map(|p| p.events_folder.as_str()).collect());
+    }
+
+    /// Waits until the files that ended agents had open are complete.
+    fn settle_events(&self, principals: &[u64]) {
+        let deadline = std::time::Instant::now() + EVENTS_PATIENCE;
+        while self.events.is_written_by(principals) && std::time::Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(1));
         }
     }
 }

@@ -341,6 +341,15 @@ impl Draft {
         Ok((redactor, held))
     }
 
+    pub(super) fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Whether writers see something else than what is stored.
+    pub(super) fn has_hidden(&self) -> bool {
+        !self.segments.is_empty() || self.open.is_some() || self.len != self.stored_len()
+    }
+
     /// As writers see it.
     pub(super) fn len(&self) -> u64 {
         self.len
@@ -500,7 +509,41 @@ impl Draft {
         let mut buffer = vec![0; size];
         self.read_base(store, at, &mut buffer, false)?;
         self.overlay.read(at, &mut buffer);
+        if self.is_dirty() && !buffer.is_empty() {
+            self.mask(store, at, &mut buffer)?;
+        }
         Ok(buffer)
+    }
+
+    /// Hides what is secret in collected bytes: other agents may read them, too.
+    fn mask(&self, store: &dyn Store, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+        struct Mask<'a> {
+            position: u64,
+            at: u64,
+            buffer: &'a mut [u8],
+        }
+        impl Sink for Mask<'_> {
+            fn clear(&mut self, bytes: &[u8]) {
+                self.position += bytes.len() as u64;
+            }
+            fn hidden(&mut self, raw: &[u8]) {
+                let len = self.buffer.len();
+                let from = within(self.position, self.at).min(len);
+                self.position += raw.len() as u64;
+                let to = within(self.position, self.at).min(len);
+                self.buffer[from..to].fill(HIDDEN);
+            }
+            fn marker(&mut self, _: &str, _: u64) {}
+        }
+        let around = self.redactor.view().longest() as u64 + TAIL_BYTES / 16;
+        let from = at.saturating_sub(around);
+        let to = (at + buffer.len() as u64 + around).min(self.len);
+        let mut raw = Zeroizing::new(vec![0; within(to, from)]);
+        self.read_base(store, from, &mut raw, true)?;
+        self.overlay.read(from, &mut raw);
+        let mut redactor = Redactor::new(self.redactor.view().clone(), self.level);
+        redactor.push(&raw, &mut Mask { position: from, at, buffer });
+        Ok(())
     }
 
     /// Ranges that are hidden and were changed or are not known any more: what is left of them stays
@@ -1008,6 +1051,9 @@ mod tests {
                         let from = (at as usize).min(plain.len());
                         let real = &plain[from..(from + n).min(plain.len())];
                         prop_assert_eq!(seen.len(), real.len());
+                        for value in VALUES {
+                            prop_assert!(!text(&seen).contains(value));
+                        }
                         for (s, r) in seen.iter().zip(real) {
                             prop_assert!(s == r || *s == HIDDEN, "{} {}", text(&seen), text(real));
                         }

@@ -28,6 +28,9 @@ const PRINCIPAL: usize = 8;
 const INODE: usize = 16;
 const REQUEST: usize = 24;
 const RECORDED_AT: usize = 32;
+const FLAGS: usize = 40;
+/// The file was opened for writing.
+const WRITING: u64 = 1;
 /// The principal number that stands for "nobody".
 const NOBODY: u64 = 0;
 
@@ -38,6 +41,8 @@ pub struct Handle {
     pub principal: Option<u64>,
     /// What.
     pub inode: u64,
+    /// Whether it may be written through.
+    pub writing: bool,
 }
 
 /// The table.
@@ -104,6 +109,8 @@ impl Handles {
         self.region.store(at + INODE, handle.inode, Ordering::Relaxed);
         self.region.store(at + REQUEST, request, Ordering::Relaxed);
         self.region.store(at + RECORDED_AT, 0, Ordering::Relaxed);
+        let flags = if handle.writing { WRITING } else { 0 };
+        self.region.store(at + FLAGS, flags, Ordering::Relaxed);
         self.region.store(at + COMMIT, generation, Ordering::Release);
         Some(handle_number(generation, slot))
     }
@@ -128,9 +135,24 @@ impl Handles {
         let at = self.valid(fh)?;
         let principal = self.region.load(at + PRINCIPAL, Ordering::Relaxed);
         let inode = self.region.load(at + INODE, Ordering::Relaxed);
-        let handle = Handle { principal: (principal != NOBODY).then_some(principal), inode };
+        let flags = self.region.load(at + FLAGS, Ordering::Relaxed);
+        let handle = Handle {
+            principal: (principal != NOBODY).then_some(principal),
+            inode,
+            writing: flags & WRITING != 0,
+        };
         // Still the same after the loads: a release in between makes them meaningless.
         self.valid(fh).map(|_| handle)
+    }
+
+    /// Every open file, by its handle.
+    pub fn all(&self) -> Vec<(u64, Handle)> {
+        let untouched = self.free.lock().unwrap_or_else(PoisonError::into_inner).untouched;
+        let number = |slot| {
+            let generation = self.region.load(slot_offset(slot) + COMMIT, Ordering::Acquire);
+            handle_number(generation, slot)
+        };
+        (0..untouched).map(number).filter_map(|fh| Some((fh, self.get(fh)?))).collect()
     }
 
     /// When a read of `fh` was last recorded, in seconds since 1970; 0 for never.
@@ -193,7 +215,7 @@ impl std::fmt::Debug for Handles {
 mod tests {
     use super::*;
 
-    const SAMPLE: Handle = Handle { principal: Some(3), inode: 77 };
+    const SAMPLE: Handle = Handle { principal: Some(3), inode: 77, writing: true };
 
     #[test]
     fn a_handle_means_the_same_to_the_next_worker() {
@@ -226,10 +248,11 @@ mod tests {
         let handles = Handles::open(&state);
         let first = handles.insert(SAMPLE, 1, false).unwrap();
         handles.remove(first);
-        let second = handles.insert(Handle { principal: None, inode: 5 }, 2, false).unwrap();
+        let second =
+            handles.insert(Handle { principal: None, inode: 5, writing: false }, 2, false).unwrap();
         assert_ne!(first, second);
         assert_eq!(handles.get(first), None);
-        assert_eq!(handles.get(second), Some(Handle { principal: None, inode: 5 }));
+        assert_eq!(handles.get(second), Some(Handle { principal: None, inode: 5, writing: false }));
         handles.set_recorded_at(first, 9);
         assert_eq!(handles.recorded_at(second), 0);
         assert_eq!(handles.get(u64::MAX), None);

@@ -44,6 +44,10 @@ pub enum Kind {
     Revoke = 7,
     /// A run of a rotation chain, by its token.
     Rotation = 8,
+    /// A number of an events directory or file.
+    EventNode = 9,
+    /// An event file that is being written: its head, its hidden ranges, what is collected.
+    EventDraft = 10,
 }
 
 impl Kind {
@@ -57,6 +61,8 @@ impl Kind {
             6 => Self::Ticket,
             7 => Self::Revoke,
             8 => Self::Rotation,
+            9 => Self::EventNode,
+            10 => Self::EventDraft,
             _ => return None,
         })
     }
@@ -180,6 +186,30 @@ impl Journal {
     pub fn get(&self, kind: Kind, key: &[u8]) -> Option<Vec<u8>> {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.entries.get(&(kind, key.to_vec())).cloned()
+    }
+
+    /// Entries of `kind` whose key begins so.
+    pub fn below(&self, kind: Kind, start: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer
+            .entries
+            .range((kind, start.to_vec())..)
+            .take_while(|((k, key), _)| *k == kind && key.starts_with(start))
+            .map(|((_, key), value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
+    /// The numbers that keys of `kind` begin with, each once.
+    pub fn heads(&self, kind: Kind) -> Vec<u64> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heads: Vec<u64> = writer
+            .entries
+            .range((kind, Vec::new())..)
+            .take_while(|((k, _), _)| *k == kind)
+            .filter_map(|((_, key), _)| Some(u64::from_be_bytes(*key.first_chunk()?)))
+            .collect();
+        heads.dedup();
+        heads
     }
 
     /// All entries of `kind`, by key.

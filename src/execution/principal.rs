@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::identity::attestor::PrincipalNumber;
+use crate::redact::Level;
 
 use super::id::ExecutionId;
 
@@ -151,6 +152,12 @@ pub struct Principal {
     pub lifeline: Option<ProcessRef>,
     /// Processes may outlive the main one; the agent ends when none is left.
     pub keep_background: bool,
+    /// Its events folder below the store.
+    #[serde(default)]
+    pub events_folder: String,
+    /// What is looked for in what it writes there.
+    #[serde(default)]
+    pub redact: Level,
 }
 
 impl Principal {

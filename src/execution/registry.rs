@@ -142,6 +142,11 @@ impl Registry {
         Self { journal, ledger, inner: RwLock::new(inner), watched: Mutex::default() }
     }
 
+    /// The runtime state behind it.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -187,11 +192,6 @@ impl Registry {
     /// Whether a running execution is pinned to a value.
     pub fn is_held(&self, value: &str) -> bool {
         self.read().held.contains_key(value)
-    }
-
-    /// The journal, for facts of other modules.
-    pub fn journal(&self) -> &Journal {
-        &self.journal
     }
 
     /// Starts an execution. One that exists with the same chain and environment, and still runs, is
@@ -600,6 +600,8 @@ mod tests {
             launch: String::new(),
             lifeline: None,
             keep_background: false,
+            events_folder: String::new(),
+            redact: crate::redact::Level::All,
         }
     }
 

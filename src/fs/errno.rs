@@ -19,12 +19,14 @@ impl From<Refusal> for Errno {
             // A denied caller must not learn that the name exists.
             Refusal::Missing => libc::ENOENT,
             Refusal::NameTooLong => libc::ENAMETOOLONG,
+            // Never ENOSYS, which the kernel remembers for the whole connection.
+            Refusal::Os(libc::ENOSYS) => libc::EOPNOTSUPP,
+            Refusal::Os(number) => number,
             Refusal::ReadOnly => libc::EROFS,
             Refusal::Revoked => libc::EKEYREVOKED,
             Refusal::TooManyOpen => libc::ENFILE,
             // Of the numbers tried, EINVAL alone makes every common tool fall back to read(2).
             Refusal::Uncacheable => libc::EINVAL,
-            // Never ENOSYS, which the kernel remembers for the whole connection.
             Refusal::Unsupported => libc::EOPNOTSUPP,
         })
     }
@@ -44,6 +46,7 @@ mod tests {
             Refusal::Locked,
             Refusal::Missing,
             Refusal::NameTooLong,
+            Refusal::Os(libc::ENOSYS),
             Refusal::ReadOnly,
             Refusal::Revoked,
             Refusal::TooManyOpen,

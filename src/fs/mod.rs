@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod errno;
+pub mod events;
 pub mod tree;

@@ -3,19 +3,26 @@
 //! ```text
 //! /                 answers by caller: an agent's files, or `.identity` alone
 //! /.agents/TOKEN/   a principal's own directory; found by whoever knows the token, listed by nobody
+//! .../events/       the events of the principal's execution, see [`crate::events`]
 //! ```
 //!
 //! Invariant: whether a *directory* exists never depends on who asks, files always do. Danger: a
 //! stranger's `ENOENT` on a directory drops it from the shared dentry cache, under the feet of those
-//! who work in it (`pitfalls` in the manual). Inode numbers 1 to 3 are fixed, all others random.
+//! who work in it (`pitfalls` in the manual). Inode numbers 1 to 4 are fixed, all others random.
 #![forbid(unsafe_code)]
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::{Broker, FileFact, Node, Range, Refusal, Request, Standing};
 use crate::clock::Timestamp;
+use crate::events::Events;
 use crate::identity::Caller;
 use crate::identity::attestor::PrincipalNumber;
+
+use super::events::{event_entry, events_link};
 
 /// The root directory (`FUSE_ROOT_ID`).
 pub const ROOT: u64 = 1;
@@ -23,6 +30,8 @@ pub const ROOT: u64 = 1;
 pub const AGENTS: u64 = 2;
 /// The `.identity` that strangers see.
 pub const STRANGER_IDENTITY: u64 = 3;
+/// The symbolic link `events` of the root, whose target depends on who asks.
+pub const EVENTS_LINK: u64 = 4;
 /// Inode numbers below this are fixed.
 pub const FIRST_RANDOM: u64 = 1 << 10;
 
@@ -30,6 +39,9 @@ pub const FIRST_RANDOM: u64 = 1 << 10;
 pub const AGENTS_NAME: &str = ".agents";
 /// Name of the file that says who the caller is.
 pub const IDENTITY_NAME: &str = ".identity";
+
+/// Name of the directory that agents write to.
+pub const EVENTS_NAME: &str = "events";
 
 /// Attributes of a secret are the same for all who see its inode, so the kernel may keep them.
 const SECRET_ATTR_TIMEOUT: Duration = Duration::from_secs(1);
@@ -49,6 +61,8 @@ pub enum Kind {
     Directory,
     /// A regular file.
     File,
+    /// A symbolic link.
+    Link,
 }
 
 /// Attributes of an inode.
@@ -76,18 +90,20 @@ pub struct Attributes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// Name.
-    pub name: String,
+    pub name: OsString,
     /// Inode number.
     pub inode: u64,
     /// File or directory.
     pub kind: Kind,
 }
 
-/// What an open file is, as the adapter must treat it. All are direct I/O without FLUSH.
+/// What an open file is, as the adapter must treat it. All are direct I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opened {
     /// The handle to give to the kernel.
     pub handle: u64,
+    /// Whether the kernel is to tell when a descriptor is closed.
+    pub tells_close: bool,
 }
 
 /// The open file that a READ names.
@@ -104,17 +120,31 @@ pub struct OpenFile {
 
 /// The handle of every file that holds no secret.
 const PLAIN_HANDLE: u64 = 0;
+const PLAIN: Opened = Opened { handle: PLAIN_HANDLE, tells_close: false };
 
 /// The tree over a broker.
 #[derive(Debug)]
 pub struct Tree<B> {
     broker: B,
+    events: Option<Arc<Events>>,
 }
 
 impl<B: Broker> Tree<B> {
     /// A tree that asks `broker`.
     pub fn new(broker: B) -> Self {
-        Self { broker }
+        Self { broker, events: None }
+    }
+
+    /// With directories that agents may write to.
+    #[must_use]
+    pub fn with_events(mut self, events: Arc<Events>) -> Self {
+        self.events = Some(events);
+        self
+    }
+
+    /// The events directories, where there are any.
+    pub fn events(&self) -> Option<&Arc<Events>> {
+        self.events.as_ref()
     }
 
     /// The broker behind it.
@@ -130,11 +160,20 @@ impl<B: Broker> Tree<B> {
         if name.len() > MAX_NAME_BYTES {
             return Err(Refusal::NameTooLong);
         }
+        if let Some(events) = self.events_of(parent) {
+            let writer = self.writer(caller)?;
+            let found = events.lookup(&writer, parent, OsStr::from_bytes(name))?;
+            return Ok(event_entry(&writer, found));
+        }
         // A name that is not UTF-8 can be no name of ours.
         let name = std::str::from_utf8(name).map_err(|_| Refusal::Missing)?;
         match parent {
             ROOT if name == AGENTS_NAME => Ok(directory(AGENTS, 0o711)),
             ROOT => match self.broker.standing(caller)? {
+                // A directory would be another for each caller, which the kernel cannot have.
+                Standing::Agent(_) if name == EVENTS_NAME && self.events.is_some() => {
+                    Ok(events_link())
+                }
                 Standing::Agent(principal) => self.lookup_file(caller, principal, name),
                 Standing::Stranger => stranger_file(name),
             },
@@ -162,6 +201,9 @@ impl<B: Broker> Tree<B> {
         if name == IDENTITY_NAME {
             return self.identity_attributes(principal);
         }
+        if name == EVENTS_NAME && self.events.is_some() {
+            return self.events_root(principal);
+        }
         self.broker.file(principal, name, caller).map(|f| secret(&f)).ok_or(Refusal::Missing)
     }
 
@@ -186,10 +228,15 @@ impl<B: Broker> Tree<B> {
     /// # Errors
     /// See [`Refusal`].
     pub fn attributes(&self, caller: Caller, inode: u64) -> Result<Attributes, Refusal> {
+        if let Some(events) = self.events_of(inode) {
+            let writer = self.writer(caller)?;
+            return Ok(event_entry(&writer, events.attributes(&writer, inode)?));
+        }
         match inode {
             ROOT => Ok(directory(ROOT, 0o555)),
             AGENTS => Ok(directory(AGENTS, 0o711)),
             STRANGER_IDENTITY => Ok(stranger_attributes()),
+            EVENTS_LINK => Ok(events_link()),
             _ => match self.broker.node(inode) {
                 None => Err(Refusal::Missing),
                 Some(Node::Directory(_)) => Ok(directory(inode, 0o555)),
@@ -221,6 +268,9 @@ impl<B: Broker> Tree<B> {
     /// # Errors
     /// See [`Refusal`].
     pub fn list(&self, caller: Caller, inode: u64) -> Result<Vec<Listed>, Refusal> {
+        if let Some(events) = self.events_of(inode) {
+            return Self::list_events(events, &*self.writer(caller)?, inode);
+        }
         let dir = |name: &str, inode| Listed { name: name.into(), inode, kind: Kind::Directory };
         let file = |name: &str, inode| Listed { name: name.into(), inode, kind: Kind::File };
         let viewer = match inode {
@@ -242,6 +292,18 @@ impl<B: Broker> Tree<B> {
         match viewer.and_then(|p| self.broker.inodes(p).map(|(_, identity)| (p, identity))) {
             Some((principal, identity)) => {
                 listed.push(file(IDENTITY_NAME, identity));
+                if self.events.is_some() {
+                    let events = match inode {
+                        ROOT => Some((EVENTS_LINK, Kind::Link)),
+                        // Locked, or the disk is full: the secrets are listed all the same.
+                        _ => self.events_root(principal).ok().map(|a| (a.inode, Kind::Directory)),
+                    };
+                    listed.extend(events.map(|(inode, kind)| Listed {
+                        name: EVENTS_NAME.into(),
+                        inode,
+                        kind,
+                    }));
+                }
                 let files = self.broker.files(principal);
                 listed.extend(files.iter().map(|f| file(&f.name, f.inode)));
             }
@@ -261,22 +323,27 @@ impl<B: Broker> Tree<B> {
         writing: bool,
         request: Request,
     ) -> Result<Opened, Refusal> {
+        if let Some(events) = self.events_of(inode) {
+            let writer = self.writer(caller)?;
+            let handle = events.open_file(&writer, inode, writing, request)?;
+            return Ok(Opened { handle, tells_close: true });
+        }
         if writing {
             return Err(Refusal::ReadOnly);
         }
         if inode == STRANGER_IDENTITY {
-            return Ok(Opened { handle: PLAIN_HANDLE });
+            return Ok(PLAIN);
         }
         match self.broker.node(inode) {
             Some(Node::Identity(owner)) => {
                 self.require(caller, owner)?;
-                Ok(Opened { handle: PLAIN_HANDLE })
+                Ok(PLAIN)
             }
             Some(Node::Secret(_)) => match self.broker.standing(caller)? {
                 Standing::Agent(principal) => self
                     .broker
                     .open(principal, inode, caller, request)
-                    .map(|handle| Opened { handle }),
+                    .map(|handle| Opened { handle, tells_close: false }),
                 Standing::Stranger => {
                     // Reached without a lookup of its own: through a descriptor that was passed.
                     self.broker.refused(None, inode, caller, Refusal::ForeignHandle);
@@ -304,6 +371,11 @@ impl<B: Broker> Tree<B> {
             self.broker.refused(None, inode, caller, Refusal::Uncacheable);
             return Err(Refusal::Uncacheable);
         }
+        if let Some(events) = self.events_of(inode) {
+            let writer = self.writer(caller)?;
+            reply(&events.read(&writer, handle, range.offset, range.size as usize)?);
+            return Ok(());
+        }
         if inode == STRANGER_IDENTITY {
             reply(range.of(STRANGER_TEXT));
             return Ok(());
@@ -321,8 +393,10 @@ impl<B: Broker> Tree<B> {
 
     /// Ends an open file's life.
     pub fn release(&self, handle: u64) {
-        if handle != PLAIN_HANDLE {
-            self.broker.release(handle);
+        match &self.events {
+            Some(events) if events.holds(handle) => events.release(handle),
+            _ if handle != PLAIN_HANDLE => self.broker.release(handle),
+            _ => {}
         }
     }
 }

@@ -6,12 +6,13 @@
 //! handler ends fuser's thread for good.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -23,8 +24,10 @@ use fuser::{
 };
 
 use crate::broker::{Broker, Range, Refusal, Request};
+use crate::events::Change;
 use crate::fs::errno;
-use crate::fs::tree::{Attributes, Kind, OpenFile, Tree};
+use crate::fs::events::Write;
+use crate::fs::tree::{Attributes, Kind, Listed, OpenFile, Opened, Tree};
 use crate::identity::Caller;
 use crate::sys::device::UNIQUE_RESEND;
 
@@ -50,16 +53,47 @@ pub struct Alarms {
 pub struct Adapter<B> {
     tree: Arc<Tree<B>>,
     alarms: Arc<Alarms>,
+    listings: Listings,
+}
+
+/// Directories that are being read, as they were when the reading began.
+#[derive(Debug, Default)]
+struct Listings {
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
 }
 
 impl<B: Broker> Adapter<B> {
     /// Serves `tree`.
     pub fn new(tree: Arc<Tree<B>>, alarms: Arc<Alarms>) -> Self {
-        Self { tree, alarms }
+        Self { tree, alarms, listings: Listings::default() }
     }
 
     fn count(&self, operation: Operation) {
         self.alarms.requests.count(operation);
+    }
+
+    /// The listing of an open directory. A worker that did not open it takes it anew.
+    fn listing(
+        &self,
+        caller: Caller,
+        inode: u64,
+        number: u64,
+        offset: u64,
+    ) -> Result<Arc<Vec<Listed>>, Refusal> {
+        // Judged anew each time, whatever was listed before.
+        let now = self.tree.list(caller, inode)?;
+        let mut open = self.listings.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match open.get(&number) {
+            Some(known) if offset > 0 && self.tree.is_changeable(inode) => Ok(known.clone()),
+            _ => {
+                let now = Arc::new(now);
+                if self.tree.is_changeable(inode) {
+                    open.insert(number, now.clone());
+                }
+                Ok(now)
+            }
+        }
     }
 
     /// Runs a handler; a panic in it is a fault of ours and counted.
@@ -103,7 +137,7 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
         perm: attributes.mode,
         nlink: match attributes.kind {
             Kind::Directory => 2,
-            Kind::File => 1,
+            Kind::File | Kind::Link => 1,
         },
         uid: attributes.uid,
         gid: attributes.gid,
@@ -117,6 +151,44 @@ fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Directory => FileType::Directory,
         Kind::File => FileType::RegularFile,
+        Kind::Link => FileType::Symlink,
+    }
+}
+
+/// Answers with an entry; the kernel asks for it anew each time.
+fn entry(made: Result<Attributes, Errno>, reply: ReplyEntry) {
+    match made {
+        Ok(made) => {
+            reply.entry_with_ttls(&made.timeout, &ENTRY_TIMEOUT, &file_attr(&made), Generation(0))
+        }
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn empty(outcome: Result<(), Errno>, reply: ReplyEmpty) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn open_flags(opened: Opened) -> FopenFlags {
+    if opened.tells_close {
+        FopenFlags::FOPEN_DIRECT_IO
+    } else {
+        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
+    }
+}
+
+/// Seconds and nanoseconds since 1970.
+fn seconds(time: TimeOrNow) -> (i64, i64) {
+    let time = match time {
+        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::Now => SystemTime::now(),
+    };
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => (since.as_secs().cast_signed(), i64::from(since.subsec_nanos())),
+        Err(before) => (-before.duration().as_secs().cast_signed(), 0),
     }
 }
 
@@ -142,15 +214,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Operation::Lookup);
-        match self.guard(|| self.tree.lookup(caller(req), parent.0, name.as_bytes())) {
-            Ok(found) => reply.entry_with_ttls(
-                &found.timeout,
-                &ENTRY_TIMEOUT,
-                &file_attr(&found),
-                Generation(0),
-            ),
-            Err(errno) => reply.error(errno),
-        }
+        entry(self.guard(|| self.tree.lookup(caller(req), parent.0, name.as_bytes())), reply);
     }
 
     // Inodes live as long as their principal or version, so counts are not kept.
@@ -172,14 +236,14 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn setattr(
         &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
-        _mode: Option<u32>,
+        req: &fuser::Request,
+        ino: INodeNo,
+        mode: Option<u32>,
         _uid: Option<u32>,
         _gid: Option<u32>,
-        _size: Option<u64>,
+        size: Option<u64>,
         _atime: Option<TimeOrNow>,
-        _mtime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
@@ -189,87 +253,122 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyAttr,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        // Owners are not the agent's to give away, nor is it told that they stayed: tar and cp -p go on.
+        let change = Change { size, mode, modified: mtime.map(seconds) };
+        match self.guard(|| self.tree.change(caller(req), ino.0, change)) {
+            Ok(found) => reply.attr(&found.timeout, &file_attr(&found)),
+            Err(errno) => reply.error(errno),
+        }
     }
 
-    fn readlink(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &fuser::Request, ino: INodeNo, reply: ReplyData) {
         self.count(Operation::Other);
-        reply.error(Errno::EINVAL);
+        match self.guard(|| self.tree.link_target(caller(req), ino.0)) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn mknod(
         &self,
-        _req: &fuser::Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
         _umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        let made = self.guard(|| match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 => self.tree.make_file(caller(req), parent.0, name, request(req)),
+            _ => self.tree.make_other(caller(req), parent.0).and(Err(Refusal::Unsupported)),
+        });
+        entry(made, reply);
     }
 
     fn mkdir(
         &self,
-        _req: &fuser::Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         reply: ReplyEntry,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        let made =
+            self.guard(|| self.tree.make_directory(caller(req), parent.0, name, request(req)));
+        entry(made, reply);
     }
 
-    fn unlink(&self, _req: &fuser::Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        empty(
+            self.guard(|| self.tree.remove(caller(req), parent.0, name, Kind::File, request(req))),
+            reply,
+        );
     }
 
-    fn rmdir(&self, _req: &fuser::Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        empty(
+            self.guard(|| {
+                self.tree.remove(caller(req), parent.0, name, Kind::Directory, request(req))
+            }),
+            reply,
+        );
     }
 
     fn symlink(
         &self,
-        _req: &fuser::Request,
-        _parent: INodeNo,
+        req: &fuser::Request,
+        parent: INodeNo,
         _link_name: &OsStr,
         _target: &Path,
         reply: ReplyEntry,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        let refused = self.guard(|| self.tree.make_other(caller(req), parent.0));
+        reply.error(refused.err().unwrap_or(Errno::EPERM));
     }
 
     fn rename(
         &self,
-        _req: &fuser::Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _newparent: INodeNo,
-        _newname: &OsStr,
-        _flags: RenameFlags,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        let exclusive = match flags.bits() {
+            0 => false,
+            libc::RENAME_NOREPLACE => true,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        empty(
+            self.guard(|| {
+                let (from, to) = ((parent.0, name), (newparent.0, newname));
+                self.tree.rename(caller(req), from, to, exclusive, request(req))
+            }),
+            reply,
+        );
     }
 
     fn link(
         &self,
-        _req: &fuser::Request,
+        req: &fuser::Request,
         _ino: INodeNo,
-        _newparent: INodeNo,
+        newparent: INodeNo,
         _newname: &OsStr,
         reply: ReplyEntry,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        let refused = self.guard(|| self.tree.make_other(caller(req), newparent.0));
+        reply.error(refused.err().unwrap_or(Errno::EPERM));
     }
 
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -277,10 +376,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         let opened =
             self.guard(|| self.tree.open(caller(req), ino.0, is_writing(flags), request(req)));
         match opened {
-            Ok(opened) => reply.opened(
-                FileHandle(opened.handle),
-                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-            ),
+            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(errno) => reply.error(errno),
         }
     }
@@ -319,30 +415,42 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn write(
         &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        self.count(Operation::Write);
+        let write = Write {
+            inode: ino.0,
+            handle: fh.0,
+            offset,
+            append: flags.0 & libc::O_APPEND != 0,
+            owned: !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            bytes: data,
+        };
+        match self.guard(|| self.tree.write(caller(req), write, request(req))) {
+            // Never more than max_write.
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn flush(
         &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Flush);
-        reply.ok();
+        empty(self.guard(|| self.tree.flush(caller(req), ino.0, fh.0)), reply);
     }
 
     fn release(
@@ -368,21 +476,25 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn fsync(
         &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Other);
-        reply.ok();
+        empty(self.guard(|| self.tree.sync(caller(req), ino.0, fh.0)), reply);
     }
 
-    // Directories are never cached: a listing is for one caller.
+    // A listing is for one caller, and never cached. It is taken once for each reading: names that are
+    // removed meanwhile must not shift those that are still to come.
     fn opendir(&self, req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count(Operation::Opendir);
         match self.guard(|| self.tree.list(caller(req), ino.0)) {
-            Ok(_) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Ok(_) => {
+                let number = self.listings.next.fetch_add(1, Ordering::Relaxed);
+                reply.opened(FileHandle(number), FopenFlags::empty());
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -391,12 +503,12 @@ impl<B: Broker> Filesystem for Adapter<B> {
         &self,
         req: &fuser::Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
         self.count(Operation::Readdir);
-        match self.guard(|| self.tree.list(caller(req), ino.0)) {
+        match self.guard(|| self.listing(caller(req), ino.0, fh.0, offset)) {
             Ok(listed) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
                 for (index, entry) in listed.iter().enumerate().skip(from) {
@@ -428,11 +540,12 @@ impl<B: Broker> Filesystem for Adapter<B> {
         &self,
         _req: &fuser::Request,
         _ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Releasedir);
+        self.listings.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
         reply.ok();
     }
 
@@ -455,8 +568,8 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn setxattr(
         &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
+        req: &fuser::Request,
+        ino: INodeNo,
         _name: &OsStr,
         _value: &[u8],
         _flags: i32,
@@ -464,7 +577,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        empty(self.guard(|| self.tree.change_other(caller(req), ino.0)), reply);
     }
 
     // ENOSYS on purpose: `ls` would send three of these for each file, for nothing.
@@ -486,9 +599,9 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply.error(Errno::ENOSYS);
     }
 
-    fn removexattr(&self, _req: &fuser::Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &fuser::Request, ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        empty(self.guard(|| self.tree.change_other(caller(req), ino.0)), reply);
     }
 
     // ENOSYS on purpose: the kernel then stops asking, and every open is judged all the same.
@@ -499,16 +612,26 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn create(
         &self,
-        _req: &fuser::Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        let how = (flags & libc::O_EXCL != 0, is_writing(OpenFlags(flags)));
+        match self.guard(|| self.tree.create(caller(req), parent.0, name, how, request(req))) {
+            Ok((made, opened)) => reply.created(
+                &ENTRY_TIMEOUT,
+                &file_attr(&made),
+                Generation(0),
+                FileHandle(opened.handle),
+                open_flags(opened),
+            ),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn getlk(
@@ -588,30 +711,37 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn fallocate(
         &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
+        req: &fuser::Request,
+        ino: INodeNo,
         _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Other);
-        reply.error(number(Refusal::ReadOnly));
+        let end = offset.saturating_add(length);
+        empty(self.guard(|| self.tree.allocate(caller(req), ino.0, end, mode)), reply);
     }
 
     fn lseek(
         &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
+        req: &fuser::Request,
+        ino: INodeNo,
         _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
         self.count(Operation::Other);
-        // SEEK_DATA and SEEK_HOLE alone arrive here.
-        reply.error(Errno::EINVAL);
+        let found = self.guard(|| {
+            let offset = u64::try_from(offset).map_err(|_| Refusal::Os(libc::ENXIO))?;
+            self.tree.seek(caller(req), ino.0, offset, whence)
+        });
+        match found {
+            Ok(at) => reply.offset(at.cast_signed()),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn copy_file_range(

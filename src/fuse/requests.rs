@@ -33,11 +33,13 @@ pub enum Operation {
     Release,
     /// `FUSE_RELEASEDIR`.
     Releasedir,
+    /// `FUSE_WRITE`.
+    Write,
 }
 
 impl Operation {
     /// All of them, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Access,
         Self::Flush,
         Self::Getattr,
@@ -50,6 +52,7 @@ impl Operation {
         Self::Readdir,
         Self::Release,
         Self::Releasedir,
+        Self::Write,
     ];
 
     /// Its name in metrics.
@@ -67,6 +70,7 @@ impl Operation {
             Self::Readdir => "readdir",
             Self::Release => "release",
             Self::Releasedir => "releasedir",
+            Self::Write => "write",
         }
     }
 }

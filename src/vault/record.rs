@@ -117,6 +117,12 @@ impl Batch {
         self.changes.insert((kind, id), None);
     }
 
+    /// Values that it stores, and those that it removes.
+    pub fn values(&self) -> impl Iterator<Item = (RecordId, Option<&SecretBytes>)> {
+        let values = self.changes.iter().filter(|((kind, _), _)| *kind == RecordKind::Value);
+        values.map(|((_, id), bytes)| (*id, bytes.as_ref()))
+    }
+
     /// Whether nothing would change.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()

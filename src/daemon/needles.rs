@@ -1,0 +1,384 @@
+//! What redaction looks for, kept in step with the vault.
+//!
+//! Values that nobody can guess are in one index for everybody; those that can be guessed are looked
+//! for only in what their own chains write, or a marker would tell others that they guessed right.
+//! Invariant: a value is looked for before anybody can be pinned to it, until it is destroyed.
+//! Lock order: the catalog, then this.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::audit::record::Event;
+use crate::broker::{Place, Refusal};
+use crate::catalog::Catalog;
+use crate::catalog::name::{ChainName, EnvName};
+use crate::catalog::resolve::Asker;
+use crate::clock::Timestamp;
+use crate::events::Outside;
+use crate::execution::registry::Registry;
+use crate::redact::{self, Index, Others, Value, View};
+use crate::secret::SecretBytes;
+use crate::vault::Vault;
+use crate::vault::crypto::Key;
+use crate::vault::record::{Batch, RecordKind};
+
+use super::core::Core;
+
+/// After so many changes the index is built anew.
+const MAX_CHANGES: usize = 500;
+/// So many foreign values in a minute are no accident.
+const PROBE_HITS: u64 = 20;
+const PROBE_SECS: i64 = 60;
+const MAX_PROBED: usize = 4096;
+
+#[derive(Default)]
+struct State {
+    /// None: to be built when it is asked for.
+    known: Option<Known>,
+    /// Views by chain, environment and, for those without a definition, execution.
+    views: HashMap<(String, Option<String>, String), (u64, Arc<View>)>,
+}
+
+struct Known {
+    index: Arc<Index>,
+    /// Values that can be guessed, with their bytes.
+    guessable: BTreeMap<u32, SecretBytes>,
+    /// By the vault's record of the value, in hex.
+    numbers: HashMap<String, u32>,
+    next: u32,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Needles {
+    state: Mutex<State>,
+    /// Grows with everything that may change a view.
+    generation: AtomicU64,
+}
+
+impl Needles {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody may see more than before.
+    pub fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The values are others now.
+    pub fn forget(&self) {
+        *self.lock() = State::default();
+        self.changed();
+    }
+
+    /// Takes in what was just stored.
+    pub fn follow(&self, batch: &Batch, catalog: &Catalog) {
+        let mut state = self.lock();
+        let stores = batch.values().any(|(_, bytes)| bytes.is_some());
+        let plain = if stores { plain_values(catalog) } else { HashSet::new() };
+        let mut stale = false;
+        if let Some(known) = &mut state.known {
+            let mut added: Vec<(u32, &SecretBytes)> = Vec::new();
+            let mut gone = Vec::new();
+            for (id, bytes) in batch.values() {
+                let id = id.to_string();
+                match bytes {
+                    Some(bytes) if !plain.contains(&id) => {
+                        let number = known.next;
+                        known.next += 1;
+                        known.numbers.insert(id, number);
+                        if redact::unguessable(bytes.expose()) {
+                            added.push((number, bytes));
+                        } else {
+                            let copy = SecretBytes::copy_of(bytes.expose());
+                            known.guessable.insert(number, copy);
+                        }
+                    }
+                    Some(_) => {}
+                    None => {
+                        if let Some(number) = known.numbers.remove(&id) {
+                            known.guessable.remove(&number);
+                            gone.push(number);
+                        }
+                    }
+                }
+            }
+            if !gone.is_empty() {
+                known.index = Arc::new(known.index.without(&gone));
+            }
+            if !added.is_empty() {
+                let values = added.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() });
+                known.index = Arc::new(known.index.with(values));
+            }
+            stale = known.index.changes() > MAX_CHANGES;
+        }
+        if stale {
+            state.known = None;
+        }
+        drop(state);
+        self.changed();
+    }
+
+    /// What is looked for in what a place's agents write.
+    fn view(&self, place: &Place, core: &Core, registry: &Registry) -> Result<Arc<View>, Refusal> {
+        let generation = self.generation.load(Ordering::Acquire);
+        let mut key = (place.chain.clone(), place.environment.clone(), String::new());
+        {
+            let state = self.lock();
+            let of_execution = (key.0.clone(), key.1.clone(), place.execution.clone());
+            let known = state.views.get(&key).or_else(|| state.views.get(&of_execution));
+            if let Some((of, view)) = known
+                && *of == generation
+            {
+                return Ok(view.clone());
+            }
+        }
+        let vault = core.vault().ok_or(Refusal::Locked)?;
+        let catalog = core.catalog();
+        if !has_definition(place, &catalog) {
+            // Those who run without a definition have nothing to do with each other.
+            key.2.clone_from(&place.execution);
+        }
+        let seen = visible(place, &catalog, registry);
+        let mut state = self.lock();
+        if state.known.is_none() {
+            state.known = Some(read_all(&vault, &catalog)?);
+        }
+        let Some(known) = &state.known else { return Err(Refusal::Fault) };
+        let mut names: HashMap<u32, Arc<str>> = HashMap::new();
+        for (value, name) in seen {
+            if let Some(number) = known.numbers.get(&value) {
+                names.insert(*number, name);
+            }
+        }
+        let own = known.guessable.iter().filter(|(number, _)| names.contains_key(number));
+        let own = Index::build(own.map(|(id, b)| Value { id: *id, bytes: b.expose() }));
+        let view = Arc::new(View::of([&*known.index, &own], names, Others::Unnamed));
+        state.views.retain(|_, (of, _)| *of == generation);
+        state.views.insert(key, (generation, view.clone()));
+        Ok(view)
+    }
+
+    /// Everything, by name: for those who may see all names.
+    pub(super) fn full_view(&self, core: &Core) -> Result<View, Refusal> {
+        let vault = core.vault().ok_or(Refusal::Locked)?;
+        let catalog = core.catalog();
+        let mut state = self.lock();
+        if state.known.is_none() {
+            state.known = Some(read_all(&vault, &catalog)?);
+        }
+        let Some(known) = &state.known else { return Err(Refusal::Fault) };
+        let mut names: HashMap<u32, Arc<str>> = HashMap::new();
+        for secret in catalog.each_secret() {
+            let values = secret.versions.iter().filter_map(|v| v.value.as_ref());
+            for number in values.filter_map(|value| known.numbers.get(value)) {
+                names.insert(*number, secret.key.name.as_str().into());
+            }
+        }
+        let own = known.guessable.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() });
+        Ok(View::of([&*known.index, &Index::build(own)], names, Others::Unseen))
+    }
+}
+
+fn plain_values(catalog: &Catalog) -> HashSet<String> {
+    let plain = catalog.each_secret().filter(|secret| secret.plain);
+    plain.flat_map(|s| s.versions.iter().filter_map(|v| v.value.clone())).collect()
+}
+
+/// Values of all versions that exist, with the name of their secret.
+fn read_all(vault: &Vault, catalog: &Catalog) -> Result<Known, Refusal> {
+    let mut all: Vec<(u32, SecretBytes)> = Vec::new();
+    let mut known = Known {
+        index: Arc::new(Index::build([])),
+        guessable: BTreeMap::new(),
+        numbers: HashMap::new(),
+        next: 0,
+    };
+    for secret in catalog.each_secret().filter(|secret| !secret.plain) {
+        for value in secret.versions.iter().filter_map(|v| v.value.as_ref()) {
+            let id = value.parse().map_err(|_| Refusal::Fault)?;
+            // Destroyed versions have no bytes; every other must be readable, or nothing is written.
+            let bytes = match vault.get(RecordKind::Value, id) {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "a value cannot be looked for");
+                    return Err(Refusal::Fault);
+                }
+            };
+            let number = known.next;
+            known.next += 1;
+            known.numbers.insert(value.clone(), number);
+            if redact::unguessable(bytes.expose()) {
+                all.push((number, bytes));
+            } else {
+                known.guessable.insert(number, bytes);
+            }
+        }
+    }
+    let values = all.iter().map(|(id, bytes)| Value { id: *id, bytes: bytes.expose() });
+    known.index = Arc::new(Index::build(values));
+    Ok(known)
+}
+
+fn has_definition(place: &Place, catalog: &Catalog) -> bool {
+    place.chain.parse::<ChainName>().is_ok_and(|chain| catalog.chain(&chain).is_some())
+}
+
+/// Values of all versions of the secrets that some agent of the place can see, by name.
+fn visible(place: &Place, catalog: &Catalog, registry: &Registry) -> Vec<(String, Arc<str>)> {
+    let mut secrets = BTreeMap::new();
+    let chain: Option<ChainName> = place.chain.parse().ok();
+    let environment: Option<EnvName> =
+        place.environment.as_deref().and_then(|text| text.parse().ok());
+    if let Some(chain) = &chain
+        && let Some(stored) = catalog.chain(chain)
+    {
+        for agent in &stored.definition.agents {
+            let asker = Asker { chain, agent: &agent.name, environment: environment.as_ref() };
+            if let Ok(resolution) = catalog.resolve_in(&stored.definition, asker) {
+                for grant in resolution.granted.values() {
+                    secrets.insert(grant.secret.id.clone(), grant.secret.clone());
+                }
+            }
+        }
+    }
+    let mut seen: Vec<(String, Arc<str>)> = Vec::new();
+    // What agents hold by an earlier definition, or without any.
+    let shares = has_definition(place, catalog);
+    for principal in registry.principals() {
+        let is_mate = if shares {
+            principal.chain == place.chain && principal.environment == place.environment
+        } else {
+            principal.execution.as_str() == place.execution
+        };
+        if !is_mate {
+            continue;
+        }
+        for (_, file) in principal.files.iter().chain(principal.earlier.iter().map(|(n, f)| (n, f)))
+        {
+            match catalog.secret(&file.secret) {
+                Some(secret) => drop(secrets.insert(secret.id.clone(), secret.clone())),
+                None => seen.push((file.value.clone(), file.key.as_str().into())),
+            }
+        }
+    }
+    for secret in secrets.values() {
+        let name: Arc<str> = secret.key.name.as_str().into();
+        for value in secret.versions.iter().filter_map(|v| v.value.clone()) {
+            seen.push((value, name.clone()));
+        }
+    }
+    seen
+}
+
+impl std::fmt::Debug for Needles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Needles").finish_non_exhaustive()
+    }
+}
+
+/// Many markers of foreign values in what one execution writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// The execution.
+    pub execution: String,
+    /// Its chain.
+    pub chain: String,
+    /// When it was noticed.
+    pub at: Timestamp,
+}
+
+#[derive(Default)]
+struct Probes {
+    counted: HashMap<String, (Timestamp, u64)>,
+    noticed: Vec<Probe>,
+}
+
+/// What the events directories need of everything else.
+pub struct Around {
+    core: Arc<Core>,
+    registry: Arc<Registry>,
+    probes: Mutex<Probes>,
+}
+
+impl Around {
+    /// Puts the parts together.
+    pub fn new(core: Arc<Core>, registry: Arc<Registry>) -> Self {
+        Self { core, registry, probes: Mutex::default() }
+    }
+
+    /// Bursts of foreign values since the last call.
+    pub fn take_probes(&self) -> Vec<Probe> {
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut probes.noticed)
+    }
+
+    fn count_foreign(&self, place: &Place, count: u64) {
+        let now = self.core.clock.now();
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |since: Timestamp| now.as_second() - since.as_second() >= PROBE_SECS;
+        if probes.counted.len() >= MAX_PROBED {
+            probes.counted.retain(|_, (since, _)| !is_over(*since));
+        }
+        let entry = probes.counted.entry(place.execution.clone()).or_insert((now, 0));
+        if is_over(entry.0) {
+            *entry = (now, 0);
+        }
+        let before = entry.1;
+        entry.1 += count;
+        if before < PROBE_HITS && entry.1 >= PROBE_HITS {
+            let (execution, chain) = (place.execution.clone(), place.chain.clone());
+            probes.noticed.push(Probe { execution, chain, at: now });
+        }
+    }
+
+    fn record(&self, event: Event, place: &Place, file: Option<&str>, name: &str, count: u64) {
+        let mut record = self.core.new_record(event);
+        record.secret_key = Some(name).filter(|name| !name.is_empty());
+        record.chain = Some(&place.chain);
+        record.environment = place.environment.as_deref();
+        record.execution = Some(&place.execution);
+        record.via = Some("events");
+        record.reason = file;
+        record.count = Some(count);
+        if self.core.log.append(&record, 0).is_err() {
+            tracing::error!("a redaction could not be recorded");
+        }
+    }
+}
+
+impl Outside for Around {
+    fn view(&self, place: &Place) -> Result<Arc<View>, Refusal> {
+        // Locked means closed, whatever was looked for before.
+        if self.core.seal().is_none() {
+            return Err(Refusal::Locked);
+        }
+        self.core.needles.view(place, &self.core, &self.registry)
+    }
+
+    fn key(&self) -> Result<Arc<Key>, Refusal> {
+        self.core.seal().ok_or(Refusal::Locked)
+    }
+
+    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64) {
+        if name.is_empty() {
+            self.count_foreign(place, count);
+        }
+        self.record(Event::EventRedacted, place, Some(file), name, count);
+    }
+
+    fn name_refused(&self, place: &Place) {
+        // The name itself holds a secret.
+        self.record(Event::EventNameRefused, place, None, "", 1);
+    }
+}
+
+impl std::fmt::Debug for Around {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Around").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,266 @@
+//! The events directory on the real mount: what lands is what a redactor makes of a plain file.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Starts an execution and gives the directory that the orchestrator watches.
+fn execution(home: &Home, id: &str) -> PathBuf {
+    home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", id]);
+    home.home().join("events/deploy-pipeline/prod").join(id)
+}
+
+/// Runs a script as an agent of an execution.
+fn agent(home: &Home, id: &str, script: &str) -> std::process::Output {
+    let view = home.dir.path().join("view");
+    home.run(&[
+        "run",
+        "--execution",
+        id,
+        "--agent",
+        "TestRunner",
+        "--secrets-path",
+        view.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        script,
+    ])
+}
+
+fn good(output: &std::process::Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stored(path: PathBuf) -> String {
+    String::from_utf8_lossy(&fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        .into_owned()
+}
+
+#[test]
+fn what_agents_write_lands_without_their_secrets() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let store = execution(&home, "one");
+    let told = good(&agent(
+        &home,
+        "one",
+        r#"
+        set -e
+        cd "$STRONGROOM_EVENTS_DIR"
+        echo "key $(cat ../OPENAI_API_KEY) used" > log
+        cat ../DATABASE_URL | base64 -w0 >> log
+        echo >> log
+        mkdir sub && mv log sub/log2 && ls sub
+        cat sub/log2
+        echo '{"url": "'"$(cat ../DATABASE_URL)"'", "n": 1}' > sub/a.json
+        rm -f gone; echo x > gone; rm gone
+        printf 'plain\n' > plain; printf 'more\n' >> plain
+    "#,
+    ));
+    assert!(told.contains("log2"), "{told}");
+    let log = stored(store.join("sub/log2"));
+    assert!(log.starts_with("key [REDACTED:OPENAI_API_KEY] used\n"), "{log}");
+    assert!(log.contains("[REDACTED:DATABASE_URL]"), "{log}");
+    let json: serde_json::Value = serde_json::from_str(&stored(store.join("sub/a.json"))).unwrap();
+    assert_eq!(json["url"], "[REDACTED:DATABASE_URL]");
+    assert_eq!(stored(store.join("plain")), "plain\nmore\n");
+    assert!(!store.join("gone").exists());
+    for secret in [OPENAI, DB_PROD, "canary-hunter2"] {
+        assert!(!told.contains(secret), "read back in clear: {told}");
+        assert!(!log.contains(secret));
+    }
+    let records = home.records("event_redacted");
+    assert!(records.iter().any(|r| r["secret_key"] == "OPENAI_API_KEY"), "{records:?}");
+    home.ok(&["execution", "end", "one"]);
+    assert_eq!(home.json(&["audit", "verify"])["ok"], true);
+}
+
+#[test]
+fn a_finished_line_is_in_the_store_while_the_file_is_open() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let store = execution(&home, "live");
+    let file = store.join("log");
+    let mut child = home
+        .command(&["run", "--execution", "live", "--agent", "TestRunner", "--secrets-path"])
+        .arg(home.dir.path().join("view"))
+        .args([
+            "--",
+            "sh",
+            "-c",
+            r#"
+            exec 3> "$STRONGROOM_EVENTS_DIR/log"
+            echo first line >&3
+            printf 'half: %.20s' "$(cat "$CREDENTIALS_DIRECTORY/OPENAI_API_KEY")" >&3
+            read go
+            cut -c21- "$CREDENTIALS_DIRECTORY/OPENAI_API_KEY" >&3
+        "#,
+        ])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the first line", LIMIT, || {
+        fs::read_to_string(&file).is_ok_and(|t| t.starts_with("first line\nhalf: "))
+    });
+    std::thread::park_timeout(Duration::from_millis(300));
+    assert_eq!(stored(file.clone()), "first line\nhalf: ", "held back, whatever time goes by");
+    // The worker's death changes nothing.
+    let worker = nix::unistd::Pid::from_raw(home.worker_pid());
+    nix::sys::signal::kill(worker, nix::sys::signal::SIGKILL).unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(stored(file), "first line\nhalf: [REDACTED:OPENAI_API_KEY]\n");
+    home.ok(&["execution", "end", "live"]);
+}
+
+#[test]
+fn names_links_and_devices_with_or_as_a_way_out_are_refused() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let store = execution(&home, "out");
+    let script = r#"
+import errno, os, mmap
+d = os.environ["STRONGROOM_EVENTS_DIR"]
+key = open(os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY").read()
+def refused(number, do):
+    try:
+        do()
+    except OSError as e:
+        assert e.errno == number, (errno.errorcode[e.errno], errno.errorcode[number])
+        return
+    raise SystemExit("not refused: " + errno.errorcode[number])
+os.chdir(d)
+open("plain", "w").write("x")
+refused(errno.EPERM, lambda: open("k-" + key, "w"))
+refused(errno.EPERM, lambda: os.mkdir(key))
+refused(errno.EPERM, lambda: os.rename("plain", key))
+refused(errno.EPERM, lambda: os.symlink("/etc/passwd", "link"))
+refused(errno.EPERM, lambda: os.link("plain", "hard"))
+refused(errno.EPERM, lambda: os.mkfifo("fifo"))
+refused(errno.EROFS, lambda: os.rename("plain", "../plain"))
+refused(errno.EROFS, lambda: os.rename("../OPENAI_API_KEY", "stolen"))
+refused(errno.EOPNOTSUPP, lambda: os.setxattr("plain", "user.x", b"1"))
+f = os.open("plain", os.O_RDWR)
+refused(errno.ENODEV, lambda: mmap.mmap(f, 1, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE))
+os.write(f, (key + "\n").encode())
+back = os.pread(f, 4096, 0).decode()
+assert back == "*" * len(key) + "\n", back
+assert os.fstat(f).st_size == len(key) + 1
+assert os.lseek(f, 0, os.SEEK_CUR) == len(key) + 1
+before = os.fstat(f).st_ino
+os.close(f)
+print("fine")
+"#;
+    let file = home.dir.path().join("script.py");
+    fs::write(&file, script).unwrap();
+    let told = good(&agent(&home, "out", &format!("python3 {}", file.display())));
+    assert_eq!(told.trim(), "fine");
+    assert_eq!(stored(store.join("plain")), "[REDACTED:OPENAI_API_KEY]\n");
+    assert!(home.records("event_name_refused").len() >= 3);
+    home.ok(&["execution", "end", "out"]);
+}
+
+#[test]
+fn the_folder_of_an_execution_is_its_own_and_all_its_agents() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    execution(&home, "a");
+    execution(&home, "b");
+    good(&agent(&home, "a", "echo of a > $STRONGROOM_EVENTS_DIR/f"));
+    let told = good(&agent(&home, "b", "ls -a $STRONGROOM_EVENTS_DIR"));
+    assert_eq!(told.split_whitespace().collect::<Vec<_>>(), [".", ".."]);
+    let view = home.dir.path().join("view");
+    let other = home.run(&[
+        "run",
+        "--execution",
+        "a",
+        "--agent",
+        "CodeAnalyzer",
+        "--secrets-path",
+        view.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        "cd $STRONGROOM_EVENTS_DIR && cat f && echo more >> f && cat f",
+    ]);
+    assert_eq!(good(&other), "of a\nof a\nmore\n");
+    // Through the shared root, by a link that answers each caller.
+    let mount = home.mount();
+    let root = good(&agent(&home, "a", &format!("cat {}/events/f", mount.display())));
+    assert_eq!(root, "of a\nmore\n");
+    // A stranger finds neither.
+    assert!(!mount.join("events").exists());
+    for id in ["a", "b"] {
+        home.ok(&["execution", "end", id]);
+    }
+}
+
+#[test]
+fn quotas_and_a_locked_vault_have_their_own_errors() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    home.start();
+    let config = home.home().join("strongroom.toml");
+    let own = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{own}\n[events]\nmax_file = 1000\nmax_total = 5000\n")).unwrap();
+    home.ok(&["reload"]);
+    home.fill();
+    execution(&home, "q");
+    let script = r#"
+import errno, os
+os.chdir(os.environ["STRONGROOM_EVENTS_DIR"])
+def number(do):
+    try:
+        do()
+    except OSError as e:
+        return errno.errorcode[e.errno]
+    return "-"
+def write(name, size):
+    f = os.open(name, os.O_CREAT | os.O_WRONLY)
+    try:
+        os.write(f, b"x" * size)
+    finally:
+        os.close(f)
+print(number(lambda: write("f", 2000)))
+print(number(lambda: os.truncate("f", 2000)))
+print(number(lambda: [write("g%d" % i, 900) for i in range(9)]))
+"#;
+    let file = home.dir.path().join("script.py");
+    fs::write(&file, script).unwrap();
+    let told = good(&agent(&home, "q", &format!("python3 {}", file.display())));
+    assert_eq!(told.split_whitespace().collect::<Vec<_>>(), ["EDQUOT"; 3]);
+    let locked = home
+        .command(&["run", "--execution", "q", "--agent", "TestRunner", "--secrets-path"])
+        .arg(home.dir.path().join("view"))
+        .args(["--", "sh", "-c", "read go; echo x > $STRONGROOM_EVENTS_DIR/new"])
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the agent", LIMIT, || home.records("agent_started").len() >= 2);
+    home.ok(&["lock"]);
+    let mut locked = locked;
+    std::io::Write::write_all(&mut locked.stdin.take().unwrap(), b"go\n").unwrap();
+    let output = locked.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    assert!(text(&output).contains("Required key not available"), "{}", text(&output));
+}
