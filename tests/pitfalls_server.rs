@@ -16,7 +16,7 @@ use common::may_mount;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use strongroom::broker::memory::MemoryBroker;
-use strongroom::broker::{Broker, FileFact, Node, Range, Refusal, Request, Standing};
+use strongroom::broker::{Broker, FileFact, Node, Range, Refusal, Request, Standing, Writer};
 use strongroom::execution::state::State;
 use strongroom::fs::tree::Tree;
 use strongroom::fuse::adapter::{Adapter, Alarms, MAX_WRITE_BYTES};
@@ -60,6 +60,9 @@ impl Broker for Trouble {
     }
     fn node(&self, inode: u64) -> Option<Node> {
         self.0.node(inode)
+    }
+    fn writer(&self, principal: PrincipalNumber) -> Option<Arc<Writer>> {
+        self.0.writer(principal)
     }
     fn owner(&self, principal: PrincipalNumber) -> Option<(u32, u32)> {
         self.0.owner(principal)

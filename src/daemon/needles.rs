@@ -33,12 +33,15 @@ const PROBE_HITS: u64 = 20;
 const PROBE_SECS: i64 = 60;
 const MAX_PROBED: usize = 4096;
 
+/// Who shares a view: chain, environment and, for those without a definition, execution.
+type Scope = (String, Option<String>, String);
+
 #[derive(Default)]
 struct State {
     /// None: to be built when it is asked for.
     known: Option<Known>,
-    /// Views by chain, environment and, for those without a definition, execution.
-    views: HashMap<(String, Option<String>, String), (u64, Arc<View>)>,
+    /// Views, each with the generation that it is of.
+    views: HashMap<Scope, (u64, Arc<View>)>,
 }
 
 struct Known {
@@ -160,26 +163,6 @@ impl Needles {
         state.views.retain(|_, (of, _)| *of == generation);
         state.views.insert(key, (generation, view.clone()));
         Ok(view)
-    }
-
-    /// Everything, by name: for those who may see all names.
-    pub(super) fn full_view(&self, core: &Core) -> Result<View, Refusal> {
-        let vault = core.vault().ok_or(Refusal::Locked)?;
-        let catalog = core.catalog();
-        let mut state = self.lock();
-        if state.known.is_none() {
-            state.known = Some(read_all(&vault, &catalog)?);
-        }
-        let Some(known) = &state.known else { return Err(Refusal::Fault) };
-        let mut names: HashMap<u32, Arc<str>> = HashMap::new();
-        for secret in catalog.each_secret() {
-            let values = secret.versions.iter().filter_map(|v| v.value.as_ref());
-            for number in values.filter_map(|value| known.numbers.get(value)) {
-                names.insert(*number, secret.key.name.as_str().into());
-            }
-        }
-        let own = known.guessable.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() });
-        Ok(View::of([&*known.index, &Index::build(own)], names, Others::Unseen))
     }
 }
 

@@ -149,6 +149,11 @@ fn refusal(errno: Errno) -> Refusal {
     Refusal::Os(errno as i32)
 }
 
+/// The number has gone; the kernel looks the name up again.
+fn stale() -> Refusal {
+    refusal(Errno::ESTALE)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -241,7 +246,7 @@ impl Events {
     }
 
     fn node(&self, writer: &Writer, inode: u64) -> Result<Node, Refusal> {
-        let node = lock(&self.nodes).get(inode).cloned().ok_or(Refusal::Missing)?;
+        let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
         if node.place.folder != writer.place.folder {
             return Err(Refusal::ForeignHandle);
         }
@@ -725,7 +730,7 @@ impl Events {
 
     /// A draft of a file as it is stored.
     fn reopen(&self, inode: u64, writer: &Writer) -> Result<Desk, Refusal> {
-        let node = lock(&self.nodes).get(inode).cloned().ok_or(Refusal::Missing)?;
+        let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
         let view = self.outside.view(&writer.place)?;
         let store = self.folder.file(&node.path).map_err(|e| os(&e))?;
         let kept = match &node.what {
@@ -820,7 +825,7 @@ impl Events {
 
     /// Applies what is collected, in one pass to a new file that takes the place of the old.
     fn rebuild(&self, inode: u64, place: &Place, desk: &mut Desk) -> Result<(), Refusal> {
-        let path = lock(&self.nodes).get(inode).map(|n| n.path.clone()).ok_or(Refusal::Missing)?;
+        let path = lock(&self.nodes).get(inode).map(|n| n.path.clone()).ok_or_else(stale)?;
         let view = self.outside.view(place)?;
         let staging = staged(inode, desk.draft.generation + 1);
         // Of an earlier try that failed.
@@ -1138,7 +1143,7 @@ impl Events {
         self.keep(&mut guard, outcome)?;
         drop(guard);
         // By its name, while nobody writes: complete at once.
-        if !lock(&self.openers).get(&inode).is_some_and(|o| !o.writers.is_empty()) {
+        if lock(&self.openers).get(&inode).is_none_or(|o| o.writers.is_empty()) {
             self.finish(inode)?;
         }
         Ok(())
@@ -1262,7 +1267,7 @@ impl Events {
     fn finish(&self, inode: u64) -> Result<(), Refusal> {
         let Some(shared) = self.desk(inode, None)? else { return Ok(()) };
         let mut guard = lock(&shared);
-        let node = lock(&self.nodes).get(inode).cloned().ok_or(Refusal::Missing)?;
+        let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
         // Somebody may have opened it again meanwhile.
         if lock(&self.openers).get(&inode).is_some_and(|o| !o.writers.is_empty()) {
             return Ok(());

@@ -13,7 +13,9 @@ use crate::events::{self, Change, Events};
 use crate::identity::Caller;
 use crate::identity::attestor::PrincipalNumber;
 
-use super::tree::{AGENTS_NAME, Attributes, EVENTS_LINK, EVENTS_NAME, Kind, Listed, Opened, Tree};
+use super::tree::{
+    AGENTS_NAME, Attributes, EVENTS_LINK, EVENTS_NAME, FIRST_RANDOM, Kind, Listed, Opened, Tree,
+};
 
 /// What a write asks for.
 #[derive(Debug, Clone, Copy)]
@@ -78,8 +80,18 @@ impl<B: Broker> Tree<B> {
 
     /// The events and the writer, for a change below `inode`.
     fn writable(&self, caller: Caller, inode: u64) -> Result<(&Events, Arc<Writer>), Refusal> {
-        let events = self.events_of(inode).ok_or(Refusal::ReadOnly)?;
+        let events = self.events_of(inode).ok_or_else(|| self.unchangeable(inode))?;
         Ok((events, self.writer(caller)?))
+    }
+
+    /// Why an inode that is none of the events' cannot be changed: it is read-only, or its number has
+    /// gone. The kernel then looks the name up again, as a file that became complete wants.
+    pub(super) fn unchangeable(&self, inode: u64) -> Refusal {
+        if self.events().is_some() && inode >= FIRST_RANDOM && self.broker().node(inode).is_none() {
+            Refusal::Os(libc::ESTALE)
+        } else {
+            Refusal::ReadOnly
+        }
     }
 
     /// Where the root's link `events` leads for the caller.

@@ -238,6 +238,7 @@ impl<B: Broker> Tree<B> {
             STRANGER_IDENTITY => Ok(stranger_attributes()),
             EVENTS_LINK => Ok(events_link()),
             _ => match self.broker.node(inode) {
+                None if self.events.is_some() => Err(Refusal::Os(libc::ESTALE)),
                 None => Err(Refusal::Missing),
                 Some(Node::Directory(_)) => Ok(directory(inode, 0o555)),
                 Some(Node::Identity(owner)) => {
@@ -329,7 +330,7 @@ impl<B: Broker> Tree<B> {
             return Ok(Opened { handle, tells_close: true });
         }
         if writing {
-            return Err(Refusal::ReadOnly);
+            return Err(self.unchangeable(inode));
         }
         if inode == STRANGER_IDENTITY {
             return Ok(PLAIN);
@@ -350,6 +351,7 @@ impl<B: Broker> Tree<B> {
                     Err(Refusal::ForeignHandle)
                 }
             },
+            None if self.events.is_some() => Err(Refusal::Os(libc::ESTALE)),
             Some(Node::Directory(_)) | None => Err(Refusal::Missing),
         }
     }
