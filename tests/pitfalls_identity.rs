@@ -387,7 +387,7 @@ fn namespaces_that_an_agent_makes_change_nothing_about_who_it_is() {
     let view = home.dir.path().join("view");
     let look = "ls $CREDENTIALS_DIRECTORY; cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY; \
                 cat $CREDENTIALS_DIRECTORY/DATABASE_URL 2>&1 | grep -o 'No such file'";
-    let want = format!("OPENAI_API_KEY\n{OPENAI}No such file\n");
+    let want = format!("OPENAI_API_KEY\nevents\n{OPENAI}No such file\n");
     let run = |user: &str, ways: &[&str]| {
         let run = ["run", "--chain", "deploy-pipeline", "--agent", "CodeAnalyzer", "--env", "prod"];
         let more = ["--as", user, "--secrets-path", view.to_str().unwrap(), "--"];

@@ -200,8 +200,8 @@ print("whole", os.pread(fd, 100, 0).decode())
             "last byte 1 True",
             "much True",
             "a null address EFAULT",
-            "seek data ['EINVAL', 'EINVAL']",
-            "seek hole ['EINVAL', 'EINVAL']",
+            "seek data ['EINVAL', 'ENXIO']",
+            "seek hole ['EINVAL', 'ENXIO']",
             "seek end True b''",
             &format!("by bytes {OPENAI}"),
             "vectors True sk-pro",
@@ -342,7 +342,10 @@ print(sorted(os.listdir(d)), os.pread(fd, 100, 0).decode())
         let line = format!("{name} {errno}");
         assert!(told.lines().any(|l| l == line), "not {line}: {told}");
     }
-    assert!(told.ends_with(&format!("['.identity', 'OPENAI_API_KEY'] {OPENAI}\n")), "{told}");
+    assert!(
+        told.ends_with(&format!("['.identity', 'OPENAI_API_KEY', 'events'] {OPENAI}\n")),
+        "{told}"
+    );
     assert!(!home.dir.path().join("stolen").exists());
 }
 
@@ -500,13 +503,13 @@ for _, name, ino in at[2:]:
     let told = python(&home, "Deployer", positions, &[]);
     assert_eq!(
         told.trim(),
-        "['.', '..', '.identity', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'OPENAI_API_KEY', \
+        "['.', '..', '.identity', 'events', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'OPENAI_API_KEY', \
          'id_deploy']"
     );
     // Both list the shared root, in turns; each sees its own.
     let root = format!("sorted(os.listdir({:?}))", home.mount());
     for _ in 0..50 {
-        assert_eq!(tester.ask(&root), "['.identity', 'DATABASE_URL', 'OPENAI_API_KEY']");
+        assert_eq!(tester.ask(&root), "['.identity', 'DATABASE_URL', 'OPENAI_API_KEY', 'events']");
         let names: Vec<_> =
             std::fs::read_dir(home.mount()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, [".identity"]);
@@ -575,7 +578,7 @@ print(len(open(d + b"/OPENAI_API_KEY").read()))
         let want = exceptions.iter().find(|(w, _)| *w == what).map_or("ENOENT", |(_, e)| e);
         assert_eq!(got, want, "{what}");
     }
-    assert_eq!(lines[21..], ["[b'.identity', b'OPENAI_API_KEY']", "31"]);
+    assert_eq!(lines[21..], ["[b'.identity', b'OPENAI_API_KEY', b'events']", "31"]);
     // What the names said is no part of the operator's log's structure.
     let log = std::fs::read_to_string(home.home().join("daemon.log")).unwrap();
     assert!(!log.contains('\u{1b}'), "{log}");
@@ -589,7 +592,7 @@ fn a_second_listing_asks_for_no_extended_attributes() {
     let home = Home::deployed();
     let list = |home: &Home| {
         let told = good(&home.agent("Deployer", "ls -laZ $CREDENTIALS_DIRECTORY | wc -l"));
-        assert_eq!(told.trim(), "8", "{told}");
+        assert_eq!(told.trim(), "9", "{told}");
         requests(home)["getxattr"]
     };
     let first = list(&home);

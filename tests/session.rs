@@ -10,16 +10,18 @@ fn each_agent_reads_its_own_secrets_and_no_others() {
         return;
     }
     let home = Home::deployed();
-    let look = "ls \"$CREDENTIALS_DIRECTORY\"; cat \"$CREDENTIALS_DIRECTORY\"/*";
+    let look = "ls \"$CREDENTIALS_DIRECTORY\"; cat \"$CREDENTIALS_DIRECTORY\"/*[A-Z]*";
     let analyzer = home.agent("CodeAnalyzer", look);
-    assert_eq!(text(&analyzer), format!("OPENAI_API_KEY\n{OPENAI}"));
+    assert_eq!(text(&analyzer), format!("OPENAI_API_KEY\nevents\n{OPENAI}"));
     let tester = home.agent("TestRunner", look);
-    assert_eq!(text(&tester), format!("DATABASE_URL\nOPENAI_API_KEY\n{DB_PROD}{OPENAI}"));
+    assert_eq!(text(&tester), format!("DATABASE_URL\nOPENAI_API_KEY\nevents\n{DB_PROD}{OPENAI}"));
     let deployer =
         home.agent("Deployer", "ls \"$CREDENTIALS_DIRECTORY\"; cat \"$DEPLOY_KEY_FILE\"");
     assert_eq!(
         text(&deployer),
-        format!("AWS_ACCESS_KEY_ID\nAWS_SECRET_ACCESS_KEY\nOPENAI_API_KEY\nid_deploy\n{SSH_KEY}")
+        format!(
+            "AWS_ACCESS_KEY_ID\nAWS_SECRET_ACCESS_KEY\nOPENAI_API_KEY\nevents\nid_deploy\n{SSH_KEY}"
+        )
     );
     let foreign = home.agent("TestRunner", "cat \"$CREDENTIALS_DIRECTORY\"/id_deploy");
     assert!(text(&foreign).contains("No such file"), "{}", text(&foreign));
@@ -268,7 +270,7 @@ fn no_value_is_anywhere_but_where_it_was_asked_for() {
         return;
     }
     let home = Home::deployed();
-    home.agent("TestRunner", "cat $CREDENTIALS_DIRECTORY/*");
+    home.agent("TestRunner", "cat $CREDENTIALS_DIRECTORY/*[A-Z]*");
     let mut seen = Vec::new();
     for args in [
         &["secret", "list"][..],

@@ -20,7 +20,7 @@ use super::{Context, Failure, Outcome, exit};
 /// How long the canary's agent may take to read it, and to be gone.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Reads the canary, says so, and ignores every polite request to end.
-const AGENT: &str = "trap '' TERM INT HUP; cat \"$CREDENTIALS_DIRECTORY\"/* >/dev/null && \
+const AGENT: &str = "trap '' TERM INT HUP; cat \"$CREDENTIALS_DIRECTORY/$0\" >/dev/null || exit 1; \
     echo read; while :; do sleep 1; done";
 
 #[derive(Debug, Subcommand)]
@@ -97,7 +97,7 @@ pub(super) fn main(context: &Context, command: &DrillCommand) -> Outcome {
         .args(context.home_args())
         .args(["run", "-s", &name, "--deliver", "files", "--secrets-path"])
         .arg(&view)
-        .args(["--", "sh", "-c", AGENT])
+        .args(["--", "sh", "-c", AGENT, &name])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
