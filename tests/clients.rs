@@ -82,10 +82,11 @@ fn a_node_client_watches() {
     }
     let home = Home::deployed();
     home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
+    let accessed = home.records("secret_accessed")[0]["seq"].to_string();
     let output = Command::new("timeout")
         .args(["20", "node", &example("watch.js")])
         .arg(home.socket())
-        .args(["0", "10"])
+        .args(["0", &accessed])
         .output()
         .unwrap();
     let told = text(&output);

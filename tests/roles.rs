@@ -3,7 +3,10 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::time::Duration;
 
 use common::{Home, may_mount, text};
 use strongroom::config::Permission;
@@ -115,4 +118,31 @@ fn a_verb_that_reads_is_get_and_every_path_is_named_once() {
         assert!(seen.insert((route.method.word(), route.path)), "{} twice", route.path);
         assert!(route.idempotent || route.method == Method::Post, "{}", route.verb);
     }
+}
+
+// A connection that is closed while its client writes ends in EPIPE there: the client never reads
+// why it was refused.
+#[test]
+fn a_client_that_is_refused_while_it_sends_reads_why() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    home.start();
+    let mut vault = UnixStream::connect(home.socket()).unwrap();
+    vault.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let body = vec![b'x'; 300_000];
+    write!(
+        vault,
+        "POST /v1/secrets HTTP/1.1\r\nhost: strongroom\r\nconnection: close\r\n\
+         idempotency-key: \r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    )
+    .unwrap();
+    // Time enough for an answer that does not wait for the body.
+    std::thread::park_timeout(Duration::from_millis(300));
+    vault.write_all(&body).unwrap();
+    let mut answer = String::new();
+    vault.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
 }

@@ -87,6 +87,9 @@ const MAX_HEADERS: usize = 64;
 const MAX_IDEMPOTENCY_KEY_BYTES: usize = 128;
 /// A stream that says nothing is answered with its header after this time.
 const STREAM_HEADER_WAIT: Duration = Duration::from_millis(200);
+/// What is still taken in of a refused request, and for how long.
+const DISCARD_BYTES: usize = 4 << 20;
+const DISCARD_WAIT: Duration = Duration::from_secs(2);
 
 /// A running server; dropping it stops it at once.
 pub struct Server {
@@ -340,18 +343,36 @@ async fn document() -> Response {
 }
 
 async fn answer(shared: Arc<Shared>, route: &'static Route, request: Request) -> Response {
-    match try_answer(shared, route, request).await {
+    let (head, mut body) = request.into_parts();
+    match try_answer(shared, route, head, &mut body).await {
         Ok(response) => response,
-        Err(problem) => problem_response(&problem),
+        Err(problem) => {
+            discard(&mut body).await;
+            problem_response(&problem)
+        }
+    }
+}
+
+/// Takes in what a refused client is still sending: one that finds its connection closed while it
+/// writes does not read the answer (RFC 9112, 9.6).
+async fn discard(body: &mut Body) {
+    let deadline = Instant::now() + DISCARD_WAIT;
+    let mut left = DISCARD_BYTES;
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout_at(deadline, body.frame()).await {
+        let len = frame.data_ref().map_or(0, Bytes::len);
+        match left.checked_sub(len) {
+            Some(rest) => left = rest,
+            None => return,
+        }
     }
 }
 
 async fn try_answer(
     shared: Arc<Shared>,
     route: &'static Route,
-    request: Request,
+    head: axum::http::request::Parts,
+    body: &mut Body,
 ) -> Result<Response, Problem> {
-    let (head, body) = request.into_parts();
     let peer = head
         .extensions
         .get::<Arc<Peer>>()
@@ -475,7 +496,7 @@ fn content_length(headers: &header::HeaderMap) -> Option<usize> {
 
 /// Reads a body into one buffer that is wiped, also when it had to move.
 async fn collect(
-    mut body: Body,
+    body: &mut Body,
     length: Option<usize>,
     max_bytes: usize,
     wait: Duration,
