@@ -8,16 +8,24 @@ pub mod alert;
 mod api;
 mod chains;
 mod checkpoint;
+mod chore;
 pub mod core;
+mod exposures;
+mod generate;
 mod import;
 pub mod inspect;
+mod intent;
 pub mod keys;
 mod launch;
 pub mod needles;
+mod policy;
+mod restored;
 mod revoke;
 mod rotate;
 mod rotation;
 mod secrets;
+mod settle;
+mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -111,7 +119,7 @@ pub struct Daemon {
     /// Secrets and groups whose rotation chain runs, and chores that run.
     rotating: Mutex<BTreeSet<String>>,
     /// What is to be run later, as the vault has it; none: not read yet.
-    chores: Mutex<Option<Vec<rotation::Chore>>>,
+    chores: Mutex<Option<Vec<chore::Chore>>>,
     /// Secrets whose end was told, with that end.
     expired: Mutex<BTreeSet<(String, Option<Timestamp>)>>,
     /// Where alerts go.

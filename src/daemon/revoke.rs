@@ -12,104 +12,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use crate::audit::record::Event;
 use crate::catalog::secret::{NewVersion, Secret, Stage};
-use crate::catalog::{Catalog, Unit};
-use crate::clock::Timestamp;
 use crate::control::Caller;
 use crate::execution::exposure::Exposure;
 use crate::execution::id::ExecutionId;
 use crate::execution::journal::Kind;
-use crate::execution::principal::{Membership, Pin, Principal, ProcessRef};
+use crate::execution::principal::{Membership, Pin, Principal};
 use crate::proto::{self, Code, Problem};
 use crate::secret::SecretBytes;
 use crate::sys::cgroup::Cgroup;
 use crate::vault::crypto;
 use crate::vault::record::{RecordId, RecordKind};
 
-use super::core::{new_id, put};
+use super::Daemon;
+use super::core::put;
+use super::intent::{Ended, Intent};
 use super::launch::{KILL_LIMIT, registry_problem};
-use super::rotate::{Fresh, fresh_unit, member_values, members_of, next_generation, store_all};
+use super::rotate::{Fresh, member_values, members_of, store_all};
 use super::secrets::{alone, parse};
-use super::{Daemon, user_of};
-
-/// What is being revoked, as later workers find it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Intent {
-    /// Names the intent: random, in hex.
-    id: String,
-    /// As it was asked for, with the environment.
-    name: String,
-    /// Secret or group, by its record.
-    unit: String,
-    reason: String,
-    by: String,
-    uid: u32,
-    at: Timestamp,
-    targets: Vec<Target>,
-    /// Executions that were ended for it so far, with their processes.
-    ended: BTreeMap<String, Ended>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Target {
-    secret: String,
-    numbers: Vec<u32>,
-    values: Vec<String>,
-    replacement: Option<Replacement>,
-}
-
-/// A value to come, sealed: the runtime state holds no value in clear.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Replacement {
-    record: String,
-    sealed: String,
-    generation: u32,
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Ended {
-    chain: String,
-    agents: BTreeSet<String>,
-    processes: u64,
-    /// Roots of process trees, where there is no cgroup.
-    roots: Vec<ProcessRef>,
-}
-
-/// Which versions are meant.
-fn numbers(secret: &Secret, which: Option<&str>) -> Result<Vec<u32>, Problem> {
-    let live = |v: &&crate::catalog::secret::Version| v.stage != Stage::Revoked;
-    let stage = |stage| {
-        secret.at_stage(stage).map(|v| vec![v.number]).ok_or_else(|| {
-            Problem::new(Code::NotFound, format!("{} has no {} version", secret.key, stage.word()))
-                .with_hint(format!("strongroom secret show {}", secret.key))
-        })
-    };
-    match which {
-        None | Some("all") => Ok(secret.versions.iter().filter(live).map(|v| v.number).collect()),
-        Some("pending") => stage(Stage::Pending),
-        Some("current") => stage(Stage::Current),
-        Some("previous") => stage(Stage::Previous),
-        Some(text) => {
-            let number: u32 = parse(text)?;
-            match secret.version(number) {
-                Some(version) if version.stage == Stage::Revoked => {
-                    let what = format!("version {number} of {} is revoked already", secret.key);
-                    Err(Problem::new(Code::Conflict, what)
-                        .with_hint(format!("strongroom secret exposures {}", secret.key)))
-                }
-                Some(_) => Ok(vec![number]),
-                None => {
-                    let what = format!("{} has no version {number}", secret.key);
-                    Err(Problem::new(Code::NotFound, what)
-                        .with_hint(format!("strongroom secret show {}", secret.key)))
-                }
-            }
-        }
-    }
-}
 
 impl Daemon {
     pub(super) fn revoke_secret(
@@ -165,69 +86,6 @@ impl Daemon {
         }
         self.note_intent(&intent)?;
         self.carry_out(intent, begun)
-    }
-
-    fn intent(
-        &self,
-        uid: u32,
-        unit: &Unit,
-        reason: &str,
-        which: Option<&str>,
-        values: Option<BTreeMap<String, SecretBytes>>,
-    ) -> Result<Intent, Problem> {
-        let mut bytes = [0_u8; 16];
-        crypto::random(&mut bytes).map_err(|e| Problem::new(Code::Internal, e.to_string()))?;
-        let id = crypto::hex(&bytes);
-        let key = self.core.unlocked()?.derive_key("revoke");
-        let unit_now = fresh_unit(&self.core.catalog(), unit)?;
-        let generation = next_generation(&unit_now);
-        let mut targets = Vec::new();
-        for secret in &unit_now.members {
-            let numbers = numbers(secret, which)?;
-            let values_of = |n: &u32| secret.version(*n).and_then(|v| v.value.clone());
-            let replacement = match values.as_ref().and_then(|v| v.get(secret.key.name.as_str())) {
-                None => None,
-                Some(value) => {
-                    let record = new_id()?.to_string();
-                    let sealed = key
-                        .derive(record.as_bytes(), &[])
-                        .seal(record.as_bytes(), value.expose())
-                        .map_err(|e| Problem::new(Code::Internal, e.to_string()))?;
-                    Some(Replacement { record, sealed: crypto::hex(&sealed), generation })
-                }
-            };
-            targets.push(Target {
-                secret: secret.id.clone(),
-                values: numbers.iter().filter_map(values_of).collect(),
-                numbers,
-                replacement,
-            });
-        }
-        Ok(Intent {
-            id,
-            name: unit.name(),
-            unit: unit.id().to_owned(),
-            reason: reason.to_owned(),
-            by: user_of(uid),
-            uid,
-            at: self.core.clock.now(),
-            targets,
-            ended: BTreeMap::new(),
-        })
-    }
-
-    fn note_intent(&self, intent: &Intent) -> Result<(), Problem> {
-        let text = serde_json::to_vec(intent)
-            .map_err(|_| Problem::new(Code::Internal, "the revoke cannot be noted"))?;
-        self.registry
-            .journal()
-            .put(Kind::Revoke, intent.id.as_bytes(), &text)
-            .map_err(|e| Problem::new(Code::Busy, e.to_string()))
-    }
-
-    fn intents(&self) -> Vec<Intent> {
-        let noted = self.registry.journal().all(Kind::Revoke);
-        noted.iter().filter_map(|(_, text)| serde_json::from_slice(text).ok()).collect()
     }
 
     /// Before anything is served: what an earlier worker began to revoke is denied.
@@ -621,104 +479,6 @@ impl Daemon {
             }
         }
         Ok(found.into_iter().collect())
-    }
-
-    pub(super) fn list_exposures(
-        &self,
-        req: &proto::SecretName,
-    ) -> Result<proto::ExposureList, Problem> {
-        let unit = self.unit(&req.name, req.scope.as_deref())?;
-        let mut exposures: Vec<_> =
-            unit.members.iter().flat_map(|s| self.shown_exposures(s)).collect();
-        exposures.sort_by_key(|e| std::cmp::Reverse(e.at));
-        Ok(proto::ExposureList { exposures })
-    }
-
-    fn shown_exposures(&self, secret: &Secret) -> Vec<proto::Exposure> {
-        let mut shown = Vec::new();
-        for version in &secret.versions {
-            let Some(value) = version.value.as_deref() else { continue };
-            for exposure in self.registry.ledger().of(value) {
-                let active = exposure.execution.as_ref().is_some_and(|id| {
-                    self.registry.execution(id).is_some_and(|e| e.ended.is_none())
-                });
-                shown.push(proto::Exposure {
-                    key: secret.key.to_string(),
-                    scope: secret.scope.to_string(),
-                    version: u64::from(version.number),
-                    via: exposure.via.word().to_owned(),
-                    execution: exposure.execution.as_ref().map(ToString::to_string),
-                    agent: exposure.agent.clone(),
-                    user: exposure.user.clone(),
-                    at: exposure.at,
-                    active,
-                });
-            }
-        }
-        shown
-    }
-
-    /// After a restore: what the log says was revoked or destroyed stays so.
-    pub(super) fn reapply_revocations(&self) -> Result<Vec<String>, Problem> {
-        let _flushed = self.core.log.flush(Duration::from_secs(2));
-        let mut gone: BTreeMap<(String, String), BTreeSet<(u32, bool)>> = BTreeMap::new();
-        crate::audit::verify::read(self.core.log.dir(), 0, |_, value| {
-            let destroyed = value["event"] == Event::SecretDestroyed.name();
-            if (destroyed || value["event"] == Event::SecretRevoked.name())
-                && let (Some(key), Some(scope), Some(number)) = (
-                    value["secret_key"].as_str(),
-                    value["scope"].as_str(),
-                    value["version"].as_u64(),
-                )
-            {
-                let number = u32::try_from(number).unwrap_or(0);
-                gone.entry((key.to_owned(), scope.to_owned()))
-                    .or_default()
-                    .insert((number, destroyed));
-            }
-            true
-        })
-        .map_err(|e| Problem::new(Code::Internal, format!("the log cannot be read: {e}")))?;
-        let now = self.core.clock.now();
-        let mut reapplied = Vec::new();
-        let (values, _) = self.core.change(|catalog, batch| {
-            let mut stored = Vec::new();
-            let mut values = Vec::new();
-            for ((key, scope), versions) in &gone {
-                let (Ok(key), Ok(scope)) = (key.parse(), scope.parse()) else { continue };
-                let Ok(found) = catalog.find(&key, Some(&scope)) else { continue };
-                let mut secret = Secret::clone(&found);
-                let mut changed = false;
-                for (number, destroyed) in versions {
-                    let Some(version) = secret.version(*number).cloned() else { continue };
-                    if *destroyed {
-                        if let Some(value) = secret.destroy(*number) {
-                            batch.delete(RecordKind::Value, parse(&value)?);
-                            secret.revoke(&[*number], now);
-                            reapplied.push(format!("{key} version {number}: destroyed"));
-                            changed = true;
-                        }
-                    } else if version.stage != Stage::Revoked {
-                        values.extend(version.value.clone());
-                        secret.revoke(&[*number], now);
-                        reapplied.push(format!("{key} version {number}: revoked"));
-                        changed = true;
-                    }
-                }
-                if changed {
-                    put(batch, RecordKind::Secret, &secret.id, &secret)?;
-                    stored.push(secret);
-                }
-            }
-            let apply = move |c: &mut Catalog| {
-                for secret in stored {
-                    c.put_secret(secret);
-                }
-            };
-            Ok((values, Box::new(apply) as _))
-        })?;
-        self.core.deny(values);
-        Ok(reapplied)
     }
 
     fn alert_revoked(&self, intent: &Intent, answer: &proto::Revoked) {

@@ -1,36 +1,25 @@
-//! Versions: rotate, promote, rollback, destroy, and what time does to them.
+//! Versions: rotate, promote, rollback, destroy.
 //!
 //! Invariant: a group changes in one commit; no step takes a version from an execution that holds it.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use crate::audit::record::Event;
-use crate::catalog::secret::{Binding, NewVersion, Secret, Stage};
+use crate::catalog::secret::{NewVersion, Secret, Stage};
 use crate::catalog::{Catalog, Unit};
 use crate::clock::Timestamp;
 use crate::control::Caller;
-use crate::execution::exposure::Exposure;
 use crate::execution::id::ExecutionId;
-use crate::execution::principal::Pin;
 use crate::proto::{self, Code, Problem, Value};
-use crate::rotation::plan::{self, Rules, Step};
+use crate::rotation::plan;
 use crate::secret::SecretBytes;
-use crate::vault::crypto;
-use crate::vault::record::{Batch, RecordId, RecordKind};
+use crate::vault::record::RecordKind;
 
-use super::core::{new_id, put, vault_problem};
+use super::core::{new_id, put};
+use super::generate::generate;
 use super::secrets::{alone, catalog_problem, check_value, notes_on, parse, parse_scope, shown};
 use super::{Daemon, user_of};
-
-/// Versions and policies are looked at this often even when nothing seems to have changed.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Exposures that go to the vault in one commit.
-const EXPOSURES_AT_ONCE: usize = 10_000;
-/// Records of exposures beyond which they are put together into one.
-const MAX_EXPOSURE_RECORDS: usize = 64;
 
 /// Where a value of a rotation comes from.
 pub(super) enum Fresh {
@@ -40,35 +29,14 @@ pub(super) enum Fresh {
     One(SecretBytes),
 }
 
-/// A random value as `--generate` makes it.
-fn generate(wanted: &proto::Generate) -> Result<SecretBytes, Problem> {
-    const ALPHANUMERIC: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    const BASE64: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    const HEX: &[u8] = b"0123456789abcdef";
-    if !(16..=4096).contains(&wanted.length) {
-        return Err(Problem::new(Code::Invalid, "a generated value has 16 to 4096 characters")
-            .with_hint("as in --generate alphanumeric:32"));
-    }
-    let alphabet = match wanted.alphabet.as_deref().unwrap_or("alphanumeric") {
-        "alphanumeric" => ALPHANUMERIC,
-        "base64" => BASE64,
-        "hex" => HEX,
-        other => {
-            return Err(Problem::new(Code::Invalid, format!("there is no kind of value {other}"))
-                .with_hint("kinds are alphanumeric, hex and base64"));
-        }
-    };
-    let len = wanted.length as usize;
-    let mut value = Vec::with_capacity(len);
-    // Bytes beyond the last whole multiple are thrown away, so that each character is as likely.
-    let fair = 256 / alphabet.len() * alphabet.len();
-    while value.len() < len {
-        let mut bytes = [0_u8; 64];
-        crypto::random(&mut bytes).map_err(|e| Problem::new(Code::Internal, e.to_string()))?;
-        let usable = bytes.iter().map(|b| usize::from(*b)).filter(|b| *b < fair);
-        value.extend(usable.map(|b| alphabet[b % alphabet.len()]).take(len - value.len()));
-    }
-    Ok(SecretBytes::from_vec(value))
+/// From when to when a version counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Times {
+    pub(super) from: Option<Timestamp>,
+    pub(super) until: Option<Timestamp>,
+    pub(super) drain: Option<crate::config::Period>,
+    /// Kept from everybody until a rotation chain has tested it.
+    pub(super) untested: bool,
 }
 
 /// A group's members out of a request.
@@ -77,19 +45,6 @@ pub(super) fn members_of(members: BTreeMap<String, Value>) -> BTreeMap<String, S
 }
 
 impl Daemon {
-    pub(super) fn rules(&self) -> Rules {
-        Rules {
-            drain: self.config.rotation.drain.0,
-            keep_previous: self.config.rotation.keep_previous.0,
-            keep_retired: self.config.redaction.keep_retired.0,
-        }
-    }
-
-    /// Has versions looked at in the next moment.
-    pub(super) fn settle_soon(&self) {
-        self.unsettled.store(true, Ordering::Release);
-    }
-
     pub(super) fn unit(&self, name: &str, scope: Option<&str>) -> Result<Unit, Problem> {
         self.core.unlocked()?;
         let scope = parse_scope(scope)?;
@@ -421,7 +376,7 @@ impl Daemon {
         Ok(shown(&secret, Vec::new()))
     }
 
-    fn destroy(&self, found: &Secret, number: u32, uid: u32) -> Result<Secret, Problem> {
+    pub(super) fn destroy(&self, found: &Secret, number: u32, uid: u32) -> Result<Secret, Problem> {
         let (secret, revision) = self.core.change(|catalog, batch| {
             let now = catalog.secret(&found.id).ok_or_else(|| gone(found))?;
             let mut secret = Secret::clone(now);
@@ -471,195 +426,6 @@ impl Daemon {
         self.core.record(&record)?;
         Ok(())
     }
-
-    /// Whether an agent of an execution has a floating file of a secret.
-    pub(super) fn follows(&self, id: &ExecutionId, secret: &str) -> bool {
-        let principals = self.registry.principals_of(id);
-        principals.iter().any(|p| p.files.values().any(|f| f.floating && f.secret == secret))
-    }
-
-    /// Gives agents with a floating file of these secrets the current version, from the next open on.
-    pub(super) fn follow_floating(&self, secrets: &[Secret]) {
-        let floating: Vec<_> = secrets.iter().filter(|s| s.binding == Binding::Floating).collect();
-        if floating.is_empty() {
-            return;
-        }
-        // No launch is in between its choice of a version and its registration.
-        let _launching = self.launching.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for secret in floating {
-            let Some(version) = secret.at_stage(Stage::Current) else { continue };
-            let Some(value) = version.value.clone() else { continue };
-            let pin = Pin {
-                version: version.number,
-                value,
-                size_bytes: version.size_bytes,
-                created_at: version.created_at,
-                generation: version.generation,
-            };
-            for principal in self.registry.principals() {
-                let followed = |f: &&crate::execution::principal::File| {
-                    f.floating && f.secret == secret.id && f.value != pin.value
-                };
-                if !principal.files.values().any(|f| followed(&f)) {
-                    continue;
-                }
-                let changed =
-                    self.file_of(secret, &pin, principal.uid, principal.gid).and_then(|file| {
-                        self.registry
-                            .update_principal(principal.number, |p| {
-                                let names: Vec<_> = p
-                                    .files
-                                    .iter()
-                                    .filter(|(_, f)| followed(f))
-                                    .map(|(name, _)| name.clone())
-                                    .collect();
-                                for name in names {
-                                    p.supersede(&name, file.clone());
-                                }
-                            })
-                            .map_err(|e| super::launch::registry_problem(&e))
-                    });
-                if let Err(problem) = changed {
-                    tracing::error!(%problem, "a floating file could not follow");
-                }
-            }
-        }
-    }
-
-    /// Tells of agents that were refused many times within a minute.
-    fn alert_bursts(&self) {
-        for burst in self.tree.broker().take_bursts() {
-            self.alert(super::alert::Alert {
-                event: "denied_burst",
-                secret: None,
-                message: format!(
-                    "agent {}/{} of execution {} was refused {} times within a minute",
-                    burst.chain, burst.agent, burst.execution, burst.count
-                ),
-                reason: None,
-                at: self.core.clock.now(),
-            });
-        }
-    }
-
-    /// One look at what time and the ends of executions have done to versions.
-    pub(super) fn keep_versions(self: &std::sync::Arc<Self>) {
-        self.alert_bursts();
-        if self.core.vault().is_none() {
-            return;
-        }
-        {
-            let mut looked_at =
-                self.looked_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let soon = self.unsettled.swap(false, Ordering::AcqRel);
-            if !soon && looked_at.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
-                return;
-            }
-            *looked_at = Some(Instant::now());
-        }
-        self.resume_revokes();
-        self.settle();
-        self.keep_schedule();
-        if let Err(problem) = self.store_exposures() {
-            tracing::error!(%problem, "exposures could not be stored; they stay in memory");
-        }
-    }
-
-    /// Makes the steps that are due, unit by unit; one that fails does not keep the others.
-    fn settle(&self) {
-        let units = self.core.catalog().unsettled();
-        for unit in units {
-            if let Err(problem) = self.settle_unit(&unit) {
-                tracing::error!(unit = unit.name(), %problem, "a version could not be settled");
-            }
-        }
-    }
-
-    fn settle_unit(&self, unit: &Unit) -> Result<(), Problem> {
-        let members: Vec<&Secret> = unit.members.iter().map(|s| &**s).collect();
-        let is_held = |value: &str| self.registry.is_held(value);
-        let uid = nix::unistd::geteuid().as_raw();
-        for step in plan::due(&members, &is_held, self.rules(), self.core.clock.now()) {
-            match step {
-                Step::Promote => {
-                    self.promote(unit, uid, Some("nobody holds the old version, or it drained"))?;
-                    // The other steps are judged anew after this one.
-                    return Ok(());
-                }
-                Step::Retire { member, number } => {
-                    let now = self.core.clock.now();
-                    let secret = &unit.members[member];
-                    let alone = Unit { group: None, members: vec![secret.clone()] };
-                    let reason = format!("version {number}");
-                    self.change_unit(&alone, uid, (Event::SecretRetired, Some(&reason)), |s| {
-                        s.retire(number, now);
-                        Ok(())
-                    })?;
-                }
-                Step::Destroy { member, number } => {
-                    self.destroy(&unit.members[member], number, uid)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the stored part of the exposure ledger.
-    pub(super) fn load_exposures(&self) -> Result<(), Problem> {
-        let vault = self.core.unlocked()?;
-        let records = vault.all(RecordKind::Exposure).map_err(|e| vault_problem(&e))?;
-        for (_, bytes) in &records {
-            let stored: Vec<Exposure> = serde_json::from_slice(bytes.expose()).map_err(|_| {
-                Problem::new(Code::Internal, "a record of exposures does not parse")
-            })?;
-            self.registry.ledger().load(stored);
-        }
-        Ok(())
-    }
-
-    /// Moves exposures from the runtime state into the vault.
-    pub(super) fn store_exposures(&self) -> Result<(), Problem> {
-        let unstored = self.registry.ledger().unstored(EXPOSURES_AT_ONCE);
-        if unstored.is_empty() {
-            return Ok(());
-        }
-        let vault = self.core.unlocked()?;
-        let mut batch = Batch::new();
-        let mut all = unstored.clone();
-        let records = vault.all(RecordKind::Exposure).map_err(|e| vault_problem(&e))?;
-        if records.len() >= MAX_EXPOSURE_RECORDS {
-            // What is known of values that are destroyed goes with them.
-            for (id, bytes) in records {
-                let stored: Vec<Exposure> =
-                    serde_json::from_slice(bytes.expose()).unwrap_or_default();
-                let known = |e: &Exposure| {
-                    e.value.parse().is_ok_and(|id: RecordId| vault.contains(RecordKind::Value, id))
-                };
-                all.extend(stored.into_iter().filter(known));
-                batch.delete(RecordKind::Exposure, id);
-            }
-        }
-        for chunk in all.chunks(EXPOSURES_AT_ONCE) {
-            let bytes = serde_json::to_vec(chunk)
-                .map_err(|_| Problem::new(Code::Internal, "exposures cannot be stored"))?;
-            batch.put(RecordKind::Exposure, new_id()?, SecretBytes::from_vec(bytes));
-        }
-        vault.commit(&batch).map_err(|e| vault_problem(&e))?;
-        self.registry
-            .ledger()
-            .stored(&unstored)
-            .map_err(|e| Problem::new(Code::Busy, e.to_string()))
-    }
-}
-
-/// From when to when a version counts.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Times {
-    pub(super) from: Option<Timestamp>,
-    pub(super) until: Option<Timestamp>,
-    pub(super) drain: Option<crate::config::Period>,
-    /// Kept from everybody until a rotation chain has tested it.
-    pub(super) untested: bool,
 }
 
 /// The unit as it is now: another change may have come between.
@@ -724,31 +490,4 @@ pub(super) fn member_values(
 fn member_names(unit: &Unit) -> String {
     let names: Vec<_> = unit.members.iter().map(|s| s.key.name.as_str()).collect();
     names.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_generated_value_has_its_length_and_alphabet_and_comes_but_once() {
-        let kind = |length, alphabet: &str| proto::Generate {
-            length,
-            alphabet: Some(alphabet.to_owned()),
-        };
-        for (alphabet, is_in) in [
-            ("alphanumeric", (|b| b.is_ascii_alphanumeric()) as fn(&u8) -> bool),
-            ("hex", u8::is_ascii_hexdigit),
-            ("base64", |b| b.is_ascii_alphanumeric() || b"-_".contains(b)),
-        ] {
-            let one = generate(&kind(64, alphabet)).unwrap();
-            assert_eq!(one.len(), 64);
-            assert!(one.expose().iter().all(is_in));
-            let two = generate(&kind(64, alphabet)).unwrap();
-            assert!(one.expose() != two.expose());
-        }
-        assert!(generate(&kind(15, "hex")).is_err());
-        assert!(generate(&kind(4097, "hex")).is_err());
-        assert!(generate(&kind(32, "emoji")).is_err());
-    }
 }

@@ -1,0 +1,205 @@
+//! One step of a rotation chain: an agent's command, started by the daemon.
+//!
+//! Invariant: a value that a step prints goes through a pipe into [`SecretBytes`], and nowhere else.
+//! Danger: a chain's command runs as the user who applied the chain, never as more.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::catalog::definition::Agent;
+use crate::catalog::{Chain, Unit};
+use crate::execution::principal::Execution;
+use crate::proto::{self, Code, Problem};
+use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
+
+use super::Daemon;
+use super::rotate::Fresh;
+use super::rotation::Run;
+
+/// A request, or a chain, that cannot be worked with.
+pub(super) fn invalid(what: impl Into<String>, hint: &str) -> Problem {
+    Problem::new(Code::Invalid, what.into()).with_hint(hint)
+}
+
+/// The agent of a chain that is this step, where it has one.
+pub(super) fn step_of<'a>(chain: &'a Chain, step: &str) -> Option<&'a Agent> {
+    let is = |a: &&Agent| a.name.as_str() == step && !a.command.is_empty();
+    chain.definition.agents.iter().find(is)
+}
+
+impl Daemon {
+    /// Runs one agent of the chain; its stdout.
+    pub(super) fn run_step(
+        &self,
+        run: &Run,
+        chain: &Chain,
+        execution: &Arc<Execution>,
+    ) -> Result<SecretBytes, Problem> {
+        let step = &run.step;
+        let agent = step_of(chain, step).ok_or_else(|| {
+            invalid(format!("chain {} has no step {step}", run.chain), "add an agent of that name")
+        })?;
+        let failed = |what: String| {
+            Problem::new(Code::Conflict, what).with_hint(
+                "the current version stays; mend the chain and try again: strongroom rotation run",
+            )
+        };
+        let (uid, gid) = runner(chain)?;
+        let limit = self.config.rotation.step_timeout.0;
+        let ticket = self.issue_own(execution, &agent.name, (uid, gid), limit)?;
+        let file = self.paths.runtime_dir.join(format!("rotation-{}-{step}", &run.token[..16]));
+        let io = |e: std::io::Error| failed(format!("{step} cannot be started: {}", e.kind()));
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&file)
+            .and_then(|mut f| {
+                std::os::unix::fs::fchown(&f, Some(uid), Some(gid))?;
+                f.write_all(ticket.expose())
+            })
+            .map_err(io)?;
+        let outcome = self.spawn_step(run, agent, (uid, gid), &file, limit);
+        let _removed = std::fs::remove_file(&file);
+        outcome.map_err(failed)
+    }
+
+    fn spawn_step(
+        &self,
+        run: &Run,
+        agent: &Agent,
+        (uid, gid): (u32, u32),
+        ticket: &std::path::Path,
+        limit: Duration,
+    ) -> Result<SecretBytes, String> {
+        let exe = std::env::current_exe().map_err(|e| e.to_string())?;
+        let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+        let mut command = Command::new(exe);
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        if let Some(user) = &user {
+            command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
+            command.current_dir(if user.dir.is_dir() { user.dir.as_path() } else { "/".as_ref() });
+        }
+        if let Some(home) = &self.paths.home {
+            command.arg("--home").arg(home);
+        }
+        command.arg("run").arg("--ticket-file").arg(ticket).arg("--").arg("env");
+        for (name, value) in [("NAME", &run.name), ("TOKEN", &run.token), ("STEP", &run.step)] {
+            command.arg(format!("STRONGROOM_ROTATION_{name}={value}"));
+        }
+        command.args(&agent.command);
+        if nix::unistd::geteuid().as_raw() != uid {
+            command.uid(uid).gid(gid);
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(|e| format!("{} cannot be started: {}", run.step, e.kind()))?;
+        let pipe = child.stdout.take().ok_or("no pipe")?;
+        // One byte more than fits tells of too much.
+        let reader = std::thread::spawn(move || {
+            let mut pipe = pipe;
+            let value = SecretBytes::read_from(
+                (&mut pipe).take(MAX_VALUE_BYTES as u64 + 1),
+                MAX_VALUE_BYTES + 1,
+            );
+            // The rest is taken, so that the step is not ended by a closed pipe.
+            let _rest = std::io::copy(&mut pipe, &mut std::io::sink());
+            value
+        });
+        let deadline = Instant::now() + limit;
+        let status = loop {
+            match child.try_wait() {
+                Ok(Some(status)) => break Some(status),
+                Ok(None) if Instant::now() >= deadline || self.is_stopping() => break None,
+                Ok(None) => std::thread::park_timeout(Duration::from_millis(10)),
+                Err(error) => return Err(error.to_string()),
+            }
+        };
+        let Some(status) = status else {
+            // Its agent ends with its execution; the launcher itself is ended here.
+            let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+            let _ended = self.end_one(&run.execution, "rotation step hangs", Duration::ZERO);
+            let _gone = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+            let _reaped = child.wait();
+            let _read = reader.join();
+            return Err(format!(
+                "{} did not end within {}",
+                run.step, self.config.rotation.step_timeout
+            ));
+        };
+        let value = reader.join().map_err(|_| "its output could not be read".to_owned())?;
+        if !status.success() {
+            return Err(format!("{} failed: {status}", run.step));
+        }
+        value.map_err(|e| format!("the output of {} could not be read: {}", run.step, e.kind()))
+    }
+}
+
+/// As whom the chain's commands run: who applied it, never more.
+pub(super) fn runner(chain: &Chain) -> Result<(u32, u32), Problem> {
+    let own = nix::unistd::geteuid();
+    let found = match chain.applied_by.parse::<u32>() {
+        Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)),
+        Err(_) => nix::unistd::User::from_name(&chain.applied_by),
+    };
+    let user = found.ok().flatten().ok_or_else(|| {
+        invalid(
+            format!(
+                "{}, who applied chain {}, is no user here",
+                chain.applied_by, chain.definition.chain
+            ),
+            "apply it again as a user of this host",
+        )
+    })?;
+    if !own.is_root() && user.uid != own {
+        return Err(invalid(
+            format!("chain {} was applied by {}", chain.definition.chain, user.name),
+            "apply it as the daemon's own user",
+        ));
+    }
+    Ok((user.uid.as_raw(), user.gid.as_raw()))
+}
+
+/// What `create` printed, as values of the unit.
+pub(super) fn fresh_of(unit: &Unit, made: SecretBytes) -> Result<Fresh, Problem> {
+    let hint = "create prints the value on its stdout, and nothing else";
+    if made.is_empty() {
+        return Err(invalid("create printed nothing", hint));
+    }
+    if made.len() > MAX_VALUE_BYTES {
+        return Err(invalid(format!("create printed more than {MAX_VALUE_BYTES} bytes"), hint));
+    }
+    if unit.group.is_none() {
+        let bytes = made.expose();
+        let single = bytes.iter().filter(|b| **b == b'\n').count() == 1 && bytes.ends_with(b"\n");
+        if single && bytes.len() > 1 {
+            return Ok(Fresh::One(SecretBytes::copy_of(&bytes[..bytes.len() - 1])));
+        }
+        return Ok(Fresh::One(made));
+    }
+    // The parser's own words would quote values.
+    let members: BTreeMap<String, proto::Value> =
+        serde_json::from_slice(made.expose()).map_err(|e| {
+            invalid(
+                format!(
+                    "create printed no JSON object of names and texts (line {}, column {})",
+                    e.line(),
+                    e.column()
+                ),
+                "for a group it prints {\"MEMBER\": \"value\", ...}",
+            )
+        })?;
+    Ok(Fresh::Given(super::rotate::members_of(members)))
+}
