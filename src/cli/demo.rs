@@ -1,5 +1,5 @@
-//! `demo`: the whole in a throw-away home: a daemon, a chain of three agents, what each sees, what a
-//! stranger sees, and the records of it.
+//! `demo`: the whole in a throw-away home: a daemon, a chain of three agents, what each sees, what
+//! lands of what they write, a rotation, what a stranger sees, and the records of it.
 //!
 //! Every command is run as a person would run it, by this very program; nothing is staged.
 #![forbid(unsafe_code)]
@@ -33,6 +33,14 @@ const LOOK: &str = "ls -1 \"$CREDENTIALS_DIRECTORY\" | sed 's/^/    /'; \
       then echo \"    reads $n: ${#v} characters\"; \
       else echo \"    reads $n: no such file\"; fi; done";
 
+/// An agent that logs what it should not.
+const LOG: &str = "echo \"uploading with key $(cat \"$CREDENTIALS_DIRECTORY/AWS_SECRET_ACCESS_KEY\"), \
+    $(cat \"$CREDENTIALS_DIRECTORY/OPENAI_API_KEY\" | base64 -w0) done\" > \
+    \"$STRONGROOM_EVENTS_DIR/deploy.log\"";
+/// Which version an agent has, as its own `.identity` says.
+const VERSION: &str = "tr ',{' '\\n\\n' < \"$CREDENTIALS_DIRECTORY/.identity\" | \
+    sed -n 's/.*\"version\" *: *\\([0-9]*\\).*/\\1/p' | head -n 1";
+
 /// A home that goes with its daemon, however the demo is left.
 struct Home {
     dir: PathBuf,
@@ -42,6 +50,27 @@ struct Home {
 impl Home {
     fn run(&self, args: &[&str], input: Option<&SecretBytes>) -> Result<String, Failure> {
         self.run_with(args.iter().map(OsStr::new).collect(), input)
+    }
+
+    /// Runs a script as an agent.
+    fn agent(&self, execution: &str, agent: &str, script: &str) -> Result<String, Failure> {
+        let view = self.dir.join("view").display().to_string();
+        self.run(
+            &[
+                "run",
+                "--execution",
+                execution,
+                "--agent",
+                agent,
+                "--secrets-path",
+                &view,
+                "--",
+                "sh",
+                "-c",
+                script,
+            ],
+            None,
+        )
     }
 
     fn run_with(&self, args: Vec<&OsStr>, input: Option<&SecretBytes>) -> Result<String, Failure> {
@@ -168,23 +197,27 @@ fn play(home: &Home, key: &Path, say: &dyn Fn(&str)) -> Result<(), Failure> {
     home.run(&start, None)?;
     say("\nOne run of the chain deploy-pipeline in prod; each agent sees its own files:");
     for agent in ["CodeAnalyzer", "TestRunner", "Deployer"] {
-        let shown = home.run(
-            &[
-                "run",
-                "--execution",
-                "demo-run",
-                "--agent",
-                agent,
-                "--secrets-path",
-                &home.dir.join("view").display().to_string(),
-                "--",
-                "sh",
-                "-c",
-                LOOK,
-            ],
-            None,
-        )?;
+        let shown = home.agent("demo-run", agent, LOOK)?;
         say(&format!("  {agent}:\n{}", shown.trim_end()));
+    }
+
+    say("\nThe Deployer writes its keys into its events/deploy.log; what lands is:");
+    home.agent("demo-run", "Deployer", LOG)?;
+    let log = home.dir.join("events/deploy-pipeline/prod/demo-run/deploy.log");
+    say(&format!("    {}", fs::read_to_string(log).map_err(anyhow::Error::from)?.trim_end()));
+
+    say(
+        "\nA rotation while the run goes on; new runs get the new version, this one keeps its own:",
+    );
+    let new = random_text("sk-proj-", 24)?;
+    home.run(&["secret", "rotate", "OPENAI_API_KEY"], Some(&new))?;
+    home.run(
+        &["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", "demo-new"],
+        None,
+    )?;
+    for execution in ["demo-run", "demo-new"] {
+        let version = home.agent(execution, "CodeAnalyzer", VERSION)?;
+        say(&format!("    {execution}: version {}", version.trim()));
     }
 
     say("\nA stranger (this shell, outside of every run) looks at the mount:");
@@ -204,6 +237,8 @@ fn play(home: &Home, key: &Path, say: &dyn Fn(&str)) -> Result<(), Failure> {
         say(&format!("  {}", line.chars().take(96).collect::<String>()));
     }
     say(&format!("  {}", home.run(&["audit", "verify"], None)?.trim_end()));
-    home.run(&["execution", "end", "demo-run"], None)?;
+    for execution in ["demo-run", "demo-new"] {
+        home.run(&["execution", "end", execution], None)?;
+    }
     Ok(())
 }
