@@ -6,10 +6,13 @@
 
 pub mod alert;
 mod api;
+mod attach;
 mod chains;
 mod checkpoint;
 mod chore;
 pub mod core;
+mod ending;
+mod executions;
 mod exposures;
 mod generate;
 mod import;
@@ -26,6 +29,7 @@ mod rotation;
 mod secrets;
 mod settle;
 mod step;
+mod tickets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -27,8 +27,9 @@ use crate::vault::record::{RecordId, RecordKind};
 
 use super::Daemon;
 use super::core::put;
+use super::ending::KILL_LIMIT;
+use super::executions::registry_problem;
 use super::intent::{Ended, Intent};
-use super::launch::{KILL_LIMIT, registry_problem};
 use super::rotate::{Fresh, member_values, members_of, store_all};
 use super::secrets::{alone, parse};
 
@@ -161,7 +162,7 @@ impl Daemon {
         for (id, ended) in &intent.ended {
             survivors.extend(self.await_death(id, deadline));
             for root in &ended.roots {
-                survivors.extend(super::launch::end_tree(root, Duration::ZERO));
+                survivors.extend(super::ending::end_tree(root, Duration::ZERO));
             }
         }
         for problem in repinned {

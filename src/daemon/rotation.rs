@@ -27,7 +27,7 @@ use crate::vault::crypto;
 
 use super::Daemon;
 use super::alert::Alert;
-use super::launch::registry_problem;
+use super::executions::registry_problem;
 use super::rotate::Times;
 use super::secrets::parse;
 use super::step::{fresh_of, invalid, runner, step_of};

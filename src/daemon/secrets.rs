@@ -321,7 +321,7 @@ impl Daemon {
                         file.access_log_enabled = secret.access_log_enabled;
                     }
                 })
-                .map_err(|e| super::launch::registry_problem(&e))?;
+                .map_err(|e| super::executions::registry_problem(&e))?;
         }
         Ok(())
     }

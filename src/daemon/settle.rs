@@ -157,7 +157,7 @@ impl Daemon {
                                     p.supersede(&name, file.clone());
                                 }
                             })
-                            .map_err(|e| super::launch::registry_problem(&e))
+                            .map_err(|e| super::executions::registry_problem(&e))
                     });
                 if let Err(problem) = changed {
                     tracing::error!(%problem, "a floating file could not follow");
