@@ -38,6 +38,8 @@ pub enum Event {
     EventNameRefused,
     /// Secrets were kept out of an event file.
     EventRedacted,
+    /// Event files of an execution that had ended were removed.
+    EventsPruned,
     /// An execution ended.
     ExecutionEnded,
     /// An execution started.
@@ -132,6 +134,7 @@ impl Event {
             Self::DaemonStopped => "daemon_stopped",
             Self::EventNameRefused => "event_name_refused",
             Self::EventRedacted => "event_redacted",
+            Self::EventsPruned => "events_pruned",
             Self::ExecutionEnded => "execution_ended",
             Self::ExecutionStarted => "execution_started",
             Self::GroupSet => "group_set",

@@ -6,9 +6,11 @@ mod audit;
 mod chain;
 mod demo;
 mod drill;
+mod events;
 pub mod exit;
 mod import;
 mod output;
+mod prompt;
 mod rotation;
 mod run;
 mod secret;
@@ -75,6 +77,9 @@ enum Command {
     Drill(drill::DrillCommand),
     /// Ends the daemon; no mount is left behind.
     Down,
+    /// What agents wrote: folders of the event store.
+    #[command(subcommand)]
+    Events(events::EventsCommand),
     /// Runs of chains.
     #[command(subcommand)]
     Execution(chain::ExecutionCommand),
@@ -97,6 +102,8 @@ enum Command {
     /// Projects: lists of chains that share secrets.
     #[command(subcommand)]
     Project(secret::ProjectCommand),
+    /// Prints the standing instruction for an agent's prompt.
+    Prompt(prompt::PromptArgs),
     /// Starts a new worker (new binary, new configuration) under the same mount.
     Reload,
     /// Rotation policies and rotation chains.
@@ -267,6 +274,7 @@ fn dispatch(cli: Cli) -> Outcome {
             return Ok(exit::OK);
         }
         Command::Demo => return demo::main(cli.json),
+        Command::Prompt(args) if args.is_local() => return prompt::local(cli.json),
         _ => {}
     }
     let home = match &cli.home {
@@ -301,6 +309,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Doctor => admin::doctor(&context),
         Command::Drill(command) => drill::main(&context, &command),
         Command::Down => serve::down(&context),
+        Command::Events(command) => events::main(&context, command),
         Command::Execution(command) => chain::execution(&context, command),
         Command::Explain(args) => chain::explain(&context, &args),
         Command::Group(command) => secret::group(&context, command),
@@ -309,6 +318,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Key(command) => admin::key(&context, command),
         Command::Lock => admin::lock(&context),
         Command::Project(command) => secret::project(&context, command),
+        Command::Prompt(args) => prompt::main(&context, &args),
         Command::Reload => serve::reload(&context),
         Command::Rotation(command) => rotation::main(&context, command),
         Command::Run(args) => run::main(&context, &args),

@@ -193,6 +193,13 @@ pub trait Api: Send + Sync + 'static {
         req: proto::ExecutionEnd,
     ) -> Answer<proto::ExecutionShown>;
 
+    /// `GET /v1/events`
+    fn events_list(&self, who: &Caller, req: proto::EventsList) -> Answer<proto::EventsListed>;
+    /// `GET /v1/events/path`
+    fn events_path(&self, who: &Caller, req: proto::EventsPath) -> Answer<proto::EventsFolder>;
+    /// `POST /v1/events/prune`
+    fn events_prune(&self, who: &Caller, req: proto::EventsPrune) -> Answer<proto::EventsPruned>;
+
     /// `POST /v1/agents`
     fn agent_launch(&self, who: &Caller, req: proto::AgentLaunch) -> Answer<proto::AgentLaunched>;
     /// `POST /v1/agents/attach`

@@ -692,6 +692,24 @@ fn chain_verbs() -> Vec<Route> {
             |a, w, q| a.execution_end(w, q),
         )
         .idempotent(),
+        get("events list", "/v1/events", SEES_CHAINS, "Folders of the event store.", |a, w, q| {
+            a.events_list(w, q)
+        }),
+        get(
+            "events path",
+            "/v1/events/path",
+            SEES_CHAINS,
+            "The folder of an execution.",
+            |a, w, q| a.events_path(w, q),
+        ),
+        post(
+            "events prune",
+            "/v1/events/prune",
+            OPERATE,
+            "Removes event files of executions that have ended.",
+            |a, w, q| a.events_prune(w, q),
+        )
+        .idempotent(),
         post(
             "agent launch",
             "/v1/agents",

@@ -358,6 +358,30 @@ impl Api for Daemon {
         self.end_execution(who, &req)
     }
 
+    fn events_list(
+        &self,
+        who: &Caller,
+        req: proto::EventsList,
+    ) -> Result<proto::EventsListed, Problem> {
+        self.list_events(who, &req)
+    }
+
+    fn events_path(
+        &self,
+        who: &Caller,
+        req: proto::EventsPath,
+    ) -> Result<proto::EventsFolder, Problem> {
+        self.path_of_events(who, &req)
+    }
+
+    fn events_prune(
+        &self,
+        who: &Caller,
+        req: proto::EventsPrune,
+    ) -> Result<proto::EventsPruned, Problem> {
+        self.prune_events(who, &req)
+    }
+
     fn agent_launch(
         &self,
         who: &Caller,

@@ -74,6 +74,10 @@ impl Daemon {
             self.registry.start(execution).map_err(|e| registry_problem(&e))?;
         if created {
             self.record_execution(Event::ExecutionStarted, &execution, who.peer.uid, None)?;
+            // Its first agent would make it too; an orchestrator can watch it from now on.
+            if let Err(error) = self.events.prepare(&self.events_folder(&execution)?) {
+                tracing::warn!(%error, "the events folder of an execution could not be made yet");
+            }
         }
         let mut shown = self.execution_shown(&execution);
         shown.created = created;
@@ -311,19 +315,6 @@ impl Daemon {
         record.reason = reason;
         self.core.record(&record)?;
         Ok(())
-    }
-
-    /// Where an execution's events go, below the store.
-    pub(super) fn events_folder(&self, execution: &Execution) -> Result<String, Problem> {
-        // A chain's name may have slashes, and folders of one chain must not lie in another's.
-        let chain = execution.chain.replace('%', "%25").replace('/', "%2F");
-        let environment = execution.environment.as_deref().unwrap_or("-");
-        let name: ChainName = parse(&execution.chain)?;
-        let shared = self.core.catalog().chain(&name).is_some_and(|c| c.definition.shared_events);
-        Ok(match shared {
-            true => format!("{chain}/{environment}"),
-            false => format!("{chain}/{environment}/{}", execution.id),
-        })
     }
 
     /// The version that an execution gets: one moment for all of them, or a group's members could be

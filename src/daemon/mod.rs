@@ -12,6 +12,7 @@ mod checkpoint;
 mod chore;
 pub mod core;
 mod ending;
+mod events;
 mod executions;
 mod exposures;
 mod generate;
@@ -130,6 +131,8 @@ pub struct Daemon {
     alerts: alert::Alerts,
     /// Keys and due times of checkpoints.
     seal: Mutex<checkpoint::Seal>,
+    /// When the event store was last looked through for what may go.
+    pruned_at: Mutex<Option<std::time::Instant>>,
     /// When versions and policies were last looked at.
     looked_at: Mutex<Option<std::time::Instant>>,
 }
@@ -161,6 +164,7 @@ impl Daemon {
             revoking: Mutex::new(()),
             unsettled: AtomicBool::new(true),
             seal: Mutex::default(),
+            pruned_at: Mutex::new(None),
             looked_at: Mutex::new(None),
             rotating: Mutex::default(),
             chores: Mutex::new(None),
@@ -186,6 +190,7 @@ impl Daemon {
                 self.keep_versions();
                 self.keep_sealed();
                 self.keep_events();
+                self.keep_stored();
                 self.tree.broker().record_counts(false);
             }));
             if turn.is_err() {

@@ -131,10 +131,10 @@ impl Folder {
         nix::sys::stat::fchmod(&fd, mode).map_err(error)
     }
 
-    fn directory(&self, path: &Path) -> io::Result<OwnedFd> {
-        if path.as_os_str().is_empty() {
-            return self.root.try_clone();
-        }
+    /// Opens the directory at `path`.
+    pub(super) fn directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        // A descriptor of its own also of the root: readers of one would share its place in it.
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY;
         nix::fcntl::openat2(&self.root, path, how(flags, Mode::empty())).map_err(error)
     }

@@ -13,6 +13,7 @@ mod draft;
 mod folder;
 mod node;
 mod overlay;
+mod stock;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -32,6 +33,7 @@ use crate::redact::{self, Level, View};
 use crate::vault::crypto::Key;
 
 pub use folder::Look;
+pub use stock::{Kept as KeptFolder, folder_of};
 
 use codec::{Decoder, Encoder};
 use draft::{Draft, Kept, Operation, Store};
@@ -219,6 +221,9 @@ impl Events {
 
     /// Counts the store's bytes, which may take a while where there are many files.
     pub fn measure(&self) {
+        if let Err(error) = self.sweep() {
+            tracing::warn!(%error, "event files that were pruned are still there");
+        }
         let total = self.folder.total();
         self.total.fetch_add(total, Ordering::Relaxed);
     }

@@ -98,6 +98,16 @@
 //! `secret_revoked`, `secret_expired`, `verify_failed`, `unlock_failed`, `denied_burst` (20 refusals of
 //! one agent within a minute). Three tries each, recorded as `alert_sent` or `alert_failed`.
 //!
+//! # The event store
+//!
+//! `events/CHAIN/ENV/EXECUTION/` (a `/` of the chain's name is `%2F`, no environment `-`) holds what
+//! the agents of one execution wrote; `CHAIN/ENV/@chain` what all of them wrote, where the definition
+//! says `"events": "chain"`. `.strongroom` beside them is the daemon's own. `events path` prints an
+//! execution's folder, which is there from its start on. `events prune`, and housekeeping by `[events]
+//! keep`, remove a folder when its execution has ended, no file in it is open, and nothing in it
+//! changed (by ctime, which agents cannot set) for so long; of a shared folder they remove the old
+//! files while no execution of the chain runs. Each removal is an `events_pruned` record.
+//!
 //! # Numbers
 //!
 //! `STRONGROOM_KILLS=1000 cargo test --test mount no_read_fails -- --nocapture` kills the worker a

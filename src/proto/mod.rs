@@ -10,6 +10,7 @@ mod agent;
 mod audit;
 mod chain;
 mod daemon;
+mod events;
 mod execution;
 mod keys;
 mod problem;
@@ -38,6 +39,7 @@ pub use daemon::{
     Check, Doctor, Done, Empty, Health, Lock, Promise, State, Status, Unlock, Unlocked,
     VaultStatus, Waiting,
 };
+pub use events::{EventsFolder, EventsList, EventsListed, EventsPath, EventsPrune, EventsPruned};
 pub use execution::{
     AgentShown, EndedExecution, ExecutionEnd, ExecutionExtend, ExecutionList, ExecutionListed,
     ExecutionName, ExecutionShown, ExecutionStart, PinShown,
