@@ -338,3 +338,35 @@ fn a_dotenv_file_is_taken_as_a_whole_or_not_at_all() {
     let message = home.refused(&["import", path]);
     assert!(message.contains("line 1") && !message.contains("canary-bad"), "{message}");
 }
+
+#[test]
+fn no_page_of_the_worker_can_be_swapped_where_it_may_lock_them() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    assert_eq!(home.json(&["status"])["hardening"]["memory_locked"], "full");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", home.worker_pid())).unwrap();
+    let kib = |name: &str| -> u64 {
+        let line = status.lines().find(|l| l.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    // More than what is resident: what comes later is locked as it comes.
+    assert!(kib("VmLck:") >= kib("VmRSS:"), "{status}");
+    // Without the right to it, the status says so and the daemon serves all the same.
+    let home = Home::new();
+    let key = home.dir.path().join("key");
+    std::fs::write(&key, [7; 32]).unwrap();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&key, private).unwrap();
+    home.ok(&["init", "--unlock", &format!("key-file:{}", key.display())]);
+    let up = std::process::Command::new("setpriv")
+        .args(["--bounding-set", "-ipc_lock,-sys_resource", "prlimit", "--memlock=65536:65536"])
+        .arg(env!("CARGO_BIN_EXE_strongroom"))
+        .arg("up")
+        .env("STRONGROOM_HOME", home.home())
+        .output()
+        .unwrap();
+    assert!(up.status.success(), "{}", text(&up));
+    assert_eq!(home.json(&["status"])["hardening"]["memory_locked"], "partial");
+}

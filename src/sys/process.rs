@@ -103,6 +103,36 @@ pub fn forbid_dumps() -> io::Result<()> {
     Ok(())
 }
 
+/// capabilities(7): locks memory beyond `RLIMIT_MEMLOCK`.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Whether this process may use a capability now; `CapEff` of proc_pid_status(5).
+fn has_capability(number: u32) -> io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    Ok(bits.is_some_and(|bits| bits >> number & 1 == 1))
+}
+
+/// Keeps every page that this process touches, now and later, out of swap.
+///
+/// Needs the right to lock without a limit: with one, a later allocation would fail for it.
+///
+/// # Errors
+/// What setrlimit(2) or mlockall(2) report; nothing is locked then.
+pub fn lock_all_memory() -> io::Result<()> {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+    if !has_capability(CAP_IPC_LOCK)? && getrlimit(Resource::RLIMIT_MEMLOCK)?.0 != RLIM_INFINITY {
+        setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+    }
+    let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    // SAFETY: the call takes flags and changes no content of memory.
+    if unsafe { libc::mlockall(flags) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Raises the soft limit of open descriptors to the hard one.
 ///
 /// # Errors
