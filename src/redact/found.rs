@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::sync::Arc;
 
 /// Names in one marker.
 const MAX_NAMES: usize = 3;
@@ -41,7 +42,7 @@ pub(super) struct Found {
     pub end: u64,
     pub grade: Grade,
     /// The value's or the rule's name; none for what has no name for this writer.
-    pub name: Option<String>,
+    pub name: Option<Arc<str>>,
     /// Goes on where the last one of its rule was cut.
     pub continues: bool,
     /// A bare number of JSON: its marker is a string.
@@ -55,7 +56,7 @@ pub(super) struct Range {
     pub end: u64,
     /// What names it: whether it has a name, its grade, its length, and where it starts.
     best: (bool, Grade, u64, std::cmp::Reverse<u64>),
-    pub names: BTreeSet<String>,
+    pub names: BTreeSet<Arc<str>>,
     quote: bool,
 }
 
@@ -89,9 +90,9 @@ impl Range {
         }
     }
 
-    /// `[REDACTED:A|B]`.
-    pub(super) fn marker(&self) -> String {
-        let mut text = if self.quote { "\"[REDACTED" } else { "[REDACTED" }.to_owned();
+    /// Appends `[REDACTED:A|B]`.
+    pub(super) fn marker(&self, text: &mut String) {
+        text.push_str(if self.quote { "\"[REDACTED" } else { "[REDACTED" });
         for (index, name) in self.names.iter().take(MAX_NAMES).enumerate() {
             text.push(if index == 0 { ':' } else { '|' });
             text.push_str(name);
@@ -100,16 +101,12 @@ impl Range {
             // Writing to a string cannot fail.
             let _written = write!(text, "|+{}", self.names.len() - MAX_NAMES);
         }
-        text.push(']');
-        if self.quote {
-            text.push('"');
-        }
-        text
+        text.push_str(if self.quote { "]\"" } else { "]" });
     }
 
     /// What it is counted as.
-    pub(super) fn name(&self) -> String {
-        self.names.first().cloned().unwrap_or_default()
+    pub(super) fn name(&self) -> &str {
+        self.names.first().map_or("", |name| name)
     }
 
     pub(super) fn save(&self, out: &mut Vec<u8>) {
@@ -180,9 +177,9 @@ impl<'a> Reader<'a> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
-    fn name(&mut self) -> Option<String> {
+    fn name(&mut self) -> Option<Arc<str>> {
         let len = usize::from(self.byte()?);
-        String::from_utf8(self.take(len)?.to_vec()).ok()
+        std::str::from_utf8(self.take(len)?).ok().map(Arc::from)
     }
 }
 
@@ -191,26 +188,32 @@ mod tests {
     use super::*;
 
     fn found(start: u64, end: u64, grade: Grade, name: &str) -> Found {
-        Found { start, end, grade, name: Some(name.to_owned()), continues: false, quote: false }
+        Found { start, end, grade, name: Some(name.into()), continues: false, quote: false }
+    }
+
+    fn marker(range: &Range) -> String {
+        let mut text = String::new();
+        range.marker(&mut text);
+        text
     }
 
     #[test]
     fn the_better_grade_then_the_longer_names_a_merged_range() {
         let mut range = Range::new(&found(0, 40, Grade::Entropy, "high-entropy"));
         range.merge(&found(4, 12, Grade::Literal, "PIN"));
-        assert_eq!(range.marker(), "[REDACTED:PIN]");
+        assert_eq!(marker(&range), "[REDACTED:PIN]");
         range.merge(&found(2, 30, Grade::Literal, "URL"));
-        assert_eq!(range.marker(), "[REDACTED:URL]");
+        assert_eq!(marker(&range), "[REDACTED:URL]");
         range.merge(&found(2, 30, Grade::Literal, "COPY"));
-        assert_eq!(range.marker(), "[REDACTED:COPY|URL]");
+        assert_eq!(marker(&range), "[REDACTED:COPY|URL]");
         for name in ["D", "E"] {
             range.merge(&found(2, 30, Grade::Literal, name));
         }
-        assert_eq!(range.marker(), "[REDACTED:COPY|D|E|+1]");
+        assert_eq!(marker(&range), "[REDACTED:COPY|D|E|+1]");
         let foreign = Found { name: None, ..found(0, 60, Grade::Literal, "") };
         range.merge(&foreign);
         assert_eq!((range.start, range.end), (0, 60));
-        assert_eq!(Range::new(&foreign).marker(), "[REDACTED]");
+        assert_eq!(marker(&Range::new(&foreign)), "[REDACTED]");
         let mut saved = Vec::new();
         range.save(&mut saved);
         assert_eq!(Range::load(&mut Reader(&saved)), Some(range));

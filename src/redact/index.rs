@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::detect::Detector;
 use super::needle;
-use super::part::{Hit, Part};
+use super::part::{Hit, Part, Text};
 use crate::secret::SecretBytes;
 
 /// The longest name in a marker, in bytes.
@@ -91,7 +91,12 @@ impl Index {
         self.main.len() + self.delta.len()
     }
 
-    /// Bytes of memory beside the needles' own.
+    /// Bytes of the needles themselves.
+    pub fn own_bytes(&self) -> usize {
+        self.main.own_bytes() + self.delta.own_bytes()
+    }
+
+    /// Bytes of memory beside those.
     pub fn overhead(&self) -> usize {
         self.main.overhead() + self.delta.overhead()
     }
@@ -191,16 +196,9 @@ impl View {
         !gone.contains(&id) && (self.others == Others::Unnamed || self.names.contains_key(&id))
     }
 
-    pub(super) fn find(
-        &self,
-        text: &[u8],
-        base: u64,
-        before: &[u8],
-        end: bool,
-        each: &mut dyn FnMut(Hit),
-    ) {
+    pub(super) fn find(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
         for (part, gone) in self.parts.iter().zip(&self.gone) {
-            part.find(text, base, before, end, &mut |hit| {
+            part.find(text, &mut |hit| {
                 if self.sees(gone, hit.id) {
                     each(hit);
                 }
@@ -208,18 +206,19 @@ impl View {
         }
     }
 
-    pub(super) fn open_from(&self, text: &[u8], before: &[u8]) -> usize {
+    /// The first byte of `text`, but for those before `from`, from which on it could become a value.
+    pub(super) fn open_from(&self, text: &[u8], from: usize) -> usize {
         let open = |(part, gone): (&Arc<Part>, &Arc<HashSet<u32>>)| {
-            part.open_from(text, before, &|id| self.sees(gone, id))
+            part.open_from(text, from, &|id| self.sees(gone, id))
         };
         self.parts.iter().zip(&self.gone).filter_map(open).min().unwrap_or(text.len())
     }
 
     /// The earliest end of `text` that is the larger part of a named value.
-    pub(super) fn cut_off(&self, text: &[u8]) -> Option<Hit> {
+    pub(super) fn cut_off(&self, text: &[u8], from: usize) -> Option<Hit> {
         let named = |id: u32| self.names.contains_key(&id);
         let cut = |(part, gone): (&Arc<Part>, &Arc<HashSet<u32>>)| {
-            part.cut_off(text, &beyond_public, &|id| named(id) && !gone.contains(&id))
+            part.cut_off(text, from, &beyond_public, &|id| named(id) && !gone.contains(&id))
         };
         self.parts.iter().zip(&self.gone).filter_map(cut).min()
     }

@@ -27,7 +27,10 @@ mod variant;
 use std::sync::Arc;
 
 pub use index::{Index, Others, Value, View};
+use part::Text;
 pub use redactor::{BadState, Redactor, Sink};
+use zeroize::Zeroizing;
+
 pub use strength::{Weakness, unguessable, weakness};
 
 /// What is looked for.
@@ -88,9 +91,15 @@ pub fn redact(view: &Arc<View>, level: Level, input: &[u8]) -> Vec<u8> {
     out.0
 }
 
+/// The byte strings that stand for `value`: itself, and all forms in which it is looked for.
+pub fn needles(value: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
+    needle::needles(value).into_iter().map(|needle| needle.bytes).collect()
+}
+
 /// Whether `text`, such as a file's name, contains a value that has a name in `view`.
 pub fn contains(view: &View, text: &[u8]) -> bool {
     let mut found = Vec::new();
-    view.find(text, 0, b"", true, &mut |hit| found.push(hit));
+    let text = Text { bytes: text, from: 0, at: 0, end: true };
+    view.find(text, &mut |hit| found.push(hit));
     found.iter().any(|hit| view.name(hit.id).is_some())
 }

@@ -6,7 +6,8 @@
 //! needle. Letters are folded before hashing, so that needles without case share the tables.
 //!
 //! Invariant: [`Part::find`] reports every occurrence that lies in the text as a whole, and
-//! [`Part::open_from`] the first byte from which the text's end could still become one.
+//! [`Part::open_from`] the first byte from which the text's end could still become one. Danger: text
+//! that is made to be slow; hashes are seeded, and common windows are not entered.
 #![forbid(unsafe_code)]
 
 use zeroize::Zeroizing;
@@ -15,14 +16,16 @@ use super::needle::Needle;
 
 /// Bytes of a window.
 const WINDOW: usize = 8;
-/// Bits of the filter for each window that is entered.
-const FILTER_BITS: usize = 16;
+/// Windows that are probed at once.
+const BLOCK: usize = 8;
+/// Bits of a filter for each window that is entered.
+const FILTER_BITS: usize = 24;
 /// The shortest needle.
 const SHORTEST: usize = 5;
+/// Needles above this length are few; whether the text's end could begin one is asked of them apart.
+const LONG_BYTES: usize = 256;
 /// Bytes of ASCII letters differ in this bit alone.
 const FOLD: u64 = 0x2020_2020_2020_2020;
-/// 2^64 / golden ratio, made odd: spreads windows over the high bits.
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// An occurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,28 +38,79 @@ pub(super) struct Hit {
     pub literal: bool,
 }
 
+/// A text of which a part is looked at.
 #[derive(Clone, Copy)]
+pub(super) struct Text<'a> {
+    pub bytes: &'a [u8],
+    /// Occurrences that start before this byte are known.
+    pub from: usize,
+    /// The stream's own count of the first byte; what is probed depends on it alone.
+    pub at: u64,
+    /// Nothing follows.
+    pub end: bool,
+}
+
+/// What hashes depend on: others cannot prepare text whose windows collide.
+#[derive(Clone, Copy, Default)]
+struct Seed(u64, u64);
+
+impl Seed {
+    fn hash(self, window: u64) -> u64 {
+        let product = u128::from(window ^ self.0) * u128::from(self.1);
+        (product as u64) ^ (product >> 64) as u64
+    }
+}
+
+/// A Bloom filter whose bits for one entry are in one word.
+#[derive(Default)]
+struct Filter(Vec<u64>);
+
+impl Filter {
+    fn with_capacity(entries: usize) -> Self {
+        Self(vec![0; (entries * FILTER_BITS / 64).next_power_of_two().max(8)])
+    }
+
+    /// Three bits of the word.
+    fn mask(hash: u64) -> u64 {
+        1 << (hash & 63) | 1 << (hash >> 6 & 63) | 1 << (hash >> 12 & 63)
+    }
+
+    fn insert(&mut self, hash: u64) {
+        let last = self.0.len() - 1;
+        self.0[(hash >> 40) as usize & last] |= Self::mask(hash);
+    }
+
+    fn has(words: &[u64], hash: u64) -> bool {
+        // The length is a power of two.
+        let word = words.get((hash >> 40) as usize & words.len().wrapping_sub(1));
+        !word.copied().unwrap_or(0) & Self::mask(hash) == 0
+    }
+}
+
+#[derive(Clone, Copy, Default)]
 struct Entry {
+    /// The needle's number, and in the low three bits which of its windows this is.
     needle: u32,
     tag: u32,
-    offset: u32,
 }
 
 /// Windows of needles of one length class.
 #[derive(Default)]
 struct Class {
     stride: usize,
-    seed: u64,
-    filter: Vec<u64>,
+    filter: Filter,
     /// Where the entries of each bucket begin; one more at the end.
     buckets: Vec<u32>,
     entries: Vec<Entry>,
 }
 
+#[derive(Clone, Copy)]
 struct Known {
-    at: usize,
+    at: u64,
     len: u32,
     id: u32,
+    /// Where the windows that are entered begin.
+    place: u32,
     caseless: bool,
     boundary: bool,
     literal: bool,
@@ -67,16 +121,21 @@ struct Known {
 pub(super) struct Part {
     text: Zeroizing<Vec<u8>>,
     known: Vec<Known>,
+    seed: Seed,
     classes: Vec<Class>,
     /// Needles below a window's length, by their first bytes.
     short: Vec<u32>,
+    /// Pairs of folded first bytes of those, and of all.
+    short_pairs: Vec<u64>,
+    pairs: Vec<u64>,
     /// All needles, by their folded bytes.
     sorted: Vec<u32>,
-    /// Of the folded first window of each needle that has one.
-    heads: Vec<u64>,
-    heads_seed: u64,
-    /// Which pairs of folded first bytes there are.
-    pairs: Vec<u64>,
+    /// Of the folded first window of each needle that has one, and of the first four bytes of all.
+    heads: Filter,
+    half_heads: Filter,
+    /// First windows of needles above [`LONG_BYTES`], and which bytes those begin with.
+    long_heads: Filter,
+    long_firsts: Option<Box<[bool; 256]>>,
     /// Which bytes occur in any needle.
     alphabet: Vec<bool>,
     longest: usize,
@@ -88,19 +147,9 @@ fn window(text: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.try_into().ok()?) | FOLD)
 }
 
-fn hash(window: u64, seed: u64) -> u64 {
-    let mixed = (window ^ seed).wrapping_mul(SPREAD);
-    (mixed ^ mixed >> 32).wrapping_mul(SPREAD)
-}
-
-/// Two bits of one word.
-fn mask(hash: u64) -> u64 {
-    1 << (hash & 63) | 1 << (hash >> 6 & 63)
-}
-
-fn word(hash: u64, words: usize) -> usize {
-    // `words` is a power of two; the high bits are the best mixed.
-    (hash >> 40) as usize & (words - 1)
+fn half(text: &[u8]) -> Option<u64> {
+    let bytes: [u8; 4] = text.get(..4)?.try_into().ok()?;
+    Some(u64::from(u32::from_le_bytes(bytes)) | FOLD)
 }
 
 fn fold(byte: u8) -> u8 {
@@ -115,37 +164,74 @@ fn pair(first: u8, second: u8) -> usize {
     usize::from(fold(first)) << 8 | usize::from(fold(second))
 }
 
+fn has_pair(pairs: &[u64], first: u8, second: u8) -> bool {
+    let pair = pair(first, second);
+    pairs.get(pair / 64).is_some_and(|word| word >> (pair % 64) & 1 != 0)
+}
+
 impl Class {
-    fn build(stride: usize, seed: u64, windows: &[(u64, u32, u32)]) -> Self {
-        let words = (windows.len() * FILTER_BITS / 64).next_power_of_two().max(8);
-        let count = windows.len().next_power_of_two().max(8);
-        let mut filter = vec![0; words];
+    fn build(stride: usize, windows: &[(u64, u32)]) -> Self {
+        let mut filter = Filter::with_capacity(windows.len());
+        let count = (windows.len() / 2).next_power_of_two().max(8);
         let mut buckets = vec![0_u32; count + 1];
         let bucket = |hash: u64| (hash >> 20) as usize & (count - 1);
-        for (hash, _, _) in windows {
-            filter[word(*hash, words)] |= mask(*hash);
+        for (hash, _) in windows {
+            filter.insert(*hash);
             buckets[bucket(*hash) + 1] += 1;
         }
         for at in 0..count {
             buckets[at + 1] += buckets[at];
         }
         let mut next = buckets.clone();
-        let mut entries = vec![Entry { needle: 0, tag: 0, offset: 0 }; windows.len()];
-        for (hash, needle, offset) in windows {
+        let mut entries = vec![Entry::default(); windows.len()];
+        for (hash, needle) in windows {
             let place = &mut next[bucket(*hash)];
-            entries[*place as usize] =
-                Entry { needle: *needle, tag: *hash as u32, offset: *offset };
+            entries[*place as usize] = Entry { needle: *needle, tag: *hash as u32 };
             *place += 1;
         }
-        Self { stride, seed, filter, buckets, entries }
+        Self { stride, filter, buckets, entries }
     }
 
-    /// Needles that have this window, with its place in them.
+    /// Entries that have this window.
     fn with(&self, hash: u64) -> impl Iterator<Item = &Entry> {
         let count = self.buckets.len() - 1;
         let bucket = (hash >> 20) as usize & (count - 1);
         let range = self.buckets[bucket] as usize..self.buckets[bucket + 1] as usize;
         self.entries[range].iter().filter(move |e| e.tag == hash as u32)
+    }
+
+    /// Calls `each` with the places in `text`, from `at` on in strides, whose window passes, and the
+    /// window's hash.
+    fn probe<const STRIDE: usize>(
+        &self,
+        seed: Seed,
+        text: &[u8],
+        mut at: usize,
+        each: &mut dyn FnMut(usize, u64),
+    ) {
+        let words = &self.filter.0[..];
+        while let Some(block) = text.get(at..at + STRIDE * (BLOCK - 1) + WINDOW) {
+            let mut passed = 0_u32;
+            for number in 0..BLOCK {
+                let Some(window) = window(block, number * STRIDE) else { break };
+                passed |= u32::from(Filter::has(words, seed.hash(window))) << number;
+            }
+            while passed != 0 {
+                let place = passed.trailing_zeros() as usize * STRIDE;
+                if let Some(window) = window(block, place) {
+                    each(at + place, seed.hash(window));
+                }
+                passed &= passed - 1;
+            }
+            at += STRIDE * BLOCK;
+        }
+        while let Some(window) = window(text, at) {
+            let hash = seed.hash(window);
+            if Filter::has(words, hash) {
+                each(at, hash);
+            }
+            at += STRIDE;
+        }
     }
 }
 
@@ -161,6 +247,7 @@ impl Part {
             known: Vec::with_capacity(needles.len()),
             alphabet: vec![false; 256],
             pairs: vec![0; 1 << 10],
+            seed: Self::new_seed(),
             ..Self::default()
         };
         for (id, needle) in needles {
@@ -169,9 +256,10 @@ impl Part {
             }
             let Ok(len) = u32::try_from(needle.bytes.len()) else { continue };
             part.known.push(Known {
-                at: part.text.len(),
+                at: part.text.len() as u64,
                 len,
                 id,
+                place: 0,
                 caseless: needle.caseless,
                 boundary: needle.boundary,
                 literal: needle.literal,
@@ -189,20 +277,23 @@ impl Part {
                 part.alphabet[usize::from(byte.to_ascii_uppercase())] = true;
             }
         }
-        // A seed that others cannot know: nobody can prepare text whose windows collide.
+        part.enter();
+        part.sort();
+        part
+    }
+
+    fn new_seed() -> Seed {
         let mut seed = [0; 16];
         if getrandom::fill(&mut seed).is_err() {
             tracing::warn!("no randomness for the index of needles");
         }
         let half = |at: usize| u64::from_le_bytes(seed[at..at + 8].try_into().unwrap_or_default());
-        part.enter(half(0));
-        part.heads_seed = half(8);
-        part.sort();
-        part
+        // Odd, and with bits at both ends.
+        Seed(half(0), half(8) | 0x8000_0000_0000_0001)
     }
 
     /// Fills the classes.
-    fn enter(&mut self, seed: u64) {
+    fn enter(&mut self) {
         // How often each window was seen where needles might be entered: common ones are avoided.
         let mut counts = vec![0_u16; (self.known.len() * 4).next_power_of_two().max(64)];
         let slots = counts.len();
@@ -211,74 +302,108 @@ impl Part {
             let room = len - region;
             [room, room / 2, 0, room / 3, room - room / 4]
         };
-        let region_of = |len: usize| {
-            CLASSES.iter().find(|(_, least)| len >= *least).map(|(stride, _)| stride + WINDOW - 1)
-        };
+        let class_of = |len: usize| CLASSES.iter().position(|(_, least)| len >= *least);
         for known in &self.known {
-            let bytes = &self.text[known.at..known.at + known.len as usize];
-            let Some(region) = region_of(bytes.len()) else { continue };
-            for place in places(bytes.len(), region) {
+            let bytes = self.bytes_of(known);
+            let Some(class) = class_of(bytes.len()) else { continue };
+            for place in places(bytes.len(), CLASSES[class].0 + WINDOW - 1) {
                 if let Some(window) = window(bytes, place) {
-                    let count = &mut counts[slot(hash(window, seed))];
+                    let count = &mut counts[slot(self.seed.hash(window))];
                     *count = count.saturating_add(1);
                 }
             }
         }
-        let mut windows: [Vec<(u64, u32, u32)>; 3] = Default::default();
-        for (number, known) in self.known.iter().enumerate() {
-            // More than four thousand million needles do not fit into memory.
-            let Ok(number) = u32::try_from(number) else { break };
-            let bytes = &self.text[known.at..known.at + known.len as usize];
-            let class = CLASSES.iter().position(|(_, least)| bytes.len() >= *least);
-            let Some(class) = class else {
-                self.short.push(number);
+        let mut windows: [Vec<(u64, u32)>; 3] = Default::default();
+        windows[0].reserve_exact(self.known.len() * CLASSES[0].0);
+        for number in 0..self.known.len() {
+            // Five hundred million needles do not fit into memory.
+            let Some(packed) = u32::try_from(number).ok().and_then(|n| n.checked_mul(8)) else {
+                break;
+            };
+            let bytes = self.bytes_of(&self.known[number]);
+            let Some(class) = class_of(bytes.len()) else {
+                self.short.push(packed / 8);
                 continue;
             };
             let stride = CLASSES[class].0;
             let rarity = |place: &usize| {
-                window(bytes, *place).map_or(u16::MAX, |w| counts[slot(hash(w, seed))])
+                window(bytes, *place).map_or(u16::MAX, |w| counts[slot(self.seed.hash(w))])
             };
             let place = places(bytes.len(), stride + WINDOW - 1)
                 .into_iter()
                 .min_by_key(rarity)
                 .unwrap_or(0);
-            for offset in place..place + stride {
-                if let (Some(window), Ok(offset)) = (window(bytes, offset), u32::try_from(offset)) {
-                    windows[class].push((hash(window, seed), number, offset));
+            for step in 0..stride {
+                if let Some(window) = window(bytes, place + step) {
+                    // A stride is at most 8.
+                    windows[class].push((self.seed.hash(window), packed | step as u32));
                 }
             }
+            self.known[number].place = u32::try_from(place).unwrap_or(0);
         }
         for ((stride, _), windows) in CLASSES.iter().zip(&windows) {
             if !windows.is_empty() {
-                self.classes.push(Class::build(*stride, seed, windows));
+                self.classes.push(Class::build(*stride, windows));
             }
         }
     }
 
     fn sort(&mut self) {
-        let mut sorted: Vec<u32> =
-            (0..self.known.len()).filter_map(|n| n.try_into().ok()).collect();
-        let folded = |n: &u32| self.bytes(*n).iter().map(|b| fold(*b));
-        sorted.sort_unstable_by(|a, b| folded(a).cmp(folded(b)));
-        let words = (sorted.len() * FILTER_BITS / 64).next_power_of_two().max(8);
-        let mut heads = vec![0; words];
+        // The first eight bytes decide nearly always.
+        let mut keyed: Vec<(u64, u32)> = (0..self.known.len())
+            .filter_map(|n| n.try_into().ok())
+            .map(|n| {
+                let bytes = self.bytes(n);
+                let mut head = [0; 8];
+                head.iter_mut().zip(bytes).for_each(|(to, from)| *to = fold(*from));
+                (u64::from_be_bytes(head), n)
+            })
+            .collect();
+        let folded = |n: u32| self.bytes(n).iter().map(|b| fold(*b));
+        keyed.sort_unstable_by(|(a, n), (b, m)| a.cmp(b).then_with(|| folded(*n).cmp(folded(*m))));
+        let sorted: Vec<u32> = keyed.into_iter().map(|(_, n)| n).collect();
+        let is_long = |n: &&u32| self.known[**n as usize].len as usize > LONG_BYTES;
+        let mut long_heads = Filter::with_capacity(sorted.iter().filter(is_long).count());
+        let mut long_firsts: Option<Box<[bool; 256]>> = None;
+        let (mut heads, mut half_heads) =
+            (Filter::with_capacity(sorted.len()), Filter::with_capacity(sorted.len()));
+        let mut pairs = std::mem::take(&mut self.pairs);
+        let mut short_pairs = vec![0; if self.short.is_empty() { 0 } else { 1 << 10 }];
         for number in &sorted {
             let bytes = self.bytes(*number);
-            if let Some(window) = window(bytes, 0) {
-                let hash = hash(window, self.heads_seed);
-                heads[word(hash, words)] |= mask(hash);
+            if let Some(half) = half(bytes) {
+                half_heads.insert(self.seed.hash(half));
             }
             let pair = pair(bytes[0], bytes[1]);
-            self.pairs[pair / 64] |= 1 << (pair % 64);
+            pairs[pair / 64] |= 1 << (pair % 64);
+            let Some(window) = window(bytes, 0) else {
+                short_pairs[pair / 64] |= 1 << (pair % 64);
+                continue;
+            };
+            heads.insert(self.seed.hash(window));
+            if bytes.len() > LONG_BYTES {
+                long_heads.insert(self.seed.hash(window));
+                let firsts = long_firsts.get_or_insert_with(|| Box::new([false; 256]));
+                for byte in [bytes[0], bytes[0].to_ascii_uppercase()] {
+                    firsts[usize::from(byte)] = true;
+                }
+            }
         }
         let mut short = std::mem::take(&mut self.short);
         short.sort_unstable_by_key(|n| pair(self.bytes(*n)[0], self.bytes(*n)[1]));
-        (self.sorted, self.heads, self.short) = (sorted, heads, short);
+        (self.sorted, self.short) = (sorted, short);
+        (self.pairs, self.short_pairs) = (pairs, short_pairs);
+        (self.heads, self.half_heads) = (heads, half_heads);
+        (self.long_heads, self.long_firsts) = (long_heads, long_firsts);
+    }
+
+    fn bytes_of(&self, known: &Known) -> &[u8] {
+        let at = known.at as usize;
+        &self.text[at..at + known.len as usize]
     }
 
     fn bytes(&self, number: u32) -> &[u8] {
-        let known = &self.known[number as usize];
-        &self.text[known.at..known.at + known.len as usize]
+        self.bytes_of(&self.known[number as usize])
     }
 
     /// Bytes of the longest needle.
@@ -296,134 +421,152 @@ impl Part {
         self.known.len()
     }
 
-    /// Bytes of memory beside the needles' own.
-    pub(super) fn overhead(&self) -> usize {
-        let of = |c: &Class| c.filter.len() * 8 + c.buckets.len() * 4 + c.entries.len() * 12;
-        self.known.len() * size_of::<Known>()
-            + self.classes.iter().map(of).sum::<usize>()
-            + self.sorted.len() * 4
-            + self.heads.len() * 8
+    /// Bytes of the needles themselves.
+    pub(super) fn own_bytes(&self) -> usize {
+        self.text.len()
     }
 
-    fn same(&self, known: &Known, text: &[u8], len: usize) -> bool {
-        let bytes = &self.text[known.at..known.at + len];
+    /// Bytes of memory beside those.
+    pub(super) fn overhead(&self) -> usize {
+        let of = |c: &Class| {
+            c.filter.0.len() * 8 + c.buckets.len() * 4 + c.entries.len() * size_of::<Entry>()
+        };
+        self.known.len() * size_of::<Known>()
+            + self.classes.iter().map(of).sum::<usize>()
+            + (self.sorted.len() + self.short.len()) * 4
+            + (self.heads.0.len() + self.half_heads.0.len() + self.long_heads.0.len()) * 8
+            + (self.pairs.len() + self.short_pairs.len()) * 8
+    }
+
+    /// Whether `text` is how the needle begins.
+    fn same(&self, known: &Known, text: &[u8]) -> bool {
+        let bytes = &self.bytes_of(known)[..text.len()];
         if known.caseless { bytes.eq_ignore_ascii_case(text) } else { bytes == text }
     }
 
-    /// Reports every occurrence in `text`, whose first byte is byte `base` of the stream and follows
-    /// `before`. At the `end` of the stream nothing follows.
-    pub(super) fn find(
-        &self,
-        text: &[u8],
-        base: u64,
-        before: &[u8],
-        end: bool,
-        each: &mut dyn FnMut(Hit),
-    ) {
+    /// Reports every occurrence in `text`.
+    pub(super) fn find(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
         for class in &self.classes {
-            let words = class.filter.len();
             // Probed where the stream's own count is a multiple, so that cuts do not matter.
-            let phase = (base % class.stride as u64) as usize;
-            let mut at = (class.stride - phase) % class.stride;
-            while let Some(window) = window(text, at) {
-                let hash = hash(window, class.seed);
-                let bits = mask(hash);
-                if class.filter[word(hash, words)] & bits == bits {
-                    for entry in class.with(hash) {
-                        let offset = entry.offset as usize;
-                        if let Some(start) = at.checked_sub(offset) {
-                            self.verify(entry.needle, text, start, before, end, each);
-                        }
+            let phase = ((text.at + text.from as u64) % class.stride as u64) as usize;
+            let first = text.from + (class.stride - phase) % class.stride;
+            let mut candidate = |at: usize, hash: u64| {
+                for entry in class.with(hash) {
+                    let number = entry.needle / 8;
+                    let offset = self.known[number as usize].place + entry.needle % 8;
+                    if let Some(start) = at.checked_sub(offset as usize) {
+                        self.verify(number, text, start, each);
                     }
                 }
-                at += class.stride;
+            };
+            match class.stride {
+                8 => class.probe::<8>(self.seed, text.bytes, first, &mut candidate),
+                4 => class.probe::<4>(self.seed, text.bytes, first, &mut candidate),
+                _ => class.probe::<1>(self.seed, text.bytes, first, &mut candidate),
             }
         }
         if !self.short.is_empty() {
-            for start in 0..text.len() {
-                let Some(second) = text.get(start + 1) else { break };
-                let found = pair(text[start], *second);
-                if self.pairs[found / 64] >> (found % 64) & 1 == 0 {
-                    continue;
-                }
-                let of = |n: &u32| pair(self.bytes(*n)[0], self.bytes(*n)[1]);
-                let first = self.short.partition_point(|n| of(n) < found);
-                for number in self.short[first..].iter().take_while(|n| of(n) == found) {
-                    self.verify(*number, text, start, before, end, each);
-                }
+            self.find_short(text, each);
+        }
+    }
+
+    fn find_short(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
+        let bytes = text.bytes;
+        for start in text.from..bytes.len().saturating_sub(SHORTEST - 1) {
+            if !has_pair(&self.short_pairs, bytes[start], bytes[start + 1]) {
+                continue;
+            }
+            let found = pair(bytes[start], bytes[start + 1]);
+            let of = |n: &u32| pair(self.bytes(*n)[0], self.bytes(*n)[1]);
+            let first = self.short.partition_point(|n| of(n) < found);
+            for number in self.short[first..].iter().take_while(|n| of(n) == found) {
+                self.verify(*number, text, start, each);
             }
         }
     }
 
-    fn verify(
-        &self,
-        number: u32,
-        text: &[u8],
-        start: usize,
-        before: &[u8],
-        end: bool,
-        each: &mut dyn FnMut(Hit),
-    ) {
+    fn verify(&self, number: u32, text: Text<'_>, start: usize, each: &mut dyn FnMut(Hit)) {
         let known = &self.known[number as usize];
-        let len = known.len as usize;
-        let Some(found) = text.get(start..start + len) else { return };
-        if !self.same(known, found, len) {
+        let end = start + known.len as usize;
+        let Some(found) = text.bytes.get(start..end) else { return };
+        if start < text.from || !self.same(known, found) {
             return;
         }
         if known.boundary {
-            let previous = start.checked_sub(1).map_or(before.last(), |p| text.get(p));
-            let next = text.get(start + len);
+            let previous = start.checked_sub(1).and_then(|p| text.bytes.get(p));
+            let next = text.bytes.get(end);
             if previous.is_some_and(|b| is_word(*b))
                 || next.is_some_and(|b| is_word(*b))
-                || (next.is_none() && !end)
+                || (next.is_none() && !text.end)
             {
                 return;
             }
         }
-        each(Hit { start, end: start + len, id: known.id, literal: known.literal });
+        each(Hit { start, end, id: known.id, literal: known.literal });
     }
 
-    /// The first byte of `text` from which on it is the beginning of a needle that `counts`.
+    /// The first byte of `text`, but for those before `from`, from which on it is the beginning of a
+    /// needle that `counts`.
     pub(super) fn open_from(
         &self,
         text: &[u8],
-        before: &[u8],
+        from: usize,
         counts: &dyn Fn(u32) -> bool,
     ) -> Option<usize> {
-        let words = self.heads.len();
         // A whole needle that needs its next byte is open as well.
-        let mut from = text.len().saturating_sub(self.longest);
-        if let Some(foreign) = text[from..].iter().rposition(|b| !self.alphabet[usize::from(*b)]) {
-            from += foreign + 1;
-        }
-        // The byte after a whole needle may be one that none contains.
-        let from = from.min(text.len());
-        (from..text.len()).find(|start| {
-            let rest = &text[*start..];
-            if let Some(window) = window(rest, 0) {
-                let hash = hash(window, self.heads_seed);
-                let bits = mask(hash);
-                if self.heads[word(hash, words)] & bits != bits {
-                    return false;
-                }
-            } else if let [first, second, ..] = rest {
-                let pair = pair(*first, *second);
-                if self.pairs[pair / 64] >> (pair % 64) & 1 == 0 {
-                    return false;
-                }
+        let mut from = from.max(text.len().saturating_sub(self.longest));
+        let near = from.max(text.len().saturating_sub(LONG_BYTES));
+        let is_foreign = |b: &u8| !self.alphabet[usize::from(*b)];
+        if let Some(foreign) = text[near..].iter().rposition(is_foreign) {
+            from = near + foreign + 1;
+        } else if let Some(firsts) = self.long_firsts.as_ref().filter(|_| from < near) {
+            if let Some(foreign) = text[from..near].iter().rposition(is_foreign) {
+                from += foreign + 1;
             }
-            self.begins_with(rest, |known| {
-                let previous = start.checked_sub(1).map_or(before.last(), |p| text.get(p));
-                let open = known.len as usize > rest.len()
-                    || (known.boundary && known.len as usize == rest.len());
-                open && counts(known.id)
-                    && !(known.boundary && previous.is_some_and(|b| is_word(*b)))
-            })
-            .is_some()
+            let far = (from..near).find(|start| {
+                firsts[usize::from(text[*start])]
+                    && window(text, *start)
+                        .is_some_and(|w| Filter::has(&self.long_heads.0, self.seed.hash(w)))
+                    && self.is_open(text, *start, counts)
+            });
+            if far.is_some() {
+                return far;
+            }
+        }
+        (from.max(near)..text.len()).find(|start| {
+            let rest = &text[*start..];
+            if let [first, second, ..] = rest
+                && !has_pair(&self.pairs, *first, *second)
+            {
+                return false;
+            }
+            if let Some(window) = window(rest, 0) {
+                if !Filter::has(&self.heads.0, self.seed.hash(window)) {
+                    return false;
+                }
+            } else if let Some(half) = half(rest)
+                && !Filter::has(&self.half_heads.0, self.seed.hash(half))
+            {
+                return false;
+            }
+            self.is_open(text, *start, counts)
         })
     }
 
-    /// The value of a needle that begins with all of `rest` and is `wanted`.
+    fn is_open(&self, text: &[u8], start: usize, counts: &dyn Fn(u32) -> bool) -> bool {
+        let rest = &text[start..];
+        let previous = start.checked_sub(1).and_then(|p| text.get(p));
+        let in_word = previous.is_some_and(|b| is_word(*b));
+        let open = |known: &Known| {
+            let len = known.len as usize;
+            (len > rest.len() || (known.boundary && len == rest.len()))
+                && counts(known.id)
+                && !(known.boundary && in_word)
+        };
+        self.begins_with(rest, open).is_some()
+    }
+
+    /// A needle that begins with all of `rest` and is `wanted`.
     fn begins_with(&self, rest: &[u8], wanted: impl Fn(&Known) -> bool) -> Option<&Known> {
         let folded = |bytes: &[u8], n: u32| {
             self.bytes(n).iter().map(|b| fold(*b)).cmp(bytes.iter().map(|b| fold(*b)))
@@ -437,7 +580,7 @@ impl Part {
             if !begins {
                 return None;
             }
-            if self.same(known, rest, rest.len()) && wanted(known) {
+            if self.same(known, rest) && wanted(known) {
                 return Some(known);
             }
         }
@@ -449,19 +592,18 @@ impl Part {
     pub(super) fn cut_off(
         &self,
         text: &[u8],
+        from: usize,
         beyond: &dyn Fn(&[u8]) -> usize,
         counts: &dyn Fn(u32) -> bool,
     ) -> Option<Hit> {
-        let from = text.len().saturating_sub(self.longest);
+        let from = from.max(text.len().saturating_sub(self.longest));
         (from..text.len().saturating_sub(WINDOW - 1)).find_map(|start| {
             let rest = &text[start..];
-            let hash = hash(window(rest, 0)?, self.heads_seed);
-            let bits = mask(hash);
-            if self.heads[word(hash, self.heads.len())] & bits != bits {
+            if !Filter::has(&self.heads.0, self.seed.hash(window(rest, 0)?)) {
                 return None;
             }
             let known = self.begins_with(rest, |known| {
-                let bytes = &self.text[known.at..known.at + known.len as usize];
+                let bytes = self.bytes_of(known);
                 bytes.len() > rest.len() && rest.len() >= beyond(bytes) && counts(known.id)
             })?;
             Some(Hit { start, end: text.len(), id: known.id, literal: known.literal })
