@@ -85,7 +85,7 @@ pub struct Agent {
     /// Secrets whose versions it sees side by side.
     pub rotates: Vec<SecretKey>,
     /// Agents that it may launch itself.
-    pub may_launch: Vec<String>,
+    pub may_launch: Vec<AgentName>,
 }
 
 /// A chain.
@@ -288,7 +288,11 @@ impl Source<'_> {
                 .iter()
                 .map(|text| self.parsed("rotates", text))
                 .collect::<Result<_, _>>()?,
-            may_launch: self.strings(map, "may_launch")?,
+            may_launch: self
+                .strings(map, "may_launch")?
+                .iter()
+                .map(|text| self.parsed("may_launch", text))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -401,6 +405,16 @@ impl Definition {
             if definition.agents[..index].iter().any(|other| other.name == agent.name) {
                 return Err(source.at(agent.name.as_str(), "two agents have this name"));
             }
+            if let Some(stranger) =
+                agent.may_launch.iter().find(|name| definition.agent(name).is_none())
+            {
+                let what = format!("\"may_launch\": the chain has no agent {stranger}");
+                let mut error = source.at(stranger.as_str(), what);
+                let known: Vec<_> =
+                    definition.agents.iter().map(|agent| agent.name.to_string()).collect();
+                error.hint = Some(format!("its agents are {}", known.join(", ")));
+                return Err(error);
+            }
         }
         Ok(definition)
     }
@@ -470,6 +484,8 @@ mod tests {
         assert!(Definition::parse("{\"chain\": \"a\", \"agents\": []}", false).is_err());
         let twice = "{\"chain\": \"a\", \"agents\": [{\"name\": \"A\"}, {\"name\": \"A\"}]}";
         assert!(Definition::parse(twice, false).is_err());
+        let stranger = r#"{"chain": "a", "agents": [{"name": "A", "may_launch": ["B"]}]}"#;
+        assert!(Definition::parse(stranger, false).unwrap_err().what.contains("no agent B"));
         assert!(Definition::parse("[]", false).is_err());
         assert!(Definition::parse("{", false).is_err());
     }

@@ -1,7 +1,7 @@
 //! Verbs on chains, and who gets what: the matrix of access.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::audit::record::Event;
 use crate::catalog::definition::{Definition, Deliver};
@@ -78,6 +78,44 @@ fn changes(chain: &ChainName, old: &Grants, new: &Grants) -> Vec<proto::GrantCha
     added.chain(removed).collect()
 }
 
+/// Launches that agents may make themselves: who may launch another obtains what that one may read.
+fn launches(
+    chain: &ChainName,
+    old: Option<&Definition>,
+    new: &Definition,
+) -> Vec<proto::GrantChange> {
+    let pairs = |definition: &Definition| -> BTreeSet<(String, String)> {
+        let agents = definition.agents.iter();
+        agents
+            .flat_map(|agent| agent.may_launch.iter().map(|other| (&agent.name, other)))
+            .map(|(agent, other)| (agent.to_string(), other.to_string()))
+            .collect()
+    };
+    let (old, new) = (old.map(pairs).unwrap_or_default(), pairs(new));
+    let change = |(agent, other): &(String, String), change: &str| proto::GrantChange {
+        chain: chain.to_string(),
+        agent: agent.clone(),
+        environment: None,
+        secret: format!("the launch of {other}"),
+        change: change.to_owned(),
+        detail: Some("may_launch".to_owned()),
+    };
+    let added = new.difference(&old).map(|pair| change(pair, "added"));
+    added.chain(old.difference(&new).map(|pair| change(pair, "removed"))).collect()
+}
+
+/// Whether some role reaches every place that a definition is about; one without environments is
+/// about all of them.
+fn may_define(who: &Caller, definition: &Definition) -> bool {
+    let chain = Some(definition.chain.as_str());
+    let place = |environment| proto::Subject::Place { chain, environment };
+    if definition.environments.is_empty() {
+        return who.may(Permission::Operate, place(None));
+    }
+    let mut environments = definition.environments.iter();
+    environments.all(|e| who.may(Permission::Operate, place(Some(e.as_str()))))
+}
+
 struct Difference {
     changes: Vec<proto::GrantChange>,
     widens: bool,
@@ -109,7 +147,9 @@ impl Daemon {
             .chain(&definition.chain)
             .map(|chain| grants(catalog, &chain.definition, &self.all_environments()));
         let new = grants(catalog, definition, &environments);
-        let changes = changes(&definition.chain, old.as_ref().unwrap_or(&Grants::new()), &new);
+        let mut changes = changes(&definition.chain, old.as_ref().unwrap_or(&Grants::new()), &new);
+        let stored = catalog.chain(&definition.chain);
+        changes.extend(launches(&definition.chain, stored.map(|c| &c.definition), definition));
         let widens = old.is_some() && changes.iter().any(|c| c.change == "added");
         // What resolves nowhere at all is worth a word; the launch refuses it in any case.
         let mut unresolved = Vec::new();
@@ -157,15 +197,12 @@ impl Daemon {
     ) -> Result<proto::ChainApplied, Problem> {
         let definition = definition_of(&req.definition, req.source.as_deref(), req.strict)?;
         let chain = definition.chain.clone();
-        if !who.may_in(Permission::Operate, Some(chain.as_str()), None)
-            && !definition
-                .environments
-                .iter()
-                .any(|e| who.may_in(Permission::Operate, Some(chain.as_str()), Some(e.as_str())))
-        {
+        // Also for the places that the definition so far is about: they lose what it gave.
+        let stored = self.core.catalog().chain(&chain).map(|stored| stored.definition.clone());
+        if ![Some(&definition), stored.as_ref()].into_iter().flatten().all(|d| may_define(who, d)) {
             return Err(Problem::new(
                 Code::NoRole,
-                format!("no role lets you apply chain {chain}"),
+                format!("no role lets you apply chain {chain} in all its environments"),
             )
             .with_hint("ask whoever configures [[role]] in strongroom.toml"));
         }

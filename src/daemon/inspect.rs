@@ -350,9 +350,18 @@ impl Daemon {
             chain: principal.as_ref().map(|p| p.chain.clone()),
             agent: principal.as_ref().map(|p| p.agent.clone()),
             environment: principal.as_ref().and_then(|p| p.environment.clone()),
-            may_launch: Vec::new(),
+            may_launch: principal.as_ref().map(|p| self.may_launch_of(p)).unwrap_or_default(),
             explained: None,
         }
+    }
+
+    /// Whom an agent may launch by its definition of now.
+    fn may_launch_of(&self, principal: &Principal) -> Vec<String> {
+        let catalog = self.core.catalog();
+        let chain = principal.chain.parse().ok().and_then(|chain| catalog.chain(&chain));
+        let agents = chain.iter().flat_map(|stored| &stored.definition.agents);
+        let own = agents.filter(|agent| agent.name.as_str() == principal.agent);
+        own.flat_map(|agent| &agent.may_launch).map(ToString::to_string).collect()
     }
 
     pub(super) fn open_metrics(&self) -> String {

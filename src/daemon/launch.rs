@@ -11,6 +11,7 @@ use crate::catalog::definition::{Definition, Deliver, Reference};
 use crate::catalog::name::{AgentName, ChainName, EnvName};
 use crate::catalog::resolve::{Asker, Error as ResolveError, Resolution, Unresolved};
 use crate::catalog::secret::{Binding, Secret, Stage};
+use crate::config::Permission;
 use crate::control::Caller;
 use crate::execution::exposure::{Channel, Exposure};
 use crate::execution::id::ExecutionId;
@@ -50,6 +51,17 @@ pub(super) struct Wanted<'a> {
     pub(super) keep_background: bool,
     pub(super) deadline: Option<Duration>,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) right: Right,
+}
+
+/// Why a peer may launch at all.
+pub(super) enum Right {
+    /// It is this agent, whose definition lists others under `may_launch`.
+    Agent(Arc<Principal>),
+    /// A role, judged for the chain and environment of the launch.
+    Role,
+    /// A ticket, which whoever made it had the role for.
+    Ticket,
 }
 
 pub(super) fn resolve_problem(error: &ResolveError) -> Problem {
@@ -159,14 +171,32 @@ impl Daemon {
         who: &Caller,
         req: proto::AgentLaunch,
     ) -> Result<proto::AgentLaunched, Problem> {
-        let (uid, gid) = self.launch_user(who, req.as_user.as_deref())?;
+        let right = self.right_of(who)?;
+        let (uid, gid) = match &right {
+            // Whoever an agent launches is of its own user: setuid is not in its definition.
+            Right::Agent(agent) => {
+                if req.as_user.is_some() || who.peer.uid != agent.uid {
+                    return Err(Problem::new(
+                        Code::AgentRefused,
+                        "an agent launches others as its own user alone",
+                    )
+                    .with_hint("leave out --as"));
+                }
+                (agent.uid, agent.gid)
+            }
+            Right::Role | Right::Ticket => self.launch_user(who, req.as_user.as_deref())?,
+        };
+        let own = match &right {
+            Right::Agent(agent) => Some(agent.execution.to_string()),
+            Right::Role | Right::Ticket => None,
+        };
         self.launch(
             who,
             &Wanted {
                 chain: req.chain.as_deref(),
                 agent: req.agent.as_deref(),
                 environment: req.environment.as_deref(),
-                execution: req.execution.as_deref(),
+                execution: req.execution.as_deref().or(own.as_deref()),
                 secrets: &req.secrets,
                 deliver: req.deliver.as_deref(),
                 workspace: req.workspace.as_deref().unwrap_or("host"),
@@ -178,9 +208,74 @@ impl Daemon {
                 keep_background: req.keep_background,
                 deadline: req.deadline.map(|p| p.0),
                 labels: req.labels.clone(),
+                right,
             },
             user_of(who.peer.uid),
         )
+    }
+
+    fn right_of(&self, who: &Caller) -> Result<Right, Problem> {
+        if !who.is_agent {
+            return Ok(Right::Role);
+        }
+        u32::try_from(who.peer.pid)
+            .ok()
+            .and_then(|pid| self.principal_of_process(pid))
+            .and_then(|number| self.registry.principal(number))
+            .map(Right::Agent)
+            .ok_or_else(|| {
+                Problem::new(Code::AgentRefused, "the peer cannot be told, so it launches nobody")
+                    .with_hint("ask from a process that the daemon's pid namespace sees")
+            })
+    }
+
+    /// Judges the launch of this agent, in this place, by what the peer may.
+    fn admit_launch(
+        &self,
+        who: &Caller,
+        right: &Right,
+        execution: Option<&Execution>,
+        asker: Asker<'_>,
+    ) -> Result<(), Problem> {
+        match right {
+            Right::Ticket => Ok(()),
+            Right::Role => {
+                let environment = asker.environment.map(ToString::to_string);
+                let chain = Some(asker.chain.as_str());
+                if who.may_in(Permission::Launch, chain, environment.as_deref()) {
+                    return Ok(());
+                }
+                let place = environment.as_deref().unwrap_or("no environment");
+                Err(Problem::new(
+                    Code::NoRole,
+                    format!("no role lets you launch chain {} in {place}", asker.chain),
+                )
+                .with_hint("ask whoever configures [[role]] in strongroom.toml"))
+            }
+            Right::Agent(launcher) => {
+                let listed = self.core.catalog().chain(asker.chain).is_some_and(|stored| {
+                    stored.definition.agents.iter().any(|agent| {
+                        agent.name.as_str() == launcher.agent
+                            && agent.may_launch.contains(asker.agent)
+                    })
+                });
+                // Its own execution only: another one's pins and events are none of its business.
+                let own = execution.is_some_and(|e| e.id == launcher.execution)
+                    && asker.chain.as_str() == launcher.chain;
+                if listed && own {
+                    return Ok(());
+                }
+                let what = format!(
+                    "agent {} may not launch {}/{}",
+                    launcher.agent, asker.chain, asker.agent
+                );
+                Err(Problem::new(Code::AgentRefused, what).with_hint(format!(
+                    "list {} under \"may_launch\" of {} in the chain's definition; it runs in the \
+                     same execution",
+                    asker.agent, launcher.agent
+                )))
+            }
+        }
     }
 
     fn launch_user(&self, who: &Caller, as_user: Option<&str>) -> Result<(u32, u32), Problem> {
@@ -226,6 +321,10 @@ impl Daemon {
             }
         };
         let adhoc = !wanted.secrets.is_empty();
+        if adhoc && matches!(wanted.right, Right::Agent(_)) {
+            return Err(Problem::new(Code::AgentRefused, "an agent names no secrets of its own")
+                .with_hint("its definition says what it may read, and whom it may launch"));
+        }
         if adhoc && (wanted.chain.is_some() || wanted.agent.is_some() || existing.is_some()) {
             return Err(Problem::new(Code::Invalid, "-s stands for itself, without a chain")
                 .with_hint("use either -s NAME, or --chain and --agent"));
@@ -264,6 +363,7 @@ impl Daemon {
             }));
         }
         let asker = Asker { chain: &chain, agent: &agent, environment: environment.as_ref() };
+        self.admit_launch(who, &wanted.right, existing.as_deref(), asker)?;
         let definition = self.core.catalog().chain(&chain).map(|c| c.definition.clone());
         if definition.is_none() && !adhoc {
             return Err(resolve_problem(&ResolveError::NoChain { chain }));

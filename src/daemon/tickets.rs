@@ -16,7 +16,7 @@ use crate::proto::{self, Code, Problem, Value};
 use crate::secret::SecretBytes;
 use crate::vault::crypto;
 
-use super::launch::{Wanted, random, resolve_problem};
+use super::launch::{Right, Wanted, random, resolve_problem};
 use super::secrets::parse;
 use super::{Daemon, user_of};
 
@@ -171,6 +171,7 @@ impl Daemon {
                 keep_background: req.keep_background,
                 deadline: None,
                 labels: BTreeMap::new(),
+                right: Right::Ticket,
             },
             ticket.user.clone(),
         )
