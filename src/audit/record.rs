@@ -52,6 +52,8 @@ pub enum Event {
     KeyRekeyed,
     /// A key slot was removed.
     KeyRemoved,
+    /// Secrets were kept out of an agent's output, or out of a text that somebody gave.
+    OutputRedacted,
     /// A rotation policy was applied, or removed.
     PolicyApplied,
     /// A project was set.
@@ -141,6 +143,7 @@ impl Event {
             Self::KeyAdded => "key_added",
             Self::KeyRekeyed => "key_rekeyed",
             Self::KeyRemoved => "key_removed",
+            Self::OutputRedacted => "output_redacted",
             Self::PolicyApplied => "policy_applied",
             Self::ProjectSet => "project_set",
             Self::Restored => "restored",

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::role::Caller;
+use crate::proto::stream::Scope;
 use crate::proto::{self, Problem};
 use crate::sys::peer::Peer;
 
@@ -24,6 +25,34 @@ pub trait Lines: Send {
 
     /// Whether nobody listens any more: to be asked at least every second while waiting.
     fn is_gone(&self) -> bool;
+}
+
+/// Texts that are redacted as they come, one after the other. Blocks for microseconds; the first
+/// call may read the vault.
+pub trait Texts: Send {
+    /// What is looked for.
+    fn scope(&self) -> Scope;
+
+    /// What a client shows to go on with another worker, where it is new since the last call.
+    ///
+    /// # Errors
+    /// The problem that it cannot be sealed.
+    fn session(&mut self) -> Answer<Option<Vec<u8>>>;
+
+    /// Goes on where another worker was; as the first call, or never.
+    ///
+    /// # Errors
+    /// The problem that session or state are not ours, not of this peer, or cannot be opened now.
+    fn resume(&mut self, session: &[u8], state: &[u8]) -> Answer<()>;
+
+    /// Takes input and appends the payload of an answer ([`proto::stream::Out`]).
+    ///
+    /// # Errors
+    /// The problem that it cannot be redacted; nothing may pass then.
+    fn take(&mut self, input: &[u8], end: bool, out: &mut Vec<u8>) -> Answer<()>;
+
+    /// The client has gone and will not come back to what it has not ended.
+    fn gone(&mut self);
 }
 
 /// The answer of a verb.
@@ -212,6 +241,9 @@ pub trait Api: Send + Sync + 'static {
     /// `POST /v1/tickets/redeem`
     fn ticket_redeem(&self, who: &Caller, req: proto::TicketRedeem)
     -> Answer<proto::AgentLaunched>;
+
+    /// `POST /v1/redact`
+    fn redact(&self, who: &Caller, req: proto::Redact) -> Answer<Box<dyn Texts>>;
 
     /// `GET /v1/access`
     fn access(&self, who: &Caller, req: proto::Access) -> Answer<proto::AccessShown>;

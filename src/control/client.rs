@@ -46,6 +46,11 @@ impl Client {
         Self { socket: socket.to_owned() }
     }
 
+    /// Where it listens.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Asks with `GET`; parameters go into the query.
     ///
     /// # Errors
@@ -219,7 +224,7 @@ impl Client {
     }
 }
 
-fn with_query<Q: Serialize>(path: &str, query: &Q) -> Result<String, Problem> {
+pub(super) fn with_query<Q: Serialize>(path: &str, query: &Q) -> Result<String, Problem> {
     let value = serde_json::to_value(query)
         .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
     let mut text = String::new();

@@ -10,11 +10,13 @@ mod api;
 
 pub mod client;
 pub mod openapi;
+pub mod redacting;
 mod role;
 pub mod route;
 pub mod server;
+mod text;
 
-pub use api::{Api, Gone, Lines};
+pub use api::{Api, Gone, Lines, Texts};
 
 pub use role::{Caller, Roles};
 pub use route::{Needs, Route};

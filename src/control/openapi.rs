@@ -7,7 +7,7 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::route::{JSON, Method, NDJSON, OPEN_METRICS, Run, table};
+use super::route::{JSON, Method, NDJSON, OCTETS, OPEN_METRICS, Run, table};
 use crate::config::Permission;
 use crate::proto::Problem;
 
@@ -26,6 +26,7 @@ pub fn document() -> Value {
     for route in table() {
         let response = (route.response)(&mut schemas);
         let content_type = match (&route.run, route.verb) {
+            (Run::Bytes(_), _) => OCTETS,
             (Run::Stream(_), _) => NDJSON,
             (Run::Once(_), "metrics") => OPEN_METRICS,
             (Run::Once(_), _) => JSON,
@@ -47,9 +48,14 @@ pub fn document() -> Value {
             },
         });
         let request = (route.request)(&mut schemas);
-        match route.method {
-            Method::Get => operation["parameters"] = parameters(&request, &mut schemas),
-            Method::Post => {
+        match (&route.run, route.method) {
+            (Run::Bytes(_), _) => {
+                operation["parameters"] = parameters(&request, &mut schemas);
+                operation["requestBody"] =
+                    json!({"required": true, "content": {OCTETS: {"schema": {"type": "string"}}}});
+            }
+            (_, Method::Get) => operation["parameters"] = parameters(&request, &mut schemas),
+            (_, Method::Post) => {
                 operation["requestBody"] =
                     json!({"required": true, "content": {JSON: {"schema": request}}});
             }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use super::api::{Api, Lines};
+use super::api::{Api, Lines, Texts};
 use super::role::Caller;
 use crate::config::Permission;
 use crate::proto::{self, Code, Problem, Request, wire};
@@ -24,6 +24,9 @@ pub const MAX_BODY_BYTES: usize = 2 << 20;
 pub const MAX_IMPORT_BYTES: usize = 8 << 20;
 /// The longest body that carries a backup, in bytes.
 pub const MAX_BACKUP_BYTES: usize = 256 << 20;
+
+/// The longest text that is redacted without an upgrade of the connection, in bytes.
+pub const MAX_TEXT_BYTES: usize = 32 << 20;
 
 /// Which method a verb has: `GET` changes nothing, `POST` may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +138,8 @@ pub struct Reply {
 pub const JSON: &str = "application/json";
 /// The text format of metrics.
 pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Any bytes.
+pub const OCTETS: &str = "application/octet-stream";
 /// One JSON value a line.
 pub const NDJSON: &str = "application/x-ndjson";
 
@@ -154,8 +159,12 @@ type Once = Box<dyn Fn(&dyn Api, &Caller, Input) -> Result<Reply, Problem> + Sen
 type Stream =
     Box<dyn Fn(&dyn Api, &Caller, Input, &mut dyn Lines) -> Result<(), Problem> + Send + Sync>;
 
+type Open = Box<dyn Fn(&dyn Api, &Caller, Input) -> Result<Box<dyn Texts>, Problem> + Send + Sync>;
+
 /// What runs when a verb is asked for.
 pub enum Run {
+    /// Bytes for bytes: body for body, or frames after an upgrade; parameters in the query.
+    Bytes(Open),
     /// One answer.
     Once(Once),
     /// Lines until the client goes or there are no more.
@@ -353,6 +362,27 @@ fn metrics() -> Route {
         run: Run::Once(Box::new(|api, caller, input| {
             decode_and_judge::<proto::Empty>(caller, &input, "metrics", SEES)?;
             Ok(Reply { content_type: OPEN_METRICS, body: Bytes::from(api.metrics(caller)?) })
+        })),
+    }
+}
+
+fn redact() -> Route {
+    Route {
+        verb: "redact",
+        method: Method::Post,
+        path: "/v1/redact",
+        needs: Needs::Anyone,
+        about: "Redacts bytes: every value for `operate` and `audit`, what is looked for in the \
+                events of one's own launch, else known formats. `Upgrade: strongroom-redact` \
+                turns the connection into a stream.",
+        idempotent: true,
+        max_body_bytes: MAX_TEXT_BYTES,
+        request: SchemaGenerator::subschema_for::<proto::Redact>,
+        response: SchemaGenerator::subschema_for::<String>,
+        run: Run::Bytes(Box::new(|api, caller, input| {
+            let request =
+                decode_and_judge::<proto::Redact>(caller, &input, "redact", Needs::Anyone)?;
+            api.redact(caller, request)
         })),
     }
 }
@@ -754,6 +784,7 @@ fn chain_verbs() -> Vec<Route> {
 fn seeing_verbs() -> Vec<Route> {
     use proto::{AuditQuery, AuditVerify, Empty};
     vec![
+        redact(),
         get(
             "access",
             "/v1/access",

@@ -36,8 +36,9 @@ use zeroize::Zeroizing;
 use super::api::{Api, Gone, Lines};
 use super::openapi;
 use super::role::{Caller, Roles};
-use super::route::{Input, JSON, Method, NDJSON, Reply, Route, Run, refusal, table};
-use crate::proto::{Code, Problem, wire};
+use super::route::{Input, JSON, Method, NDJSON, OCTETS, Reply, Route, Run, refusal, table};
+use super::text;
+use crate::proto::{Code, Problem, stream, wire};
 use crate::sys::peer::Peer;
 
 /// The bounds of the interface.
@@ -53,6 +54,12 @@ pub struct Limits {
     pub verbs: usize,
     /// Streams at once.
     pub streams: usize,
+    /// Redacted streams that are open; idle ones cost no thread.
+    pub redacted: usize,
+    /// Those of one uid other than the daemon's own.
+    pub redacted_per_uid: usize,
+    /// Redacted streams that are worked on at once.
+    pub redacting: usize,
     /// How long a request may wait for its turn.
     pub queue_wait: Duration,
     /// How long a client may take for a header, or be idle between requests.
@@ -71,6 +78,9 @@ impl Default for Limits {
             reserved_connections: 16,
             verbs: 16,
             streams: 32,
+            redacted: 4096,
+            redacted_per_uid: 1024,
+            redacting: 16,
             queue_wait: Duration::from_secs(10),
             header_wait: Duration::from_secs(10),
             body_wait: Duration::from_secs(30),
@@ -111,7 +121,7 @@ impl Server {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(limits.verbs + limits.streams)
+            .max_blocking_threads(limits.verbs + limits.streams + limits.redacting)
             .thread_keep_alive(Duration::from_secs(60))
             .build()?;
         let (stop, stopped) = watch::channel(None);
@@ -121,8 +131,11 @@ impl Server {
             limits,
             verbs: Arc::new(Semaphore::new(limits.verbs)),
             streams: Arc::new(Semaphore::new(limits.streams)),
+            redacting: Arc::new(Semaphore::new(limits.redacting)),
             counts: Mutex::new(Counts::default()),
+            redacted: Mutex::new(Counts::default()),
             own_uid: nix::unistd::geteuid().as_raw(),
+            stopped: stopped.clone(),
         });
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             runtime.block_on(accept(listener, shared, stopped));
@@ -159,15 +172,60 @@ struct Shared {
     limits: Limits,
     verbs: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    redacting: Arc<Semaphore>,
     /// A leaf lock: nothing else is locked while it is held.
     counts: Mutex<Counts>,
+    /// A leaf lock as well.
+    redacted: Mutex<Counts>,
     own_uid: u32,
+    stopped: watch::Receiver<Option<Duration>>,
 }
 
 #[derive(Default)]
 struct Counts {
     all: usize,
     by_uid: HashMap<u32, usize>,
+}
+
+impl Counts {
+    fn leave(&mut self, uid: u32) {
+        self.all -= 1;
+        if let Some(own) = self.by_uid.get_mut(&uid) {
+            *own -= 1;
+            if *own == 0 {
+                self.by_uid.remove(&uid);
+            }
+        }
+    }
+}
+
+/// One redacted stream's place in the counts.
+struct Seat {
+    shared: Arc<Shared>,
+    uid: u32,
+}
+
+impl Seat {
+    fn take(shared: &Arc<Shared>, uid: u32) -> Result<Self, Problem> {
+        let limits = &shared.limits;
+        let privileged = uid == 0 || uid == shared.own_uid;
+        let mut counts = shared.redacted.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = counts.by_uid.get(&uid).copied().unwrap_or(0);
+        if counts.all >= limits.redacted || (own >= limits.redacted_per_uid && !privileged) {
+            return Err(Problem::new(Code::Busy, format!("{own} streams of uid {uid} are open"))
+                .with_hint("end some; one connection serves many texts"));
+        }
+        counts.all += 1;
+        *counts.by_uid.entry(uid).or_insert(0) += 1;
+        drop(counts);
+        Ok(Self { shared: shared.clone(), uid })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.redacted.lock().unwrap_or_else(PoisonError::into_inner).leave(self.uid);
+    }
 }
 
 /// One connection's place in the counts.
@@ -200,14 +258,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.all -= 1;
-        if let Some(own) = counts.by_uid.get_mut(&self.uid) {
-            *own -= 1;
-            if *own == 0 {
-                counts.by_uid.remove(&self.uid);
-            }
-        }
+        self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).leave(self.uid);
     }
 }
 
@@ -279,7 +330,7 @@ async fn connection(
         .max_headers(MAX_HEADERS)
         .half_close(false);
     let io = TokioIo::new(Patient { stream, wait: limits.write_wait, stuck: None });
-    let served = http.serve_connection(io, service);
+    let served = http.serve_connection(io, service).with_upgrades();
     tokio::pin!(served);
     let result = tokio::select! {
         result = served.as_mut() => result,
@@ -370,7 +421,7 @@ async fn discard(body: &mut Body) {
 async fn try_answer(
     shared: Arc<Shared>,
     route: &'static Route,
-    head: axum::http::request::Parts,
+    mut head: axum::http::request::Parts,
     body: &mut Body,
 ) -> Result<Response, Problem> {
     let peer = head
@@ -380,7 +431,7 @@ async fn try_answer(
         .ok_or_else(|| Problem::new(Code::Internal, "the peer is unknown"))?;
     let idempotency_key = idempotency_key(&head.headers)?;
     let pool = match route.run {
-        Run::Once(_) => &shared.verbs,
+        Run::Once(_) | Run::Bytes(_) => &shared.verbs,
         Run::Stream(_) => &shared.streams,
     };
     // The judging needs a turn as well: it may have to look at the peer's cgroup.
@@ -399,6 +450,50 @@ async fn try_answer(
         })
         .await??
     };
+    if let Run::Bytes(open) = &route.run {
+        let uid = caller.peer.uid;
+        let input = Input::Query(head.uri.query().unwrap_or_default().to_owned());
+        let upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
+        let upgrade = upgrade.filter(|_| wants_stream(&head.headers));
+        let seat = upgrade.as_ref().map(|_| Seat::take(&shared, uid)).transpose()?;
+        let bytes = match upgrade {
+            Some(_) => Zeroizing::default(),
+            None => {
+                let length = content_length(&head.headers);
+                collect(body, length, route.max_body_bytes, shared.limits.body_wait).await?
+            }
+        };
+        let permit = turn(pool, shared.limits.queue_wait).await?;
+        let whole = upgrade.is_none();
+        let (texts, scope, redacted) = {
+            let shared = shared.clone();
+            blocking(permit, move || {
+                let opened = open(&*shared.api, &caller, input);
+                note_refusal(&*shared.api, &caller, route.verb, opened.as_ref().err());
+                let mut texts = opened?;
+                let redacted = if whole { text::whole(&mut *texts, &bytes)? } else { Bytes::new() };
+                let scope = texts.scope();
+                Ok::<_, Problem>((texts, scope, redacted))
+            })
+            .await??
+        };
+        let (status, body) = match (upgrade, seat) {
+            (Some(upgrade), Some(seat)) => {
+                let turns = shared.redacting.clone();
+                tokio::spawn(text::serve(upgrade, texts, turns, shared.stopped.clone(), seat));
+                (StatusCode::SWITCHING_PROTOCOLS, Body::empty())
+            }
+            _ => (StatusCode::OK, Body::from(redacted)),
+        };
+        let mut answer = response(status, OCTETS, body);
+        let headers = answer.headers_mut();
+        headers.insert(stream::SCOPE_HEADER, HeaderValue::from_static(scope.word()));
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static(stream::UPGRADE));
+        }
+        return Ok(answer);
+    }
     let input = match route.method {
         Method::Get => Input::Query(head.uri.query().unwrap_or_default().to_owned()),
         Method::Post => {
@@ -408,6 +503,8 @@ async fn try_answer(
     };
     let permit = turn(pool, shared.limits.queue_wait).await?;
     match &route.run {
+        // Answered above.
+        Run::Bytes(_) => Err(Problem::new(Code::Internal, "bytes are not answered here")),
         Run::Once(run) => {
             let reply = blocking(permit, move || {
                 let answer = run(&*shared.api, &caller, input);
@@ -440,6 +537,11 @@ async fn try_answer(
             }
         }
     }
+}
+
+/// Whether a request wants the connection for frames.
+fn wants_stream(headers: &header::HeaderMap) -> bool {
+    headers.get(header::UPGRADE).is_some_and(|v| v.as_bytes() == stream::UPGRADE.as_bytes())
 }
 
 /// A verb that is refused after its request was read is recorded like one refused before.
@@ -628,7 +730,7 @@ impl Drop for LineBody {
 }
 
 /// A stream whose writes fail when the other side takes nothing for too long.
-struct Patient {
+pub(super) struct Patient {
     stream: UnixStream,
     wait: Duration,
     /// Runs while a write waits.
@@ -636,6 +738,11 @@ struct Patient {
 }
 
 impl Patient {
+    /// The stream, as impatient as any.
+    pub(super) fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
     fn judge<T>(
         &mut self,
         context: &mut Context<'_>,

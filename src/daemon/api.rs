@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::audit::record::Event;
-use crate::control::{Api, Caller, Lines};
+use crate::control::{Api, Caller, Lines, Texts};
 use crate::proto::{self, Problem};
 use crate::sys::peer::Peer;
 
@@ -416,6 +416,10 @@ impl Api for Daemon {
         req: proto::TicketRedeem,
     ) -> Result<proto::AgentLaunched, Problem> {
         self.redeem_ticket(who, &req)
+    }
+
+    fn redact(&self, who: &Caller, req: proto::Redact) -> Result<Box<dyn Texts>, Problem> {
+        Ok(Box::new(self.redact_texts(who, &req)?))
     }
 
     fn access(&self, who: &Caller, req: proto::Access) -> Result<proto::AccessShown, Problem> {

@@ -22,6 +22,7 @@ mod intent;
 pub mod keys;
 mod launch;
 pub mod needles;
+mod output;
 mod policy;
 mod restored;
 mod revoke;

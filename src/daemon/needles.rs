@@ -41,8 +41,22 @@ struct State {
     /// None: to be built when it is asked for.
     known: Option<Known>,
     /// Views, each with the generation that it is of.
-    views: HashMap<Scope, (u64, Arc<View>)>,
+    views: HashMap<Scope, (u64, Seen)>,
+    /// The view of those who may see all names, with the generation of the values.
+    full: Option<(u64, Arc<View>)>,
 }
+
+/// What is looked for in a place.
+#[derive(Clone)]
+pub struct Seen {
+    /// The view.
+    pub view: Arc<View>,
+    /// The values that have a name there, as the vault's record of the value in hex, and the name.
+    pub named: Arc<Named>,
+}
+
+/// Names by the vault's record of the value, in hex.
+pub type Named = BTreeMap<String, Arc<str>>;
 
 struct Known {
     index: Arc<Index>,
@@ -59,6 +73,8 @@ pub struct Needles {
     state: Mutex<State>,
     /// Grows with everything that may change a view.
     generation: AtomicU64,
+    /// Grows with the values alone.
+    values: AtomicU64,
 }
 
 impl Needles {
@@ -74,7 +90,13 @@ impl Needles {
     /// The values are others now.
     pub fn forget(&self) {
         *self.lock() = State::default();
+        self.values.fetch_add(1, Ordering::AcqRel);
         self.changed();
+    }
+
+    /// Grows with everything that may change a view.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Takes in what was just stored.
@@ -122,21 +144,22 @@ impl Needles {
             state.known = None;
         }
         drop(state);
+        self.values.fetch_add(1, Ordering::AcqRel);
         self.changed();
     }
 
     /// What is looked for in what a place's agents write.
-    fn view(&self, place: &Place, core: &Core, registry: &Registry) -> Result<Arc<View>, Refusal> {
-        let generation = self.generation.load(Ordering::Acquire);
+    fn seen(&self, place: &Place, core: &Core, registry: &Registry) -> Result<Seen, Refusal> {
+        let generation = self.generation();
         let mut key = (place.chain.clone(), place.environment.clone(), String::new());
         {
             let state = self.lock();
             let of_execution = (key.0.clone(), key.1.clone(), place.execution.clone());
             let known = state.views.get(&key).or_else(|| state.views.get(&of_execution));
-            if let Some((of, view)) = known
+            if let Some((of, seen)) = known
                 && *of == generation
             {
-                return Ok(view.clone());
+                return Ok(seen.clone());
             }
         }
         let vault = core.vault().ok_or(Refusal::Locked)?;
@@ -145,24 +168,87 @@ impl Needles {
             // Those who run without a definition have nothing to do with each other.
             key.2.clone_from(&place.execution);
         }
-        let seen = visible(place, &catalog, registry);
+        let named: Named = visible(place, &catalog, registry).into_iter().collect();
         let mut state = self.lock();
-        if state.known.is_none() {
-            state.known = Some(read_all(&vault, &catalog)?);
+        let view = Arc::new(known(&mut state, &vault, &catalog)?.view_of(&named));
+        let seen = Seen { view, named: Arc::new(named) };
+        state.views.retain(|_, (of, _)| *of == generation);
+        state.views.insert(key, (generation, seen.clone()));
+        Ok(seen)
+    }
+
+    /// What was looked for before, and what is looked for now: `before` is what stays named, also
+    /// when its agent is no longer registered.
+    fn seen_keeping(
+        &self,
+        before: &Arc<Named>,
+        place: &Place,
+        core: &Core,
+        registry: &Registry,
+    ) -> Result<Seen, Refusal> {
+        let now = self.seen(place, core, registry)?;
+        if before.keys().all(|value| now.named.contains_key(value)) {
+            return Ok(now);
         }
-        let Some(known) = &state.known else { return Err(Refusal::Fault) };
+        let mut named = Named::clone(before);
+        named.extend(now.named.iter().map(|(value, name)| (value.clone(), name.clone())));
+        let vault = core.vault().ok_or(Refusal::Locked)?;
+        let catalog = core.catalog();
+        let view = Arc::new(known(&mut self.lock(), &vault, &catalog)?.view_of(&named));
+        let named = if named == **before { before.clone() } else { Arc::new(named) };
+        Ok(Seen { view, named })
+    }
+
+    /// Everything, by name: for those who may see all names.
+    fn full(&self, core: &Core) -> Result<Arc<View>, Refusal> {
+        let generation = self.values.load(Ordering::Acquire);
+        if let Some((of, view)) = &self.lock().full
+            && *of == generation
+        {
+            return Ok(view.clone());
+        }
+        let vault = core.vault().ok_or(Refusal::Locked)?;
+        let catalog = core.catalog();
+        let mut state = self.lock();
+        let known = known(&mut state, &vault, &catalog)?;
         let mut names: HashMap<u32, Arc<str>> = HashMap::new();
-        for (value, name) in seen {
-            if let Some(number) = known.numbers.get(&value) {
-                names.insert(*number, name);
+        for secret in catalog.each_secret() {
+            let values = secret.versions.iter().filter_map(|v| v.value.as_ref());
+            for number in values.filter_map(|value| known.numbers.get(value)) {
+                names.insert(*number, secret.key.name.as_str().into());
             }
         }
-        let own = known.guessable.iter().filter(|(number, _)| names.contains_key(number));
-        let own = Index::build(own.map(|(id, b)| Value { id: *id, bytes: b.expose() }));
-        let view = Arc::new(View::of([&*known.index, &own], names, Others::Unnamed));
-        state.views.retain(|_, (of, _)| *of == generation);
-        state.views.insert(key, (generation, view.clone()));
+        let own = known.guessable.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() });
+        let view = Arc::new(View::of([&*known.index, &Index::build(own)], names, Others::Unseen));
+        state.full = Some((generation, view.clone()));
         Ok(view)
+    }
+}
+
+/// The values, read where they are not yet.
+fn known<'a>(
+    state: &'a mut State,
+    vault: &Vault,
+    catalog: &Catalog,
+) -> Result<&'a mut Known, Refusal> {
+    if state.known.is_none() {
+        state.known = Some(read_all(vault, catalog)?);
+    }
+    state.known.as_mut().ok_or(Refusal::Fault)
+}
+
+impl Known {
+    /// What is looked for where these have a name.
+    fn view_of(&self, named: &Named) -> View {
+        let mut names: HashMap<u32, Arc<str>> = HashMap::new();
+        for (value, name) in named {
+            if let Some(number) = self.numbers.get(value) {
+                names.insert(*number, name.clone());
+            }
+        }
+        let own = self.guessable.iter().filter(|(number, _)| names.contains_key(number));
+        let own = Index::build(own.map(|(id, b)| Value { id: *id, bytes: b.expose() }));
+        View::of([&*self.index, &own], names, Others::Unnamed)
     }
 }
 
@@ -300,7 +386,24 @@ impl Around {
         std::mem::take(&mut probes.noticed)
     }
 
-    fn count_foreign(&self, place: &Place, count: u64) {
+    /// What is looked for in an agent's output; see [`Needles::seen_keeping`].
+    pub(super) fn seen(&self, before: &Arc<Named>, place: &Place) -> Result<Seen, Refusal> {
+        if self.core.seal().is_none() {
+            return Err(Refusal::Locked);
+        }
+        self.core.needles.seen_keeping(before, place, &self.core, &self.registry)
+    }
+
+    /// What is looked for by those who may see all names.
+    pub(super) fn full(&self) -> Result<Arc<View>, Refusal> {
+        if self.core.seal().is_none() {
+            return Err(Refusal::Locked);
+        }
+        self.core.needles.full(&self.core)
+    }
+
+    /// Counts values of others in what an execution writes.
+    pub(super) fn count_foreign(&self, place: &Place, count: u64) {
         let now = self.core.clock.now();
         let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
         let is_over = |since: Timestamp| now.as_second() - since.as_second() >= PROBE_SECS;
@@ -340,7 +443,7 @@ impl Outside for Around {
         if self.core.seal().is_none() {
             return Err(Refusal::Locked);
         }
-        self.core.needles.view(place, &self.core, &self.registry)
+        Ok(self.core.needles.seen(place, &self.core, &self.registry)?.view)
     }
 
     fn key(&self) -> Result<Arc<Key>, Refusal> {

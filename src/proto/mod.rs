@@ -16,6 +16,7 @@ mod keys;
 mod problem;
 mod rotation;
 mod secret;
+pub mod stream;
 mod value;
 pub mod wire;
 
@@ -60,6 +61,7 @@ pub use secret::{
     SecretGet, SecretList, SecretListed, SecretName, SecretRevealed, SecretRevoke, SecretRm,
     SecretRotate, SecretSet, SecretShown, SecretSummary, VersionShown,
 };
+pub use stream::Redact;
 pub use value::Value;
 
 /// What a request is about, as far as the request itself says so: what a role that is limited to
