@@ -20,16 +20,17 @@ use zeroize::Zeroizing;
 use crate::redact::{Level, Redactor, Sink, View};
 
 use super::codec::{Decoder, Encoder};
+use super::emit::{Emit, Lead, Segment, decode_segment, encode_segment};
 use super::overlay::Overlay;
 
 /// What a hidden byte looks like to writers.
 const HIDDEN: u8 = b'*';
 /// Of one pass over a file.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Raw text of a hidden range beyond this is not kept: the range then stays hidden for good.
-const MAX_RAW_BYTES: usize = 64 << 10;
 /// What is read of a stored file's end to find what could be the beginning of a secret.
 const TAIL_BYTES: u64 = 64 << 10;
+/// No secret goes on so: what a redactor holds back is decided by it.
+const NO_SECRET: &[u8] = b"\n\x01\n\x01";
 /// Requests of a file that may come again.
 const REQUESTS: usize = 4;
 
@@ -45,19 +46,6 @@ pub(super) trait Store {
     fn len(&self) -> io::Result<u64>;
 }
 
-/// A hidden range.
-#[derive(Clone)]
-struct Segment {
-    /// Where writers see it.
-    at: u64,
-    len: u64,
-    /// Where its marker is stored.
-    stored: u64,
-    stored_len: u64,
-    /// The bytes that were written, where they are kept.
-    raw: Option<Zeroizing<Vec<u8>>>,
-}
-
 /// The redactor's state at a file's end, for the next writer.
 pub(super) struct Kept {
     /// Bytes of the store that are decided.
@@ -66,17 +54,6 @@ pub(super) struct Kept {
     pub tail: u64,
     /// The redactor, before that.
     pub state: Zeroizing<Vec<u8>>,
-}
-
-/// What a tail stands for, until it is known what the bytes behind it were.
-#[derive(Default)]
-struct Lead {
-    /// Held bytes of the earlier writer that the redactor has not given away yet.
-    left: u64,
-    /// The tail as it was stored.
-    text: Zeroizing<Vec<u8>>,
-    /// Some of them are not hidden.
-    mixed: bool,
 }
 
 /// See the module.
@@ -103,7 +80,8 @@ pub(super) struct Draft {
     pub held_bytes: u64,
     /// Grows with each rebuild.
     pub generation: u64,
-    pub requests: [u64; REQUESTS],
+    /// The last requests, each with the length that it met.
+    pub requests: [(u64, u64); REQUESTS],
     /// A close followed the last write.
     pub is_flushed: bool,
 }
@@ -112,127 +90,6 @@ pub(super) struct Draft {
 pub(super) enum Operation<'a> {
     Write(u64, &'a [u8]),
     Truncate(u64),
-}
-
-/// Takes the redactor's output.
-struct Emit<'a> {
-    out: Zeroizing<Vec<u8>>,
-    /// Where `out` will be stored.
-    stored: u64,
-    /// Where writers see the next byte.
-    at: u64,
-    segments: &'a mut Vec<Segment>,
-    open: &'a mut Option<Segment>,
-    lead: &'a mut Lead,
-    /// Ranges that stay hidden whatever they contain now.
-    forced: &'a [(u64, u64)],
-}
-
-impl Emit<'_> {
-    fn position(&self) -> u64 {
-        self.stored + self.out.len() as u64
-    }
-
-    /// Takes what of `bytes` an earlier writer's end stands for.
-    fn lead<'b>(&mut self, bytes: &'b [u8], hidden: bool) -> &'b [u8] {
-        if self.lead.left == 0 {
-            return bytes;
-        }
-        let taken = usize::try_from(self.lead.left).unwrap_or(usize::MAX).min(bytes.len());
-        self.lead.left -= taken as u64;
-        self.lead.mixed |= !hidden;
-        if self.lead.left == 0 {
-            let text = std::mem::take(&mut self.lead.text);
-            let segment = Segment {
-                at: self.at - text.len() as u64,
-                len: text.len() as u64,
-                stored: self.position(),
-                stored_len: 0,
-                raw: None,
-            };
-            if std::mem::take(&mut self.lead.mixed) {
-                // It was taken for a secret's beginning and is none; it stays as it was stored.
-                self.out.extend_from_slice(&text);
-                self.segments.push(Segment { stored_len: text.len() as u64, ..segment });
-            } else {
-                *self.open = Some(segment);
-            }
-        }
-        &bytes[taken..]
-    }
-
-    fn hide(&mut self, raw: &[u8]) {
-        let (at, stored) = (self.at, self.position());
-        let open = self.open.get_or_insert_with(|| Segment {
-            at,
-            len: 0,
-            stored,
-            stored_len: 0,
-            raw: Some(Zeroizing::new(Vec::with_capacity(raw.len().max(64)))),
-        });
-        open.len += raw.len() as u64;
-        if let Some(kept) = &mut open.raw {
-            if kept.len() + raw.len() > MAX_RAW_BYTES {
-                open.raw = None;
-            } else {
-                kept.extend_from_slice(raw);
-            }
-        }
-        self.at += raw.len() as u64;
-    }
-
-    fn close(&mut self, text: &str) {
-        if let Some(mut open) = self.open.take() {
-            open.stored = self.position();
-            open.stored_len = text.len() as u64;
-            self.out.extend_from_slice(text.as_bytes());
-            self.segments.push(open);
-        }
-    }
-}
-
-impl Sink for Emit<'_> {
-    fn clear(&mut self, bytes: &[u8]) {
-        let mut bytes = self.lead(bytes, false);
-        while !bytes.is_empty() {
-            let next = self.forced.iter().find(|(_, end)| *end > self.at);
-            let clear = next.map_or(u64::MAX, |(start, _)| start.saturating_sub(self.at));
-            let clear = usize::try_from(clear).unwrap_or(usize::MAX).min(bytes.len());
-            self.out.extend_from_slice(&bytes[..clear]);
-            self.at += clear as u64;
-            bytes = &bytes[clear..];
-            if let Some((_, end)) = next
-                && !bytes.is_empty()
-            {
-                let hidden = usize::try_from(end - self.at).unwrap_or(usize::MAX).min(bytes.len());
-                self.hide(&bytes[..hidden]);
-                if let Some(open) = self.open {
-                    // Not what a redactor would find again.
-                    open.raw = None;
-                }
-                bytes = &bytes[hidden..];
-                if self.at == *end {
-                    self.close("[REDACTED]");
-                }
-            }
-        }
-        // The rest of a forced range comes with the next bytes, or is hidden by them.
-    }
-
-    fn hidden(&mut self, raw: &[u8]) {
-        let raw = self.lead(raw, true);
-        if !raw.is_empty() {
-            self.hide(raw);
-        }
-    }
-
-    fn marker(&mut self, text: &str, _raw_len: u64) {
-        if self.lead.left > 0 {
-            self.lead.mixed = true;
-        } else {
-            self.close(text);
-        }
-    }
 }
 
 fn within(position: u64, base: u64) -> usize {
@@ -259,7 +116,7 @@ impl Draft {
             operations: 0,
             held_bytes: 0,
             generation: 0,
-            requests: [0; REQUESTS],
+            requests: [(0, 0); REQUESTS],
             is_flushed: true,
         }
     }
@@ -287,20 +144,22 @@ impl Draft {
             draft.tail = kept.tail;
             let mut text = Zeroizing::new(vec![0; within(kept.tail, 0)]);
             read_exactly(store, kept.stored, &mut text)?;
-            if *text != draft.redactor.held_bytes() || draft.redactor.in_range() {
-                let left = draft.redactor.held() as u64;
-                if left == 0 {
-                    // A range whose marker is there: more of it may come.
+            let held = draft.redactor.held_bytes();
+            match text.strip_suffix(held) {
+                Some([]) if !draft.redactor.in_range() => {}
+                // A range whose marker is there: more of it may come.
+                Some(marker @ [.., b']']) if draft.redactor.in_range() => {
                     draft.open = Some(Segment {
                         at: kept.stored,
-                        len: kept.tail,
+                        len: marker.len() as u64,
                         stored: kept.stored,
                         stored_len: 0,
-                        raw: None,
+                        raw: Some(Zeroizing::new(marker.to_vec())),
+                        is_remnant: false,
+                        is_marker: true,
                     });
-                } else {
-                    draft.lead = Lead { left, text, mixed: false };
                 }
+                _ => draft.lead = Lead { left: held.len() as u64, text, mixed: false },
             }
             return Ok(draft);
         }
@@ -509,13 +368,16 @@ impl Draft {
         let mut buffer = vec![0; size];
         self.read_base(store, at, &mut buffer, false)?;
         self.overlay.read(at, &mut buffer);
-        if self.is_dirty() && !buffer.is_empty() {
+        // What is held may be a whole secret already, which a longer one could still begin with.
+        let held_from = self.streamed - self.given_back();
+        let is_held = self.given_back() > 0 && at + buffer.len() as u64 > held_from;
+        if (self.is_dirty() || is_held) && !buffer.is_empty() {
             self.mask(store, at, &mut buffer)?;
         }
         Ok(buffer)
     }
 
-    /// Hides what is secret in collected bytes: other agents may read them, too.
+    /// Hides what is secret in collected and held bytes: other agents may read them, too.
     fn mask(&self, store: &dyn Store, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         struct Mask<'a> {
             position: u64,
@@ -542,7 +404,9 @@ impl Draft {
         self.read_base(store, from, &mut raw, true)?;
         self.overlay.read(from, &mut raw);
         let mut redactor = Redactor::new(self.redactor.view().clone(), self.level);
-        redactor.push(&raw, &mut Mask { position: from, at, buffer });
+        let mut mask = Mask { position: from, at, buffer };
+        redactor.push(&raw, &mut mask);
+        redactor.push(NO_SECRET, &mut mask);
         Ok(())
     }
 
@@ -556,8 +420,9 @@ impl Draft {
         }
         for segment in self.segments.iter().chain(&self.open) {
             let (from, to) = (segment.at, segment.at + segment.len);
-            let is_whole = segment.raw.is_some() && to <= end && !self.overlay.touches(from, to);
-            if is_whole {
+            let is_known = segment.raw.is_some() && !segment.is_remnant;
+            let is_whole = is_known && to <= end && !self.overlay.touches(from, to);
+            if is_whole || segment.is_marker {
                 continue;
             }
             // What a later write put there is judged as what it is.
@@ -671,13 +536,18 @@ impl Draft {
 
     /// Whether this request was carried out before.
     pub(super) fn has_done(&self, request: u64) -> bool {
-        self.requests.contains(&request)
+        self.requests.iter().any(|(id, _)| *id == request)
     }
 
-    /// Notes a request that was carried out.
-    pub(super) fn note(&mut self, request: u64) {
+    /// Notes a request that was carried out, and how long the file was before.
+    pub(super) fn note(&mut self, request: u64, before: u64) {
         self.requests.rotate_right(1);
-        self.requests[0] = request;
+        self.requests[0] = (request, before);
+    }
+
+    /// Whether the file was so long when one of the last requests came.
+    pub(super) fn was_so_long(&self, len: u64) -> bool {
+        self.requests.iter().any(|(_, before)| *before == len)
     }
 
     /// Segments that the runtime state does not have yet, with their numbers.
@@ -710,8 +580,8 @@ impl Draft {
             .bytes(&self.lead.text)
             .bytes(self.level.word().as_bytes())
             .bytes(&state);
-        for request in self.requests {
-            head.number(request);
+        for (request, before) in self.requests {
+            head.number(request).number(before);
         }
         head.number(self.forced.len() as u64);
         for (from, to) in &self.forced {
@@ -744,7 +614,7 @@ impl Draft {
             .find(|level| level.word().as_bytes() == word)?;
         draft.redactor = Redactor::resume(view, draft.level, from.bytes()?).ok()?;
         for request in &mut draft.requests {
-            *request = from.number()?;
+            *request = (from.number()?, from.number()?);
         }
         for _ in 0..from.number()? {
             draft.forced.push((from.number()?, from.number()?));
@@ -777,25 +647,6 @@ pub(super) struct Counts {
     pub operations: u64,
     len: u64,
     cut: Option<u64>,
-}
-
-fn encode_segment(segment: &Segment) -> Encoder {
-    let raw = segment.raw.as_ref().map(|raw| raw.as_slice());
-    let mut entry = Encoder::with_capacity(64 + raw.map_or(0, <[u8]>::len));
-    entry.number(segment.at).number(segment.len).number(segment.stored);
-    entry.number(segment.stored_len).optional(raw);
-    entry
-}
-
-fn decode_segment(bytes: &[u8]) -> Option<Segment> {
-    let mut from = Decoder(bytes);
-    Some(Segment {
-        at: from.number()?,
-        len: from.number()?,
-        stored: from.number()?,
-        stored_len: from.number()?,
-        raw: from.optional()?.map(|raw| Zeroizing::new(raw.to_vec())),
-    })
 }
 
 fn read_exactly(store: &dyn Store, at: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::broker::{Broker, Refusal, Request, Standing, Writer};
 use crate::clock::Timestamp;
-use crate::events::{self, Change, Events};
+use crate::events::{self, At, Change, Events};
 use crate::identity::Caller;
 use crate::identity::attestor::PrincipalNumber;
 
@@ -221,6 +221,13 @@ impl<B: Broker> Tree<B> {
         Ok(event_entry(&writer, events.change(&writer, inode, change)?))
     }
 
+    /// What remains to be done when a change of attributes was answered.
+    pub fn changed(&self, inode: u64) {
+        if let Some(events) = self.events_of(inode) {
+            events.changed(inode);
+        }
+    }
+
     /// Writes all or nothing.
     ///
     /// # Errors
@@ -230,8 +237,7 @@ impl<B: Broker> Tree<B> {
         if !write.owned {
             return Err(Refusal::Uncacheable);
         }
-        // Where the end is the events know best: the kernel's idea may be of before another's append.
-        let at = (!write.append).then_some(write.offset);
+        let at = At { offset: write.offset, append: write.append };
         events.write(&writer, write.handle, at, write.bytes, request)
     }
 

@@ -257,7 +257,14 @@ impl<B: Broker> Filesystem for Adapter<B> {
         let change = Change { size, mode, modified: mtime.map(seconds) };
         match self.guard(|| self.tree.change(caller(req), ino.0, change)) {
             Ok(found) => reply.attr(&found.timeout, &file_attr(&found)),
-            Err(errno) => reply.error(errno),
+            Err(errno) => return reply.error(errno),
+        }
+        if size.is_some() {
+            // Answered already; what goes wrong is told by the log.
+            let _done = self.guard(|| {
+                self.tree.changed(ino.0);
+                Ok(())
+            });
         }
     }
 

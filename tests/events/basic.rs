@@ -1,13 +1,10 @@
-//! The events directory on the real mount: what lands is what a redactor makes of a plain file.
-#![forbid(unsafe_code)]
-
-mod common;
+//! What a user sees of the events directory, one thing after the other.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+use crate::common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(10);
 

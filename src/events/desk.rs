@@ -1,0 +1,331 @@
+//! Drafts of files that are being written, in memory and in the runtime state.
+//!
+//! The runtime state has of each draft its head, its hidden ranges and what is collected, all sealed.
+//! Invariant: what a draft in memory says was acknowledged is in the runtime state; after a failure
+//! the draft is read from there again.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard};
+
+use zeroize::Zeroizing;
+
+use crate::broker::{Place, Refusal, Writer};
+use crate::execution::journal::Kind;
+use crate::redact::Level;
+use crate::vault::crypto::Key;
+
+use super::codec::{Decoder, Encoder};
+use super::draft::{Draft, Kept, Operation, Store};
+use super::folder::{STAGING, Stored};
+use super::node::What;
+use super::{At, Events, Shared, full, lock, os, stale};
+
+/// Keys of a draft's entries in the runtime state, after its inode number.
+pub(super) const HEAD: u8 = 0;
+const SEGMENT: u8 = 1;
+pub(super) const OPERATION: u8 = 2;
+
+/// A file that is written, with its place in the store.
+pub(super) struct Desk {
+    pub draft: Draft,
+    pub store: Stored,
+    pub level: Level,
+    /// Set by a writer, and to be so when the file is complete.
+    pub modified: Option<(i64, i64)>,
+    /// An earlier worker may have carried out a write whose caller was killed before the answer: the
+    /// kernel's idea of the end is then of before it, until it is told again.
+    pub kernel_may_lag: bool,
+}
+
+impl Desk {
+    /// Where a write begins.
+    pub(super) fn begin(&mut self, at: At) -> u64 {
+        let end = self.draft.len();
+        if !at.append {
+            return at.offset;
+        }
+        // The kernel appends under its own lock, with the size that it was last told. Any other
+        // offset is the writer's own, unless the kernel could not be told.
+        let lags = self.kernel_may_lag && self.draft.was_so_long(at.offset);
+        let is_end = at.offset == end || lags;
+        self.kernel_may_lag &= at.offset != end;
+        if is_end { end } else { at.offset }
+    }
+}
+
+pub(super) fn key_of(inode: u64, kind: u8, generation: u64, number: u64) -> Vec<u8> {
+    let mut key = inode.to_be_bytes().to_vec();
+    key.push(kind);
+    if kind != HEAD {
+        key.extend_from_slice(&generation.to_be_bytes());
+        key.extend_from_slice(&number.to_be_bytes());
+    }
+    key
+}
+
+fn staged(inode: u64, generation: u64) -> PathBuf {
+    Path::new(STAGING).join(format!("{inode:016x}.{generation}"))
+}
+
+impl Events {
+    /// The draft of a file that is written. With `fresh` one is made where there is none.
+    pub(super) fn desk(
+        &self,
+        inode: u64,
+        fresh: Option<&Writer>,
+    ) -> Result<Option<Shared>, Refusal> {
+        loop {
+            let shared = lock(&self.desks).entry(inode).or_default().clone();
+            let mut guard = lock(&shared);
+            // It may have been completed, and taken off the list, while we waited.
+            if !lock(&self.desks).get(&inode).is_some_and(|s| Arc::ptr_eq(s, &shared)) {
+                continue;
+            }
+            if guard.is_none() {
+                *guard = self.load(inode)?;
+            }
+            if let (None, Some(writer)) = (&*guard, fresh) {
+                *guard = Some(self.reopen(inode, writer)?);
+            }
+            if guard.is_some() {
+                drop(guard);
+                return Ok(Some(shared));
+            }
+            lock(&self.desks).remove(&inode);
+            return Ok(None);
+        }
+    }
+
+    /// A file that its writer has closed is made complete before it gets its final name: who watches
+    /// the folder reads it at once.
+    pub(super) fn settle_for_rename(&self, writer: &Writer, inode: u64) -> Result<(), Refusal> {
+        let Some(shared) = self.desk(inode, None)? else { return Ok(()) };
+        let mut guard = lock(&shared);
+        let Some(desk) = guard.as_mut().filter(|desk| desk.draft.is_flushed) else {
+            return Ok(());
+        };
+        let outcome = self.settle(inode, &writer.place, desk);
+        self.keep(&mut guard, outcome)
+    }
+
+    pub(super) fn settle(&self, inode: u64, place: &Place, desk: &mut Desk) -> Result<(), Refusal> {
+        if desk.draft.is_dirty() {
+            self.rebuild(inode, place, desk)?;
+        }
+        let before = desk.draft.stored_len();
+        desk.draft.settle(&desk.store).map_err(|e| os(&e))?;
+        self.count(before, desk.draft.stored_len());
+        self.save(inode, &mut desk.draft)
+    }
+
+    /// After a failure the draft is read from the runtime state again: memory may be ahead of it.
+    pub(super) fn keep<T>(
+        &self,
+        guard: &mut MutexGuard<'_, Option<Desk>>,
+        outcome: Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        if outcome.is_err() {
+            **guard = None;
+        }
+        outcome
+    }
+
+    pub(super) fn seal(&self, key: &Key, at: &[u8], plain: &[u8]) -> Result<Vec<u8>, Refusal> {
+        key.seal(at, plain).map_err(|_| Refusal::Fault)
+    }
+
+    pub(super) fn unseal(
+        &self,
+        key: &Key,
+        at: &[u8],
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+        let plain = key.open(at, sealed).map_err(|_| Refusal::Fault)?;
+        Ok(Zeroizing::new(plain.expose().to_vec()))
+    }
+
+    /// Takes up a draft that an earlier worker left.
+    pub(super) fn load(&self, inode: u64) -> Result<Option<Desk>, Refusal> {
+        let at = key_of(inode, HEAD, 0, 0);
+        let Some(entry) = self.journal.get(Kind::EventDraft, &at) else { return Ok(None) };
+        let node = lock(&self.nodes).get(inode).cloned().ok_or(Refusal::Fault)?;
+        let (key, view) = (self.outside.key()?, self.outside.view(&node.place)?);
+        let mut fields = Decoder(&entry);
+        let fault = || Refusal::Fault;
+        let _len = fields.number().ok_or_else(fault)?;
+        let modified = (fields.number().ok_or_else(fault)? != 0, fields.number(), fields.number());
+        let head = self.unseal(&key, &at, fields.0)?;
+        let (mut draft, counts) = Draft::load(&head, view).ok_or_else(fault)?;
+        for number in 0..counts.segments {
+            let at = key_of(inode, SEGMENT, draft.generation, number);
+            let sealed = self.journal.get(Kind::EventDraft, &at).ok_or_else(fault)?;
+            draft.add_segment(&self.unseal(&key, &at, &sealed)?).ok_or_else(fault)?;
+        }
+        for number in 0..counts.operations {
+            let at = key_of(inode, OPERATION, draft.generation, number);
+            let sealed = self.journal.get(Kind::EventDraft, &at).ok_or_else(fault)?;
+            let plain = self.unseal(&key, &at, &sealed)?;
+            let mut fields = Decoder(&plain);
+            let kind = fields.number().ok_or_else(fault)?;
+            let place = fields.number().ok_or_else(fault)?;
+            let operation = match kind {
+                0 => Operation::Write(place, fields.bytes().ok_or_else(fault)?),
+                _ => Operation::Truncate(place),
+            };
+            draft.collect(&operation);
+        }
+        draft.complete(&counts);
+        // Killed between the new head and the new file's name.
+        let staging = staged(inode, draft.generation);
+        if self.folder.entry(&staging).is_ok() {
+            self.folder.rename(&staging, &node.path, false).map_err(|e| os(&e))?;
+        }
+        let store = self.folder.file(&node.path).map_err(|e| os(&e))?;
+        self.note_store(inode, &store)?;
+        // Killed between the store and the note of it: what is behind was not acknowledged.
+        if store.len().map_err(|e| os(&e))? > draft.stored_len() {
+            store.set_len(draft.stored_len()).map_err(|e| os(&e))?;
+        }
+        let modified = match modified {
+            (true, Some(seconds), Some(nanos)) => {
+                Some((seconds.cast_signed(), nanos.cast_signed()))
+            }
+            _ => None,
+        };
+        let level = draft.level();
+        Ok(Some(Desk { draft, store, level, modified, kernel_may_lag: true }))
+    }
+
+    /// A draft of a file as it is stored.
+    pub(super) fn reopen(&self, inode: u64, writer: &Writer) -> Result<Desk, Refusal> {
+        let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
+        let view = self.outside.view(&writer.place)?;
+        let store = self.folder.file(&node.path).map_err(|e| os(&e))?;
+        let kept = match &node.what {
+            What::File { kept: Some((stored, tail, sealed)), .. } => {
+                let key = self.outside.key()?;
+                // Sealed with another vault's key: the file's end is looked at instead.
+                self.unseal(&key, b"event tail", sealed).ok().map(|state| Kept {
+                    stored: *stored,
+                    tail: *tail,
+                    state,
+                })
+            }
+            _ => None,
+        };
+        let level = writer.level;
+        let mut draft = Draft::reopen(view, level, &store, kept).map_err(|e| os(&e))?;
+        self.save(inode, &mut draft)?;
+        Ok(Desk { draft, store, level, modified: None, kernel_may_lag: false })
+    }
+
+    /// Notes a draft in the runtime state: new hidden ranges, then the head that counts them.
+    pub(super) fn save(&self, inode: u64, draft: &mut Draft) -> Result<(), Refusal> {
+        self.save_with(inode, draft, None)
+    }
+
+    pub(super) fn save_with(
+        &self,
+        inode: u64,
+        draft: &mut Draft,
+        modified: Option<(i64, i64)>,
+    ) -> Result<(), Refusal> {
+        let key = self.outside.key()?;
+        let generation = draft.generation;
+        for (number, segment) in draft.unsaved() {
+            let at = key_of(inode, SEGMENT, generation, number);
+            let sealed = self.seal(&key, &at, &segment)?;
+            self.journal.put(Kind::EventDraft, &at, &sealed).map_err(full)?;
+        }
+        let at = key_of(inode, HEAD, 0, 0);
+        let sealed = self.seal(&key, &at, &draft.head())?;
+        let mut entry = Encoder::with_capacity(32 + sealed.len());
+        let (seconds, nanos) = modified.unwrap_or_default();
+        entry
+            .number(draft.len())
+            .number(u64::from(modified.is_some()))
+            .number(seconds.cast_unsigned())
+            .number(nanos.cast_unsigned());
+        entry.0.extend_from_slice(&sealed);
+        self.journal.put(Kind::EventDraft, &at, &entry.0).map_err(full)
+    }
+
+    /// Removes what the runtime state has of an earlier generation.
+    pub(super) fn forget_generation(
+        &self,
+        inode: u64,
+        generation: u64,
+        (segments, operations): (u64, u64),
+    ) -> Result<(), crate::execution::journal::Error> {
+        for (kind, count) in [(SEGMENT, segments), (OPERATION, operations)] {
+            for number in 0..count {
+                let at = key_of(inode, kind, generation, number);
+                self.journal.remove(Kind::EventDraft, &at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a draft from memory and the runtime state.
+    pub(super) fn forget_draft(&self, inode: u64) -> Result<(), crate::execution::journal::Error> {
+        lock(&self.desks).remove(&inode);
+        let head = key_of(inode, HEAD, 0, 0);
+        self.journal.remove(Kind::EventDraft, &head)?;
+        // A head that cannot be read any more leaves parts of unknown number.
+        for (key, _) in self.journal.below(Kind::EventDraft, &inode.to_be_bytes()) {
+            self.journal.remove(Kind::EventDraft, &key)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn note_store(&self, inode: u64, store: &Stored) -> Result<(), Refusal> {
+        let now = store.inode().map_err(|e| os(&e))?;
+        let mut nodes = lock(&self.nodes);
+        let Some(mut node) = nodes.get(inode).cloned() else { return Err(Refusal::Missing) };
+        if let What::File { store_inode, .. } = &mut node.what {
+            if *store_inode == now {
+                return Ok(());
+            }
+            *store_inode = now;
+        }
+        nodes.put(inode, node).map_err(full)
+    }
+
+    /// Applies what is collected, in one pass to a new file that takes the place of the old.
+    pub(super) fn rebuild(
+        &self,
+        inode: u64,
+        place: &Place,
+        desk: &mut Desk,
+    ) -> Result<(), Refusal> {
+        let path = lock(&self.nodes).get(inode).map(|n| n.path.clone()).ok_or_else(stale)?;
+        let view = self.outside.view(place)?;
+        let staging = staged(inode, desk.draft.generation + 1);
+        // Of an earlier try that failed.
+        let _removed = self.folder.unlink(&staging);
+        let target = self.folder.create(&staging).map_err(|e| os(&e))?;
+        let outcome = (|| {
+            let mut new = desk.draft.rebuild(&desk.store, &target, view).map_err(|e| os(&e))?;
+            let mode = self.folder.entry(&path).map_err(|e| os(&e))?.mode;
+            self.folder.set_mode(&staging, mode).map_err(|e| os(&e))?;
+            target.sync().map_err(|e| os(&e))?;
+            self.save_with(inode, &mut new, desk.modified)?;
+            Ok(new)
+        })();
+        let new = match outcome {
+            Ok(new) => new,
+            Err(refusal) => {
+                let _removed = self.folder.unlink(&staging);
+                return Err(refusal);
+            }
+        };
+        self.folder.rename(&staging, &path, false).map_err(|e| os(&e))?;
+        let old = std::mem::replace(&mut desk.draft, new);
+        desk.store = target;
+        self.note_store(inode, &desk.store)?;
+        self.count(old.stored_len(), desk.draft.stored_len());
+        self.forget_generation(inode, old.generation, (old.segments(), old.operations))
+            .map_err(full)
+    }
+}

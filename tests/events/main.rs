@@ -1,0 +1,11 @@
+//! The events directory on the real mount: what lands is what a redactor makes of a plain file.
+#![forbid(unsafe_code)]
+
+mod basic;
+#[path = "../common/mod.rs"]
+mod common;
+mod crash;
+mod hand;
+mod oracle;
+#[path = "../tools/mod.rs"]
+mod tools;
