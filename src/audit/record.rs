@@ -84,6 +84,8 @@ pub enum Event {
     SecretExposed,
     /// The pending version became current.
     SecretPromoted,
+    /// An operator showed the passphrase again.
+    OperatorConfirmed,
     /// A secret was removed.
     SecretRemoved,
     /// A version became unreadable.
@@ -166,6 +168,7 @@ impl Event {
             Self::SecretRotated => "secret_rotated",
             Self::SecretSet => "secret_set",
             Self::UnlockFailed => "unlock_failed",
+            Self::OperatorConfirmed => "operator_confirmed",
             Self::VaultLocked => "vault_locked",
             Self::VaultUnlocked => "vault_unlocked",
             Self::WorkerRestarted => "worker_restarted",

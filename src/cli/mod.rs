@@ -214,7 +214,7 @@ pub struct Context {
 
 impl Context {
     fn client(&self) -> Client {
-        Client::new(&self.paths.socket)
+        Client::new(&self.paths.socket).asking(|| value::prompt("the vault's passphrase").ok())
     }
 
     /// Arguments that name the same home to another process of ours.

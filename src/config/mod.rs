@@ -310,7 +310,8 @@ impl Default for Events {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Operator {
-    /// Ask for the passphrase again at a terminal when the last time is longer ago than this.
+    /// Verbs that reveal, store, grant or revoke want the passphrase again, from the session that
+    /// asks, when the last time is longer ago than this.
     pub confirm: Option<Period>,
 }
 

@@ -67,6 +67,9 @@ pub trait Api: Send + Sync + 'static {
     /// A verb was refused for want of a role: for the record.
     fn role_denied(&self, who: &Caller, verb: &str);
 
+    /// Whether verbs that want the passphrase again are open to the caller now.
+    fn is_confirmed(&self, who: &Caller) -> bool;
+
     /// `GET /v1/health`
     fn health(&self, who: &Caller) -> Answer<proto::Health>;
     /// `GET /v1/self`
@@ -81,6 +84,8 @@ pub trait Api: Send + Sync + 'static {
     fn watch(&self, who: &Caller, req: proto::Watch, out: &mut dyn Lines) -> Answer<()>;
     /// `POST /v1/unlock`
     fn unlock(&self, who: &Caller, req: proto::Unlock) -> Answer<proto::Unlocked>;
+    /// `POST /v1/confirm`
+    fn confirm(&self, who: &Caller, req: proto::Confirm) -> Answer<proto::Done>;
     /// `POST /v1/lock`
     fn lock(&self, who: &Caller) -> Answer<proto::Done>;
 

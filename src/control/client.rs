@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use crate::proto::{Code, Problem, wire};
+use crate::proto::{Code, Confirm, Done, Problem, Value, wire};
+use crate::secret::SecretBytes;
 
 /// How long a worker may take to be replaced.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,6 +30,8 @@ const MAX_ANSWER_BYTES: usize = 512 << 20;
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    /// Asks a person for the passphrase, where the daemon wants it again.
+    passphrase: Option<fn() -> Option<SecretBytes>>,
 }
 
 enum Failure {
@@ -43,7 +46,20 @@ enum Failure {
 impl Client {
     /// The daemon that listens at `socket`.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { socket: socket.to_owned(), passphrase: None }
+    }
+
+    /// The same, with somebody to ask for the passphrase where the daemon wants it again.
+    #[must_use]
+    pub fn asking(mut self, passphrase: fn() -> Option<SecretBytes>) -> Self {
+        self.passphrase = Some(passphrase);
+        self
+    }
+
+    fn confirm(&self) -> Option<Result<Done, Failure>> {
+        let passphrase = self.passphrase?()?;
+        let body = wire::to_bytes(&Confirm { passphrase: Value::new(passphrase) }).ok()?;
+        Some(self.once("POST", "/v1/confirm", &body))
     }
 
     /// Where it listens.
@@ -142,9 +158,19 @@ impl Client {
         ask: impl Fn(&Self) -> Result<A, Failure>,
     ) -> Result<A, Problem> {
         let deadline = Instant::now() + PATIENCE;
+        let mut asked = false;
         loop {
             match ask(self) {
                 Ok(answer) => return Ok(answer),
+                // Refused before anything was done.
+                Err(Failure::Told(problem)) if problem.code == Code::ConfirmNeeded && !asked => {
+                    asked = true;
+                    match self.confirm() {
+                        Some(Ok(_)) => {}
+                        Some(Err(failure)) => return Err(self.problem(failure)),
+                        None => return Err(*problem),
+                    }
+                }
                 Err(Failure::Broken(_)) if idempotent && Instant::now() < deadline => {
                     std::thread::park_timeout(PAUSE);
                 }

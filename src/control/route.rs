@@ -185,6 +185,8 @@ pub struct Route {
     pub about: &'static str,
     /// Whether asking twice does what asking once does, so that a client may retry.
     pub idempotent: bool,
+    /// Whether the passphrase is wanted again for it, where the configuration says so.
+    pub confirmed: bool,
     /// The longest body, in bytes.
     pub max_body_bytes: usize,
     /// Schema of the parameters.
@@ -198,6 +200,11 @@ pub struct Route {
 impl Route {
     fn up_to(mut self, max_body_bytes: usize) -> Self {
         self.max_body_bytes = max_body_bytes;
+        self
+    }
+
+    fn confirmed(mut self) -> Self {
+        self.confirmed = true;
         self
     }
 
@@ -266,6 +273,7 @@ where
         needs,
         about,
         idempotent: method == Method::Get,
+        confirmed: false,
         max_body_bytes: MAX_BODY_BYTES,
         request: SchemaGenerator::subschema_for::<Q>,
         response: SchemaGenerator::subschema_for::<A>,
@@ -323,6 +331,7 @@ where
         needs,
         about,
         idempotent: true,
+        confirmed: false,
         max_body_bytes: MAX_BODY_BYTES,
         request: SchemaGenerator::subschema_for::<Q>,
         response: SchemaGenerator::subschema_for::<A>,
@@ -356,6 +365,7 @@ fn metrics() -> Route {
         needs: SEES,
         about: "Counters in the OpenMetrics text format.",
         idempotent: true,
+        confirmed: false,
         max_body_bytes: MAX_BODY_BYTES,
         request: SchemaGenerator::subschema_for::<proto::Empty>,
         response: SchemaGenerator::subschema_for::<String>,
@@ -376,6 +386,7 @@ fn redact() -> Route {
                 events of one's own launch, else known formats. `Upgrade: strongroom-redact` \
                 turns the connection into a stream.",
         idempotent: true,
+        confirmed: false,
         max_body_bytes: MAX_TEXT_BYTES,
         request: SchemaGenerator::subschema_for::<proto::Redact>,
         response: SchemaGenerator::subschema_for::<String>,
@@ -456,6 +467,14 @@ fn daemon_verbs() -> Vec<Route> {
         post::<Unlock, _>("unlock", "/v1/unlock", OPERATE, "Unlocks the vault.", |a, w, q| {
             a.unlock(w, q)
         }),
+        post::<proto::Confirm, _>(
+            "confirm",
+            "/v1/confirm",
+            Needs::AnyRole,
+            "Shows the passphrase again, where [operator] confirm wants it.",
+            |a, w, q| a.confirm(w, q),
+        )
+        .idempotent(),
         post::<Lock, _>(
             "lock",
             "/v1/lock",
@@ -471,7 +490,8 @@ fn secret_verbs() -> Vec<Route> {
     vec![
         post("secret set", "/v1/secrets", OPERATE, "Creates a secret.", |a, w, q| {
             a.secret_set(w, q)
-        }),
+        })
+        .confirmed(),
         post(
             "secret edit",
             "/v1/secrets/edit",
@@ -485,7 +505,8 @@ fn secret_verbs() -> Vec<Route> {
             Needs::OneOf(&[Reveal]),
             "Reveals a value; recorded, and an exposure of the person.",
             |a, w, q| a.secret_get(w, q),
-        ),
+        )
+        .confirmed(),
         get("secret list", "/v1/secrets", SEES, "Lists secrets, never values.", |a, w, q| {
             a.secret_list(w, q)
         }),
@@ -505,7 +526,8 @@ fn secret_verbs() -> Vec<Route> {
             OPERATE,
             "Makes a group, all members in one commit.",
             |a, w, q| a.group_set(w, q),
-        ),
+        )
+        .confirmed(),
         get("group list", "/v1/groups", SEES, "Lists groups.", |a, w, q| a.group_list(w, q)),
         get("group show", "/v1/groups/show", SEES, "Shows one group.", |a, w, q| {
             a.group_show(w, q)
@@ -559,7 +581,8 @@ fn version_verbs() -> Vec<Route> {
             Needs::OneOf(&[Revoke]),
             "Denies versions for good and ends the executions that obtained them.",
             |a, w, q| a.secret_revoke(w, q),
-        ),
+        )
+        .confirmed(),
         post(
             "secret destroy",
             "/v1/secrets/destroy",
@@ -620,7 +643,8 @@ fn vault_verbs() -> Vec<Route> {
             "Takes values from a dotenv file, a JSON object, or a directory's files.",
             |a, w, q| a.import(w, q),
         )
-        .up_to(MAX_IMPORT_BYTES),
+        .up_to(MAX_IMPORT_BYTES)
+        .confirmed(),
         get::<proto::KeyList, _>(
             "key list",
             "/v1/keys",
@@ -630,13 +654,16 @@ fn vault_verbs() -> Vec<Route> {
         ),
         post("key add", "/v1/keys", OPERATE, "Adds a way to open the vault.", |a, w, q| {
             a.key_add(w, q)
-        }),
+        })
+        .confirmed(),
         post("key rm", "/v1/keys/rm", OPERATE, "Removes a way to open the vault.", |a, w, q| {
             a.key_rm(w, q)
-        }),
+        })
+        .confirmed(),
         post("key rekey", "/v1/keys/rekey", OPERATE, "Changes a slot's master key.", |a, w, q| {
             a.key_rekey(w, q)
-        }),
+        })
+        .confirmed(),
         // Whoever makes a backup chooses its passphrase, and so can read every value in it.
         post(
             "backup create",
@@ -644,7 +671,8 @@ fn vault_verbs() -> Vec<Route> {
             Needs::AllOf(&[Operate, Reveal]),
             "The whole vault, encrypted under a passphrase of its own.",
             |a, w, q| a.backup_create(w, q),
-        ),
+        )
+        .confirmed(),
         post(
             "backup verify",
             "/v1/backup/verify",
@@ -661,7 +689,8 @@ fn vault_verbs() -> Vec<Route> {
             "Restores a backup; revocations since then hold.",
             |a, w, q| a.backup_restore(w, q),
         )
-        .up_to(MAX_BACKUP_BYTES),
+        .up_to(MAX_BACKUP_BYTES)
+        .confirmed(),
     ]
 }
 
@@ -673,7 +702,8 @@ fn chain_verbs() -> Vec<Route> {
             OPERATE,
             "Makes a definition hold; a definition is a grant.",
             |a, w, q| a.chain_apply(w, q),
-        ),
+        )
+        .confirmed(),
         post(
             "chain check",
             "/v1/chains/check",

@@ -443,6 +443,9 @@ async fn try_answer(
             let roles = shared.roles.of(&peer, is_agent);
             let caller = Caller { peer, is_agent, roles, idempotency_key };
             if route.needs.might_admit(&caller) {
+                if route.confirmed && !shared.api.is_confirmed(&caller) {
+                    return Err(confirm_needed(route.verb));
+                }
                 return Ok(caller);
             }
             shared.api.role_denied(&caller, route.verb);
@@ -542,6 +545,12 @@ async fn try_answer(
 /// Whether a request wants the connection for frames.
 fn wants_stream(headers: &header::HeaderMap) -> bool {
     headers.get(header::UPGRADE).is_some_and(|v| v.as_bytes() == stream::UPGRADE.as_bytes())
+}
+
+fn confirm_needed(verb: &str) -> Problem {
+    let what = format!("`{verb}` wants the vault's passphrase again");
+    Problem::new(Code::ConfirmNeeded, what)
+        .with_hint("ask from a terminal; or POST /v1/confirm from the same session first")
 }
 
 /// A verb that is refused after its request was read is recorded like one refused before.

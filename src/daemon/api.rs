@@ -57,6 +57,14 @@ impl Api for Daemon {
         self.unlock_vault(who, req)
     }
 
+    fn is_confirmed(&self, who: &Caller) -> bool {
+        Self::is_confirmed(self, who)
+    }
+
+    fn confirm(&self, who: &Caller, req: proto::Confirm) -> Result<proto::Done, Problem> {
+        self.confirm_session(who, req)
+    }
+
     fn lock(&self, who: &Caller) -> Result<proto::Done, Problem> {
         self.lock_vault(who)
     }

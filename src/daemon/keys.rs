@@ -24,7 +24,7 @@ use super::{Daemon, user_of};
 /// About how long one guess of a passphrase is to take on this host.
 const STRETCH_GOAL: Duration = Duration::from_millis(500);
 /// After a wrong credential the next try waits this long.
-const PENALTY: Duration = Duration::from_secs(1);
+pub(super) const PENALTY: Duration = Duration::from_secs(1);
 
 /// Offsets in the keeper's box: a word that says that a key is there, then the key.
 const BOX_FULL: usize = 0;
@@ -122,7 +122,7 @@ impl Daemon {
         }
     }
 
-    fn note_unlock(&self, event: Event, how: &str, uid: u32) {
+    pub(super) fn note_unlock(&self, event: Event, how: &str, uid: u32) {
         let mut record = self.core.new_record(event);
         record.reason = Some(how);
         // The next start finds it in the newest file.

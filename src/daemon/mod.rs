@@ -10,6 +10,7 @@ mod attach;
 mod chains;
 mod checkpoint;
 mod chore;
+mod confirm;
 pub mod core;
 mod ending;
 mod events;
@@ -113,6 +114,8 @@ pub struct Daemon {
     stopping: AtomicBool,
     /// Held over an attempt to unlock.
     unlocking: Mutex<()>,
+    /// Who showed the passphrase again.
+    confirmed: Mutex<confirm::Confirmed>,
     /// Held over the redemption of a ticket.
     redeeming: Mutex<()>,
     /// Held for reading over a launch, for writing while a revoke decides who had a value. Taken
@@ -160,6 +163,7 @@ impl Daemon {
             started_at,
             stopping: AtomicBool::new(false),
             unlocking: Mutex::new(()),
+            confirmed: Mutex::default(),
             redeeming: Mutex::new(()),
             launching: RwLock::new(()),
             revoking: Mutex::new(()),

@@ -109,6 +109,16 @@ pub struct Lock {}
 
 impl Request for Lock {}
 
+/// The passphrase again, where `[operator] confirm` wants it.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Confirm {
+    /// The words of a `passphrase` slot.
+    pub passphrase: Value,
+}
+
+impl Request for Confirm {}
+
 /// The vault in `status`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct VaultStatus {

@@ -37,7 +37,7 @@ pub use chain::{
     ChainShown, ChainSummary, GrantChange, Unresolved,
 };
 pub use daemon::{
-    Check, Doctor, Done, Empty, Health, Lock, Promise, State, Status, Unlock, Unlocked,
+    Check, Confirm, Doctor, Done, Empty, Health, Lock, Promise, State, Status, Unlock, Unlocked,
     VaultStatus, Waiting,
 };
 pub use events::{EventsFolder, EventsList, EventsListed, EventsPath, EventsPrune, EventsPruned};

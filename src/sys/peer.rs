@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 
+use super::proc::Stat;
+
 /// The process that connected.
 #[derive(Debug)]
 pub struct Peer {
@@ -48,6 +50,27 @@ impl Peer {
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         // A pidfd becomes readable when its process has ended (pidfd_open(2)).
         !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
+    }
+}
+
+/// A login or terminal session, by the process that leads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Session {
+    /// The leader's pid, which names the session.
+    leader: u32,
+    /// When the leader was started: a number that came back is another session.
+    start_ticks: u64,
+}
+
+impl Session {
+    /// The session of a peer; none where its leader has ended, or the peer cannot be told for sure.
+    pub fn of(peer: &Peer) -> Option<Self> {
+        peer.pidfd.as_ref()?;
+        let leader = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(peer.pid))).ok()?;
+        let leader = u32::try_from(leader.as_raw()).ok().filter(|pid| *pid > 0)?;
+        let start_ticks = Stat::read(leader).ok()?.start_ticks;
+        // The number was the peer's all the time.
+        peer.is_alive().then_some(Self { leader, start_ticks })
     }
 }
 

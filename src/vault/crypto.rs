@@ -58,6 +58,11 @@ impl Key {
         Some(Self(Zeroizing::new(bytes.try_into().ok()?)))
     }
 
+    /// Equality in constant time.
+    pub fn same(&self, other: &Self) -> bool {
+        subtle::ConstantTimeEq::ct_eq(self.0.as_slice(), other.0.as_slice()).into()
+    }
+
     /// The bytes, for wrapping and for the keeper's box.
     pub fn expose(&self) -> &[u8; KEY_BYTES] {
         &self.0

@@ -179,6 +179,19 @@ fn xor(into: &mut [u8; 32], mark: &[u8; 32]) {
     }
 }
 
+/// The root key by whichever slot the credential opens.
+fn open_slots(slots: &[Slot], vault_id: &[u8; 16], credential: &Credential) -> Result<Key, Error> {
+    let mut last = unlock::Error::Refused;
+    for slot in slots.iter().filter(|s| s.method.name() == credential.method()) {
+        match slot.open(vault_id, credential) {
+            Ok(root) => return Ok(root),
+            Err(unlock::Error::Refused) => {}
+            Err(error) => last = error,
+        }
+    }
+    Err(last.into())
+}
+
 impl Locked {
     /// Reads a vault without its key.
     ///
@@ -206,15 +219,7 @@ impl Locked {
     /// # Errors
     /// [`Error::Unlock`].
     pub fn root_key(&self, credential: &Credential) -> Result<Key, Error> {
-        let mut last = unlock::Error::Refused;
-        for slot in self.slots.iter().filter(|s| s.method.name() == credential.method()) {
-            match slot.open(&self.image.vault_id, credential) {
-                Ok(root) => return Ok(root),
-                Err(unlock::Error::Refused) => {}
-                Err(error) => last = error,
-            }
-        }
-        Err(last.into())
+        open_slots(&self.slots, &self.image.vault_id, credential)
     }
 
     /// Unlocks and verifies everything. `known_revision` is the highest that the audit log has
@@ -392,6 +397,17 @@ impl Vault {
     /// Its key slots.
     pub fn slots(&self) -> Vec<Slot> {
         self.head().slots.clone()
+    }
+
+    /// Whether a credential opens one of its slots.
+    ///
+    /// # Errors
+    /// [`Error::Unlock`] when it opens none.
+    pub fn check(&self, credential: &Credential) -> Result<(), Error> {
+        let slots = self.slots();
+        let root = open_slots(&slots, &self.vault_id, credential)?;
+        // A slot of this vault wraps this root key; anything else was put there by somebody.
+        if root.same(&self.root) { Ok(()) } else { Err(unlock::Error::Refused.into()) }
     }
 
     /// Decrypts a record.

@@ -1,0 +1,133 @@
+//! The passphrase again: without it, a process of the operator's own uid neither reveals, stores,
+//! grants nor revokes anything.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::process::{Command, Output};
+
+use common::{Home, OPENAI, may_mount, text};
+
+const PASSPHRASE: &str = "nine blue horses 47";
+
+/// Runs commands in a new session with a terminal of its own; what stands after `>` is typed at the
+/// prompt of the line before.
+const TERMINAL: &str = r#"
+import os, pty, select, sys
+typed = sys.argv[2].encode() + b"\n"
+pid, fd = pty.fork()
+if pid == 0:
+    os.execvp("sh", ["sh", "-c", sys.argv[1]])
+told, asked = b"", 0
+while True:
+    try:
+        data = os.read(fd, 4096)
+    except OSError:
+        break
+    if not data:
+        break
+    told += data
+    while told.count(b"passphrase: ") > asked:
+        asked += 1
+        os.write(fd, typed)
+sys.stdout.write(told.decode())
+print("asked", asked, "status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+
+fn at_a_terminal(home: &Home, script: &str, typed: &str) -> String {
+    let file = home.dir.path().join("terminal.py");
+    std::fs::write(&file, TERMINAL).unwrap();
+    let script = script.replace("strongroom", env!("CARGO_BIN_EXE_strongroom"));
+    let output = Command::new("timeout")
+        .args(["60", "python3"])
+        .arg(&file)
+        .args([&script, typed])
+        .env("STRONGROOM_HOME", home.home())
+        .output()
+        .unwrap();
+    text(&output)
+}
+
+/// In a session without a terminal.
+fn alone(home: &Home, args: &[&str]) -> Output {
+    Command::new("setsid")
+        .args(["--wait", env!("CARGO_BIN_EXE_strongroom")])
+        .args(args)
+        .env("STRONGROOM_HOME", home.home())
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn confirming(period: &str) -> Home {
+    let home = Home::deployed();
+    home.ok_with(&["key", "add", "passphrase"], PASSPHRASE);
+    let config = home.home().join("strongroom.toml");
+    let own = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{own}\n[operator]\nconfirm = \"{period}\"\n")).unwrap();
+    home.ok(&["reload"]);
+    home
+}
+
+#[test]
+fn what_reveals_stores_grants_or_revokes_wants_the_passphrase_once_a_session() {
+    if !may_mount() {
+        return;
+    }
+    let home = confirming("10m");
+    let definition = home.dir.path().join("deploy-pipeline.json");
+    for args in [
+        &["secret", "get", "OPENAI_API_KEY", "--reveal"][..],
+        &["secret", "revoke", "OPENAI_API_KEY", "--reason", "x", "--no-replacement"],
+        &["chain", "apply", definition.to_str().unwrap()],
+        &["key", "rm", "1"],
+    ] {
+        let refused = alone(&home, args);
+        assert!(!refused.status.success(), "{args:?}");
+        let told = text(&refused);
+        assert!(told.contains("wants the vault's passphrase again"), "{args:?}: {told}");
+        assert!(told.contains("hint: "), "{told}");
+        assert!(!told.contains(OPENAI));
+    }
+    // What shows no value and changes nothing asks nobody.
+    assert!(alone(&home, &["secret", "list"]).status.success());
+    let told = at_a_terminal(
+        &home,
+        "strongroom secret get OPENAI_API_KEY --reveal; echo; \
+         printf %s another-value-Zk8Wq2 | strongroom secret set OTHER; \
+         strongroom secret get OTHER --reveal",
+        PASSPHRASE,
+    );
+    assert!(told.contains(OPENAI) && told.contains("another-value-Zk8Wq2"), "{told}");
+    assert!(told.contains("asked 1 status 0"), "{told}");
+    assert!(!told.contains(PASSPHRASE), "shown: {told}");
+    // Another session of the same user is another matter.
+    assert!(!alone(&home, &["secret", "get", "OPENAI_API_KEY", "--reveal"]).status.success());
+    assert_eq!(home.records("operator_confirmed").len(), 1);
+}
+
+#[test]
+fn a_wrong_passphrase_opens_nothing_and_is_on_record() {
+    if !may_mount() {
+        return;
+    }
+    let home = confirming("10m");
+    let told = at_a_terminal(&home, "strongroom secret get OPENAI_API_KEY --reveal", "wrong");
+    assert!(!told.contains(OPENAI), "{told}");
+    assert!(told.contains("error: ") && told.contains("asked 1"), "{told}");
+    let failed = home.records("unlock_failed");
+    assert_eq!(failed.last().unwrap()["reason"], "confirm");
+    assert!(home.records("operator_confirmed").is_empty());
+}
+
+#[test]
+fn what_was_shown_ends_with_its_time() {
+    if !may_mount() {
+        return;
+    }
+    let home = confirming("4s");
+    let get = "strongroom secret get OPENAI_API_KEY --reveal";
+    let told = at_a_terminal(&home, &format!("{get}; sleep 4.1; {get}"), PASSPHRASE);
+    assert!(told.contains("asked 2 status 0"), "{told}");
+    assert_eq!(home.records("operator_confirmed").len(), 2);
+}
