@@ -370,3 +370,42 @@ fn no_page_of_the_worker_can_be_swapped_where_it_may_lock_them() {
     assert!(up.status.success(), "{}", text(&up));
     assert_eq!(home.json(&["status"])["hardening"]["memory_locked"], "partial");
 }
+
+#[test]
+fn chains_come_onto_a_projects_list_and_go_and_a_difference_is_shown_before_it_holds() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let missing = home.run(&["project", "add", "billing", "--chain", "billing/refunds"]);
+    assert!(!missing.status.success());
+    assert!(text(&missing).contains("hint: "), "{}", text(&missing));
+    home.ok(&["project", "set", "billing", "--chain", "billing/invoices"]);
+    home.ok(&["project", "add", "billing", "--chain", "deploy-pipeline"]);
+    // Twice is once.
+    home.ok(&["project", "add", "billing", "--chain", "deploy-pipeline"]);
+    let chains = || home.json(&["project", "list"])["projects"][0]["chains_allowed"].clone();
+    assert_eq!(chains(), serde_json::json!(["billing/invoices", "deploy-pipeline"]));
+    home.ok_with(
+        &["secret", "set", "BILLING_KEY", "--scope", "project:billing"],
+        "billing-canary-77",
+    );
+    let file = home.dir.path().join("wider.json");
+    let wider = r#"{"chain": "deploy-pipeline", "agents": [
+        {"name": "CodeAnalyzer", "secrets": ["OPENAI_API_KEY", "BILLING_KEY"]}]}"#;
+    std::fs::write(&file, wider).unwrap();
+    let path = file.to_str().unwrap();
+    let told = home.json(&["access", "--diff", path]);
+    assert_eq!(told["widens"], true, "{told}");
+    let changes = told["changes"].to_string();
+    assert!(changes.contains("BILLING_KEY") && changes.contains("removed"), "{changes}");
+    // Nothing of it holds.
+    let access = home.json(&["access", "--chain", "deploy-pipeline"]);
+    assert!(!access.to_string().contains("BILLING_KEY"), "{access}");
+    home.ok(&["project", "remove", "billing", "--chain", "deploy-pipeline"]);
+    assert_eq!(chains(), serde_json::json!(["billing/invoices"]));
+    let unresolved = home.run(&["access", "--diff", path]);
+    assert!(!unresolved.status.success(), "{}", text(&unresolved));
+    let again = home.run(&["project", "remove", "billing", "--chain", "deploy-pipeline"]);
+    assert!(text(&again).contains("not on the list"), "{}", text(&again));
+}

@@ -105,16 +105,7 @@ pub(super) fn chain(context: &Context, command: ChainCommand) -> Outcome {
             })?;
         }
         ChainCommand::Check { file, strict, env } => {
-            let request = proto::ChainCheck {
-                definition: read_definition(&file)?,
-                source: Some(file.display().to_string()),
-                strict,
-                environment: env,
-            };
-            let checked: proto::ChainChecked = client.post("/v1/chains/check", &request)?;
-            note_unresolved(&checked.unresolved);
-            show(context.json, &checked, || changes_text(&checked.changes))?;
-            return Ok(if checked.ok { exit::OK } else { exit::FOUND });
+            return difference(context, &file, strict, env);
         }
         ChainCommand::List => {
             let listed: proto::ChainListed =
@@ -306,8 +297,13 @@ pub(super) fn execution(context: &Context, command: ExecutionCommand) -> Outcome
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  strongroom access --chain deploy\n  \
-    strongroom access --chain deploy --env prod --explain DATABASE_URL")]
+    strongroom access --chain deploy --env prod --explain DATABASE_URL\n  \
+    strongroom access --diff deploy-pipeline.json")]
 pub(super) struct AccessArgs {
+    /// What would change if this definition held; nothing is applied.
+    #[arg(long, value_name = "FILE",
+        conflicts_with_all = ["chain", "agent", "secret", "explain"])]
+    diff: Option<PathBuf>,
     /// Only this chain.
     #[arg(long)]
     chain: Option<String>,
@@ -325,7 +321,24 @@ pub(super) struct AccessArgs {
     explain: Option<String>,
 }
 
+/// What applying a definition would change; its status says whether everything in it resolves.
+fn difference(context: &Context, file: &Path, strict: bool, env: Option<String>) -> Outcome {
+    let request = proto::ChainCheck {
+        definition: read_definition(file)?,
+        source: Some(file.display().to_string()),
+        strict,
+        environment: env,
+    };
+    let checked: proto::ChainChecked = context.client().post("/v1/chains/check", &request)?;
+    note_unresolved(&checked.unresolved);
+    show(context.json, &checked, || changes_text(&checked.changes))?;
+    Ok(if checked.ok { exit::OK } else { exit::FOUND })
+}
+
 pub(super) fn access(context: &Context, args: &AccessArgs) -> Outcome {
+    if let Some(file) = &args.diff {
+        return difference(context, file, false, args.env.clone());
+    }
     let request = proto::Access {
         chain: args.chain.clone(),
         agent: args.agent.clone(),

@@ -396,8 +396,28 @@ pub(super) fn group(context: &Context, command: GroupCommand) -> Outcome {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ProjectCommand {
+    /// Adds chains to a project's list.
+    #[command(after_help = "Example:\n  \
+        strongroom project add billing --chain billing/refunds")]
+    Add {
+        /// Its name.
+        name: String,
+        /// A chain that the project's secrets admit from now on; may be repeated.
+        #[arg(long = "chain", required = true)]
+        chains: Vec<String>,
+    },
     /// Lists projects.
     List,
+    /// Takes chains off a project's list.
+    #[command(after_help = "Example:\n  \
+        strongroom project remove billing --chain billing/refunds")]
+    Remove {
+        /// Its name.
+        name: String,
+        /// A chain that the project's secrets no longer admit; may be repeated.
+        #[arg(long = "chain", required = true)]
+        chains: Vec<String>,
+    },
     /// Removes a project.
     Rm {
         /// Its name.
@@ -420,13 +440,23 @@ pub(super) enum ProjectCommand {
 
 pub(super) fn project(context: &Context, command: ProjectCommand) -> Outcome {
     let client = context.client();
+    let tell = |shown: &proto::ProjectShown| {
+        let chains = match &shown.chains_allowed[..] {
+            [] => "no chain".to_owned(),
+            chains => chains.join(", "),
+        };
+        show(context.json, shown, || format!("project {} admits {chains}", shown.project))
+    };
     match command {
+        ProjectCommand::Add { name, chains } => {
+            tell(&client.post("/v1/projects/add", &proto::ProjectChains { name, chains })?)?;
+        }
+        ProjectCommand::Remove { name, chains } => {
+            tell(&client.post("/v1/projects/remove", &proto::ProjectChains { name, chains })?)?;
+        }
         ProjectCommand::Set { name, chains } => {
             let request = proto::ProjectSet { name, chains_allowed: chains, description: None };
-            let shown: proto::ProjectShown = client.post("/v1/projects", &request)?;
-            show(context.json, &shown, || {
-                format!("project {} admits {}", shown.project, shown.chains_allowed.join(", "))
-            })?;
+            tell(&client.post("/v1/projects", &request)?)?;
         }
         ProjectCommand::List => {
             let listed: proto::ProjectListed =

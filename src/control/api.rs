@@ -152,6 +152,14 @@ pub trait Api: Send + Sync + 'static {
 
     /// `POST /v1/projects`
     fn project_set(&self, who: &Caller, req: proto::ProjectSet) -> Answer<proto::ProjectShown>;
+    /// `POST /v1/projects/add`
+    fn project_add(&self, who: &Caller, req: proto::ProjectChains) -> Answer<proto::ProjectShown>;
+    /// `POST /v1/projects/remove`
+    fn project_remove(
+        &self,
+        who: &Caller,
+        req: proto::ProjectChains,
+    ) -> Answer<proto::ProjectShown>;
     /// `GET /v1/projects`
     fn project_list(&self, who: &Caller, req: proto::ProjectList) -> Answer<proto::ProjectListed>;
     /// `POST /v1/projects/rm`

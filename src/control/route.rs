@@ -542,6 +542,24 @@ fn secret_verbs() -> Vec<Route> {
             "Makes a project, or replaces its list of chains.",
             |a, w, q| a.project_set(w, q),
         )
+        .idempotent()
+        .confirmed(),
+        post(
+            "project add",
+            "/v1/projects/add",
+            OPERATE,
+            "Adds chains to a project's list.",
+            |a, w, q| a.project_add(w, q),
+        )
+        .idempotent()
+        .confirmed(),
+        post(
+            "project remove",
+            "/v1/projects/remove",
+            OPERATE,
+            "Takes chains off a project's list.",
+            |a, w, q| a.project_remove(w, q),
+        )
         .idempotent(),
         get("project list", "/v1/projects", SEES, "Lists projects.", |a, w, q| {
             a.project_list(w, q)

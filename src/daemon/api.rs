@@ -226,6 +226,22 @@ impl Api for Daemon {
         self.remove_group(who, &req)
     }
 
+    fn project_add(
+        &self,
+        who: &Caller,
+        req: proto::ProjectChains,
+    ) -> Result<proto::ProjectShown, Problem> {
+        self.admit_chains(who, &req)
+    }
+
+    fn project_remove(
+        &self,
+        who: &Caller,
+        req: proto::ProjectChains,
+    ) -> Result<proto::ProjectShown, Problem> {
+        self.exclude_chains(who, &req)
+    }
+
     fn project_set(
         &self,
         who: &Caller,

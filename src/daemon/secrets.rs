@@ -664,8 +664,8 @@ impl Daemon {
         let chains = req.chains_allowed.iter().map(|c| parse(c)).collect::<Result<Vec<_>, _>>()?;
         let by = user_of(who.peer.uid);
         let now = self.core.clock.now();
-        let (project, revision) = self.core.change(|catalog, batch| {
-            let mut project = match catalog.project(&name) {
+        self.change_project(who, &name, |known| {
+            let mut project = match known {
                 Some(project) => Project::clone(project),
                 None => Project {
                     id: new_id()?.to_string(),
@@ -676,10 +676,65 @@ impl Daemon {
                 },
             };
             project.chains_allowed.clone_from(&chains);
+            Ok(project)
+        })
+    }
+
+    /// Adds chains to a project's list.
+    pub(super) fn admit_chains(
+        &self,
+        who: &Caller,
+        req: &proto::ProjectChains,
+    ) -> Result<proto::ProjectShown, Problem> {
+        let name: crate::catalog::name::ProjectName = parse(&req.name)?;
+        let chains = req.chains.iter().map(|c| parse(c)).collect::<Result<Vec<_>, _>>()?;
+        self.change_project(who, &name, |known| {
+            let mut project = known.ok_or_else(|| no_project(&name))?.clone();
+            for chain in &chains {
+                if !project.chains_allowed.contains(chain) {
+                    project.chains_allowed.push(chain.clone());
+                }
+            }
+            Ok(project)
+        })
+    }
+
+    /// Takes chains off a project's list.
+    pub(super) fn exclude_chains(
+        &self,
+        who: &Caller,
+        req: &proto::ProjectChains,
+    ) -> Result<proto::ProjectShown, Problem> {
+        let name: crate::catalog::name::ProjectName = parse(&req.name)?;
+        let chains: Vec<crate::catalog::name::ChainName> =
+            req.chains.iter().map(|c| parse(c)).collect::<Result<_, _>>()?;
+        self.change_project(who, &name, |known| {
+            let mut project = known.ok_or_else(|| no_project(&name))?.clone();
+            if let Some(stranger) = chains.iter().find(|c| !project.chains_allowed.contains(c)) {
+                return Err(Problem::new(
+                    Code::NotFound,
+                    format!("chain {stranger} is not on the list of project {name}"),
+                )
+                .with_hint("strongroom project list"));
+            }
+            project.chains_allowed.retain(|chain| !chains.contains(chain));
+            Ok(project)
+        })
+    }
+
+    fn change_project(
+        &self,
+        who: &Caller,
+        name: &crate::catalog::name::ProjectName,
+        make: impl Fn(Option<&Project>) -> Result<Project, Problem>,
+    ) -> Result<proto::ProjectShown, Problem> {
+        let (project, revision) = self.core.change(|catalog, batch| {
+            let project = make(catalog.project(name).map(AsRef::as_ref))?;
             put(batch, RecordKind::Project, &project.id, &project)?;
             let stored = project.clone();
             Ok((project, Box::new(move |c: &mut Catalog| c.put_project(stored)) as _))
         })?;
+        let by = user_of(who.peer.uid);
         let mut record = self.core.new_record(Event::ProjectSet);
         record.user = Some(&by);
         record.uid = Some(who.peer.uid);
@@ -717,10 +772,7 @@ impl Daemon {
         let name: crate::catalog::name::ProjectName = parse(&req.name)?;
         let scope = Scope::Project(name.clone());
         let ((), revision) = self.core.change(|catalog, batch| {
-            let project = catalog.project(&name).ok_or_else(|| {
-                Problem::new(Code::NotFound, format!("there is no project {name}"))
-                    .with_hint("strongroom project list")
-            })?;
+            let project = catalog.project(&name).ok_or_else(|| no_project(&name))?;
             if !req.force && catalog.each_secret().any(|s| s.scope == scope) {
                 return Err(Problem::new(
                     Code::Conflict,
@@ -783,4 +835,9 @@ fn group_shown(group: &Group, members: &[Secret], notes: Vec<String>) -> proto::
         description: group.description.clone(),
         notes,
     }
+}
+
+fn no_project(name: &crate::catalog::name::ProjectName) -> Problem {
+    Problem::new(Code::NotFound, format!("there is no project {name}"))
+        .with_hint("strongroom project list; strongroom project set makes one")
 }

@@ -56,10 +56,10 @@ pub use rotation::{
 };
 pub use secret::{
     Exposure, ExposureList, Generate, GroupList, GroupListed, GroupMember, GroupName, GroupSet,
-    GroupShown, Import, ImportFormat, Imported, ImportedItem, OnConflict, ProjectList,
-    ProjectListed, ProjectName, ProjectSet, ProjectShown, Revoked, SecretDestroy, SecretEdit,
-    SecretGet, SecretList, SecretListed, SecretName, SecretRevealed, SecretRevoke, SecretRm,
-    SecretRotate, SecretSet, SecretShown, SecretSummary, VersionShown,
+    GroupShown, Import, ImportFormat, Imported, ImportedItem, OnConflict, ProjectChains,
+    ProjectList, ProjectListed, ProjectName, ProjectSet, ProjectShown, Revoked, SecretDestroy,
+    SecretEdit, SecretGet, SecretList, SecretListed, SecretName, SecretRevealed, SecretRevoke,
+    SecretRm, SecretRotate, SecretSet, SecretShown, SecretSummary, VersionShown,
 };
 pub use stream::Redact;
 pub use value::Value;

@@ -574,6 +574,18 @@ pub struct ProjectSet {
 
 impl Request for ProjectSet {}
 
+/// `project add` and `project remove`: chains that a project's list gains or loses.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectChains {
+    /// The project's name.
+    pub name: String,
+    /// The chains.
+    pub chains: Vec<String>,
+}
+
+impl Request for ProjectChains {}
+
 /// One project, by name.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
