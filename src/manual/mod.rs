@@ -11,8 +11,10 @@
 //! | [`crate::daemon`] | what the verbs do |
 //! | [`crate::control`], [`crate::proto`] | HTTP over the socket: table of verbs, roles, types |
 //! | [`crate::fuse`], [`crate::fs`] | fuser's trait; the mount's semantics; the errno table |
+//! | [`crate::events`] | files that agents write: drafts, what is held back, the store on the disk |
 //! | [`crate::broker`] | attest, decide, record, open, reply, wipe |
 //! | [`crate::execution`] | executions, principals, inodes, handles in memory that outlives a worker |
+//! | [`crate::redact`] | finds values, formats and random text in a stream; markers |
 //! | [`crate::rotation`] | when versions change their stage and rotations are due: pure |
 //! | [`crate::identity`] | from a thread id to a principal |
 //! | [`crate::audit`] | records, links, verification |
@@ -26,6 +28,12 @@
 //! pidfd and attested by its cgroup, the reader compared with the opener, the version checked, the
 //! record pushed to the ring, the value taken from the open values (or decrypted), and the bytes
 //! sent.
+//!
+//! **How a WRITE travels.** `fs::tree` hands it to [`crate::events`]: the writer must be of the folder's
+//! execution, the file's draft is locked, and the redactor takes the bytes if they continue the file.
+//! What it has decided goes to the store; what could still become a secret, and what was written
+//! elsewhere, goes sealed into the runtime state, with the request's id, before the answer. When the
+//! last writer closes the file, its end is decided and it is complete.
 //!
 //! **What outlives what.** The keeper outlives workers: device, socket, runtime state (executions,
 //! principals, inodes, open handles, records on their way) and root key are its own. A worker maps
