@@ -110,7 +110,14 @@ impl Daemon {
                 (identity.0 != Hold::Full)
                     .then_some("who can leave the cgroup or the tree outlives a revoke"),
             ),
-            promise(6, "redaction", Hold::None, Some("not in this version")),
+            promise(
+                6,
+                "redaction",
+                Hold::Full,
+                Some(
+                    "of what goes through it: not what is compressed, encrypted or sent elsewhere",
+                ),
+            ),
             promise(
                 7,
                 "survival",
@@ -128,6 +135,11 @@ impl Daemon {
         let fault = self.core.log.fault();
         let mounted =
             mount::topmost(&self.paths.mount).is_some_and(|m| m.fs_type == mount::FS_TYPE);
+        let locked = self.hardening.get("memory_locked") == Some(&Hold::Full);
+        // Without Yama, or with 0 there, who has the same uid may trace (ptrace(2)).
+        let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+        let traced = yama.map_or(true, |scope| scope.trim() == "0");
+        let store = nix::sys::statvfs::statvfs(self.events.path());
         let method = match self.tree.broker().method() {
             resolver::Method::PidfdInfo => "thread pidfds",
             resolver::Method::Proc => "/proc, read twice",
@@ -150,6 +162,36 @@ impl Daemon {
                 fault.is_none(),
                 fault.unwrap_or_else(|| "written".to_owned()),
                 Some("free space where the audit directory lies"),
+            ),
+            check(
+                "events",
+                store.is_ok(),
+                match &store {
+                    Ok(found) => format!(
+                        "{}, {} MiB free",
+                        self.events.path().display(),
+                        (found.blocks_available() * found.fragment_size()) >> 20
+                    ),
+                    Err(errno) => format!("{}: {errno}", self.events.path().display()),
+                },
+                Some("make the directory of [events] dir there again, then strongroom reload"),
+            ),
+            check(
+                "swap",
+                true,
+                if locked { "kept out" } else { "only the root key is kept out of it" }.to_owned(),
+                None,
+            ),
+            check(
+                "tracing",
+                true,
+                if traced {
+                    "agents of one uid can trace each other: run them --as different users"
+                } else {
+                    "restricted by Yama"
+                }
+                .to_owned(),
+                None,
             ),
             check("identity", true, format!("by {method}"), None),
             check(
