@@ -409,3 +409,38 @@ fn chains_come_onto_a_projects_list_and_go_and_a_difference_is_shown_before_it_h
     let again = home.run(&["project", "remove", "billing", "--chain", "deploy-pipeline"]);
     assert!(text(&again).contains("not on the list"), "{}", text(&again));
 }
+
+#[test]
+fn the_demo_shows_it_all_and_leaves_nothing_behind() {
+    if !may_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let demo = |script: &str| {
+        let output = std::process::Command::new("sh")
+            .args(["-c", script, env!("CARGO_BIN_EXE_strongroom")])
+            .env("TMPDIR", dir.path())
+            .env_remove("STRONGROOM_HOME")
+            .output()
+            .unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{}", text(&output));
+        output
+    };
+    let whole = demo("\"$0\" demo");
+    assert!(whole.status.success(), "{}", text(&whole));
+    let told = text(&whole);
+    for part in [
+        "reads DATABASE_URL: no such file",
+        "uploading with key [REDACTED:AWS_SECRET_ACCESS_KEY]",
+        "demo-run: version 1",
+        "demo-new: version 2",
+        "reads OPENAI_API_KEY: No such file",
+        "secret_accessed",
+        "ok: ",
+    ] {
+        assert!(told.contains(part), "not {part}: {told}");
+    }
+    // A reader that goes early is no reason to leave anything, nor to panic.
+    let early = demo("\"$0\" demo | head -n 1");
+    assert!(!text(&early).contains("panicked"), "{}", text(&early));
+}

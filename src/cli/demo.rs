@@ -44,6 +44,7 @@ const VERSION: &str = "tr ',{' '\\n\\n' < \"$CREDENTIALS_DIRECTORY/.identity\" |
 /// A home that goes with its daemon, however the demo is left.
 struct Home {
     dir: PathBuf,
+    key_dir: PathBuf,
     program: PathBuf,
 }
 
@@ -107,10 +108,20 @@ impl Drop for Home {
     fn drop(&mut self) {
         // It may not have come up at all.
         let _down = self.run(&["down"], None);
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
-            note(&format!("note: {} is left: {error}", self.dir.display()));
+        for dir in [&self.dir, &self.key_dir] {
+            match fs::remove_dir_all(dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    note(&format!("note: {} is left: {e}", dir.display()));
+                }
+                _ => {}
+            }
         }
     }
+}
+
+/// A line on stdout; a reader that has gone ends the demo.
+fn say(text: &str) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{text}").map_err(|e| anyhow::Error::from(e).into())
 }
 
 fn random_text(prefix: &str, bytes: usize) -> Result<SecretBytes, Failure> {
@@ -121,10 +132,11 @@ fn random_text(prefix: &str, bytes: usize) -> Result<SecretBytes, Failure> {
 
 fn make_home(program: PathBuf) -> Result<Home, Failure> {
     let name = String::from_utf8_lossy(random_text("strongroom-demo-", 6)?.expose()).into_owned();
+    let key_dir = std::env::temp_dir().join(format!("{name}.key"));
     let dir = std::env::temp_dir().join(name);
     fs::create_dir(&dir).map_err(anyhow::Error::from)?;
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(anyhow::Error::from)?;
-    Ok(Home { dir, program })
+    Ok(Home { dir, key_dir, program })
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
@@ -139,29 +151,25 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 
 pub(super) fn main(_json: bool) -> Outcome {
     let home = make_home(std::env::current_exe().map_err(anyhow::Error::from)?)?;
-    let say = |text: &str| println!("{text}");
-    say(&format!("A throw-away home: {}", home.dir.display()));
+    say(&format!("A throw-away home: {}", home.dir.display()))?;
     let mut bytes = [0; 32];
     crypto::random(&mut bytes).map_err(anyhow::Error::from)?;
     // Beside the home, not in it: in system mode the vault's own directory is refused.
-    let key_dir = std::env::temp_dir()
-        .join(format!("{}.key", home.dir.file_name().unwrap_or_default().to_string_lossy()));
-    fs::create_dir(&key_dir).map_err(anyhow::Error::from)?;
-    let key_file = key_dir.join("key");
-    let outcome = write_private(&key_file, &bytes).and_then(|()| play(&home, &key_file, &say));
+    fs::create_dir(&home.key_dir).map_err(anyhow::Error::from)?;
+    let key_file = home.key_dir.join("key");
+    write_private(&key_file, &bytes)?;
+    play(&home, &key_file)?;
     drop(home);
-    fs::remove_dir_all(&key_dir).map_err(anyhow::Error::from)?;
-    outcome?;
-    say("\nAll of it is gone again. Next: README.md, or `strongroom --help`.");
+    say("\nAll of it is gone again. Next: README.md, or `strongroom --help`.")?;
     Ok(exit::OK)
 }
 
-fn play(home: &Home, key: &Path, say: &dyn Fn(&str)) -> Result<(), Failure> {
+fn play(home: &Home, key: &Path) -> Result<(), Failure> {
     home.run(&["init", "--unlock", &format!("key-file:{}", key.display())], None)?;
     home.run(&["up"], None)?;
-    say("  vault made, daemon up, mount answers\n");
+    say("  vault made, daemon up, mount answers\n")?;
 
-    say("Secrets go in by stdin, each with a scope:");
+    say("Secrets go in by stdin, each with a scope:")?;
     let secrets = [
         ("OPENAI_API_KEY", "org", "sk-proj-"),
         ("prod/DATABASE_URL", "chain:deploy-pipeline", "postgres://app:"),
@@ -174,7 +182,7 @@ fn play(home: &Home, key: &Path, say: &dyn Fn(&str)) -> Result<(), Failure> {
     for (name, scope, prefix) in secrets {
         let value = random_text(prefix, 24)?;
         home.run(&["secret", "set", name, "--scope", scope, "--exact"], Some(&value))?;
-        say(&format!("  {name:<20} {scope}"));
+        say(&format!("  {name:<20} {scope}"))?;
     }
     let id = random_text("AKIA", 8)?;
     let secret = random_text("", 20)?;
@@ -187,7 +195,7 @@ fn play(home: &Home, key: &Path, say: &dyn Fn(&str)) -> Result<(), Failure> {
         .into_bytes(),
     );
     home.run(&["group", "set", "aws-deploy", "--scope", "chain:deploy-pipeline"], Some(&group))?;
-    say(&format!("  {:<20} chain:deploy-pipeline (a group of two)", "aws-deploy"));
+    say(&format!("  {:<20} chain:deploy-pipeline (a group of two)", "aws-deploy"))?;
 
     let definition = home.dir.join("deploy-pipeline.json");
     write_private(&definition, DEFINITION.as_bytes())?;
@@ -195,20 +203,20 @@ fn play(home: &Home, key: &Path, say: &dyn Fn(&str)) -> Result<(), Failure> {
     let start =
         ["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", "demo-run"];
     home.run(&start, None)?;
-    say("\nOne run of the chain deploy-pipeline in prod; each agent sees its own files:");
+    say("\nOne run of the chain deploy-pipeline in prod; each agent sees its own files:")?;
     for agent in ["CodeAnalyzer", "TestRunner", "Deployer"] {
         let shown = home.agent("demo-run", agent, LOOK)?;
-        say(&format!("  {agent}:\n{}", shown.trim_end()));
+        say(&format!("  {agent}:\n{}", shown.trim_end()))?;
     }
 
-    say("\nThe Deployer writes its keys into its events/deploy.log; what lands is:");
+    say("\nThe Deployer writes its keys into its events/deploy.log; what lands is:")?;
     home.agent("demo-run", "Deployer", LOG)?;
     let log = home.dir.join("events/deploy-pipeline/prod/demo-run/deploy.log");
-    say(&format!("    {}", fs::read_to_string(log).map_err(anyhow::Error::from)?.trim_end()));
+    say(&format!("    {}", fs::read_to_string(log).map_err(anyhow::Error::from)?.trim_end()))?;
 
     say(
         "\nA rotation while the run goes on; new runs get the new version, this one keeps its own:",
-    );
+    )?;
     let new = random_text("sk-proj-", 24)?;
     home.run(&["secret", "rotate", "OPENAI_API_KEY"], Some(&new))?;
     home.run(
@@ -217,26 +225,26 @@ fn play(home: &Home, key: &Path, say: &dyn Fn(&str)) -> Result<(), Failure> {
     )?;
     for execution in ["demo-run", "demo-new"] {
         let version = home.agent(execution, "CodeAnalyzer", VERSION)?;
-        say(&format!("    {execution}: version {}", version.trim()));
+        say(&format!("    {execution}: version {}", version.trim()))?;
     }
 
-    say("\nA stranger (this shell, outside of every run) looks at the mount:");
+    say("\nA stranger (this shell, outside of every run) looks at the mount:")?;
     let mount = home.dir.join("mnt");
     for entry in fs::read_dir(&mount).map_err(anyhow::Error::from)?.flatten() {
-        say(&format!("    {}", entry.file_name().to_string_lossy()));
+        say(&format!("    {}", entry.file_name().to_string_lossy()))?;
     }
     let refused = fs::read(mount.join("OPENAI_API_KEY"));
     match refused {
-        Err(error) => say(&format!("    reads OPENAI_API_KEY: {error}")),
+        Err(error) => say(&format!("    reads OPENAI_API_KEY: {error}"))?,
         Ok(_) => return Err(Failure::new("a stranger read a secret: this is a bug")),
     }
 
-    say("\nWhat the audit log has of it (written before the bytes left):");
+    say("\nWhat the audit log has of it (written before the bytes left):")?;
     let records = home.run(&["audit", "query", "--execution", "demo-run"], None)?;
     for line in records.lines().filter(|l| l.contains("secret_")) {
-        say(&format!("  {}", line.chars().take(96).collect::<String>()));
+        say(&format!("  {}", line.chars().take(96).collect::<String>()))?;
     }
-    say(&format!("  {}", home.run(&["audit", "verify"], None)?.trim_end()));
+    say(&format!("  {}", home.run(&["audit", "verify"], None)?.trim_end()))?;
     for execution in ["demo-run", "demo-new"] {
         home.run(&["execution", "end", execution], None)?;
     }
