@@ -261,12 +261,27 @@ impl Default for Rotation {
 pub struct Redaction {
     /// How long retired and revoked versions are kept to be found, before they are destroyed.
     pub keep_retired: Period,
+    /// Ids of rules for known formats that are switched off.
+    pub off: Vec<String>,
+    /// Rules of one's own.
+    #[serde(rename = "rule")]
+    pub rules: Vec<RedactionRule>,
 }
 
 impl Default for Redaction {
     fn default() -> Self {
-        Self { keep_retired: Period::secs(90 * 86_400) }
+        Self { keep_retired: Period::secs(90 * 86_400), off: Vec::new(), rules: Vec::new() }
     }
+}
+
+/// `[[redaction.rule]]`: a format of one's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedactionRule {
+    /// What stands in the marker.
+    pub id: String,
+    /// Fixed text and classes with counts, like `acme_[A-Za-z0-9]{32}`.
+    pub pattern: String,
 }
 
 /// `[events]`: sizes are in bytes.

@@ -294,7 +294,8 @@ impl Redactor {
         let mut all = std::mem::take(&mut self.scratch.found);
         all.append(&mut self.hits);
         let has_found = !all.is_empty();
-        all.sort_by_key(|found| (found.start, found.end));
+        // What goes on with a range comes before what merely begins at its end.
+        all.sort_by_key(|found| (found.start, !found.continues, found.end));
         for found in all.drain(..) {
             let is_hit = found.grade < Grade::Encoded;
             if found.start >= limit && !(found.continues && found.start == limit) {
@@ -320,7 +321,7 @@ impl Redactor {
         }
         self.scratch.found = all;
         let goes_on = |open: &Range| {
-            open.end > limit || (open.end == limit && self.detect_open != Open::default() && !end)
+            open.end > limit || (open.end == limit && self.detect_open.is_hit() && !end)
         };
         if !self.open.as_ref().is_some_and(goes_on) {
             self.close(out);
@@ -399,7 +400,7 @@ impl Redactor {
             self.base,
             self.emitted,
             self.detect_from,
-            u64::from(self.detect_open.to_bits()),
+            self.detect_open.to_bits(),
             text.len() as u64,
             (self.lead - cut) as u64,
             self.hits.len() as u64,
@@ -435,7 +436,7 @@ impl Redactor {
         redactor.base = from.number()?;
         redactor.emitted = from.number()?;
         redactor.detect_from = from.number()?;
-        redactor.detect_open = Open::from_bits(u32::try_from(from.number()?).ok()?)?;
+        redactor.detect_open = Open::from_bits(from.number()?)?;
         let len = usize::try_from(from.number()?).ok()?;
         redactor.lead = usize::try_from(from.number()?).ok()?;
         let hits = from.number()?;

@@ -1,7 +1,39 @@
 //! Secrets that nobody registered: known formats, and text that looks random.
+//!
+//! [`rules`] is the table; `formats` finds them, `guesses` what looks random, `label` reads the name
+//! before a value, `pem` armoured keys. Invariant: what is found is a function of the whole text
+//! and the level, however the text is cut: each decision rests on a bounded number of bytes before and
+//! after a place, what is undecided is held back, and what is known to be a secret is swallowed by state.
+//! A hit never holds a quote, a backslash or white space (but for armour), so JSON that parsed parses.
 #![forbid(unsafe_code)]
 
+mod class;
+mod formats;
+mod guesses;
+mod label;
+mod pattern;
+mod pem;
+mod random;
+mod rules;
+
+use std::sync::Arc;
+
+use self::class::Text;
+use self::pattern::Pattern;
+use self::rules::{Coded, How};
 use super::Level;
+use crate::config::{self, Redaction};
+
+pub use pattern::BadPattern;
+
+/// The rule of text that looks random.
+pub const HIGH_ENTROPY: &str = "high-entropy";
+/// The rule of text that looks random after a word that tells.
+pub const KEYWORD: &str = "keyword-secret";
+/// More rules of one's own are a mistake.
+const MAX_OWN_RULES: usize = 500;
+/// The longest id of a rule, as in a marker.
+const MAX_ID_BYTES: usize = 64;
 
 /// How sure a hit is; rising.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,54 +54,391 @@ pub struct Hit {
     /// After the last byte.
     pub end: usize,
     /// The rule's id.
-    pub rule: &'static str,
+    pub rule: Arc<str>,
     /// How sure it is.
     pub grade: Grade,
     /// The same hit as the one that the last scan's end cut.
     pub continues: bool,
 }
 
-/// A hit that was cut at the end of a scan and goes on.
+/// What goes on after the end of a scan: a hit that was cut, or text that is known to be none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Open(u32);
+pub struct Open {
+    format: Option<(Option<usize>, formats::Going)>,
+    guess: guesses::Going,
+}
+
+const NO_RULE: u64 = 0xffff;
 
 impl Open {
+    /// Whether a hit goes on.
+    pub fn is_hit(self) -> bool {
+        matches!(self.format, Some((Some(_), _)))
+            || matches!(self.guess, guesses::Going::Count(..) | guesses::Going::Rest(_))
+    }
+
     /// For storing.
-    pub fn to_bits(self) -> u32 {
-        self.0
+    pub fn to_bits(self) -> u64 {
+        use formats::{Class, Going};
+        let count = |n: usize| u64::try_from(n).unwrap_or(0).min(0xffff);
+        let format = match self.format {
+            None => 0,
+            Some((rule, going)) => {
+                let (kind, argument) = match going {
+                    Going::Armour(pem::Place::Between) => (1, 0),
+                    Going::Armour(pem::Place::Inside) => (1, 1),
+                    Going::Count(n) => (2, count(n)),
+                    Going::Rest(Class::Token) => (3, 0),
+                    Going::Rest(Class::Jwt) => (3, 1),
+                    Going::Rest(Class::Pattern(number)) => (3, 2 + count(number)),
+                };
+                kind | argument << 3 | rule.map_or(NO_RULE, count) << 24
+            }
+        };
+        let keyword = |kind: guesses::Kind| u64::from(kind == guesses::Kind::Keyword);
+        let guess = match self.guess {
+            guesses::Going::None => 0,
+            guesses::Going::Count(n, kind) => 1 | keyword(kind) << 3 | count(n) << 4,
+            guesses::Going::Rest(kind) => 2 | keyword(kind) << 3,
+            guesses::Going::Skip(n) => 3 | count(n) << 4,
+            guesses::Going::SkipRun => 4,
+        };
+        format | guess << 40
     }
 
     /// What was stored.
-    pub fn from_bits(bits: u32) -> Option<Self> {
-        Some(Self(bits))
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        use formats::{Class, Going};
+        let argument = usize::try_from(bits >> 3 & 0x1f_ffff).ok()?;
+        let going = match (bits & 7, argument) {
+            (0, 0) => None,
+            (1, 0) => Some(Going::Armour(pem::Place::Between)),
+            (1, 1) => Some(Going::Armour(pem::Place::Inside)),
+            (2, n) => Some(Going::Count(n)),
+            (3, 0) => Some(Going::Rest(Class::Token)),
+            (3, 1) => Some(Going::Rest(Class::Jwt)),
+            (3, n) => Some(Going::Rest(Class::Pattern(n - 2))),
+            _ => return None,
+        };
+        let rule = Some(bits >> 24 & NO_RULE).filter(|n| *n != NO_RULE);
+        let rule = rule.and_then(|n| usize::try_from(n).ok());
+        let guess = bits >> 40;
+        let kind =
+            if guess >> 3 & 1 == 1 { guesses::Kind::Keyword } else { guesses::Kind::Entropy };
+        let count = usize::try_from(guess >> 4).ok()?;
+        let guess = match guess & 7 {
+            0 => guesses::Going::None,
+            1 => guesses::Going::Count(count, kind),
+            2 => guesses::Going::Rest(kind),
+            3 => guesses::Going::Skip(count),
+            4 => guesses::Going::SkipRun,
+            _ => return None,
+        };
+        Some(Self { format: going.map(|going| (rule, going)), guess })
     }
 }
 
 /// What a scan found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scan {
-    /// All hits that start before `undecided`.
+    /// All hits that start before `undecided`, cut there.
     pub hits: Vec<Hit>,
     /// Where the next scan begins.
     pub undecided: usize,
-    /// The hit that goes on there.
+    /// What goes on there.
     pub open: Open,
 }
 
+/// Why a configuration's rules are none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRules {
+    /// A rule that is to be switched off is none.
+    #[error("redaction.off: there is no rule `{id}`")]
+    Unknown {
+        /// As written.
+        id: String,
+        /// What was probably meant.
+        near: Option<String>,
+    },
+    /// An id that cannot stand in a marker, or is taken.
+    #[error("redaction.rule `{id}`: the id is {why}")]
+    Id {
+        /// As written.
+        id: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The pattern is none.
+    #[error("redaction.rule `{id}`: the pattern is none: {why}")]
+    Pattern {
+        /// The rule's id.
+        id: String,
+        /// What is wrong with it.
+        why: BadPattern,
+    },
+    /// Too many.
+    #[error("redaction.rule: more than {MAX_OWN_RULES} rules")]
+    Many,
+}
+
+impl BadRules {
+    /// The next step for a person.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Unknown { near: Some(near), .. } => format!("did you mean `{near}`?"),
+            Self::Unknown { .. } => {
+                "the ids of all rules stand in markers and in the manual, section Known formats"
+                    .to_owned()
+            }
+            Self::Id { .. } => "an id is like acme-api-key, and no other rule's".to_owned(),
+            Self::Pattern { .. } => {
+                "write it like pattern = \"acme_[A-Za-z0-9]{32}\", see the manual".to_owned()
+            }
+            Self::Many => "patterns of one provider can share a prefix and a class".to_owned(),
+        }
+    }
+}
+
+struct Compiled {
+    pattern: Pattern,
+    rule: usize,
+    labels: &'static [&'static str],
+}
+
 /// Finds them.
-#[derive(Debug, Default)]
-pub struct Detector {}
+pub struct Detector {
+    ids: Vec<Arc<str>>,
+    coded: Vec<(Coded, usize)>,
+    patterns: Vec<Compiled>,
+    /// Patterns by their first byte, in the table's order.
+    heads: Vec<Vec<usize>>,
+    /// Patterns of values with a name.
+    labelled: Vec<usize>,
+    /// The fewest bytes of such a value.
+    shortest_value: usize,
+    private_key: Option<usize>,
+    telegram: usize,
+    discord: usize,
+    entropy: Option<usize>,
+    keyword: Option<usize>,
+}
+
+impl std::fmt::Debug for Detector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Detector").field("rules", &self.ids.len()).finish_non_exhaustive()
+    }
+}
+
+/// Values of `user:password` and of parameters are at least as long.
+const CODED_VALUE_BYTES_MIN: usize = 12;
 
 impl Detector {
     /// With the rules of this program, shared by all.
-    pub fn usual() -> std::sync::Arc<Self> {
-        static USUAL: std::sync::OnceLock<std::sync::Arc<Detector>> = std::sync::OnceLock::new();
-        USUAL.get_or_init(std::sync::Arc::default).clone()
+    pub fn usual() -> Arc<Self> {
+        static USUAL: std::sync::OnceLock<Arc<Detector>> = std::sync::OnceLock::new();
+        USUAL
+            .get_or_init(|| {
+                Arc::new(Self::of_config(&Redaction::default()).expect("the table parses: a test"))
+            })
+            .clone()
+    }
+
+    /// With the rules of this program and those of a configuration, without those it switches off.
+    ///
+    /// # Errors
+    /// [`BadRules`].
+    pub fn of_config(config: &Redaction) -> Result<Self, BadRules> {
+        let known = || rules::all().map(|rule| rule.id).chain([HIGH_ENTROPY, KEYWORD]);
+        if config.rules.len() > MAX_OWN_RULES {
+            return Err(BadRules::Many);
+        }
+        let own = |id: &str| config.rules.iter().any(|rule| rule.id == id);
+        for id in &config.off {
+            if !known().any(|k| k == id) && !own(id) {
+                let near = config::near_miss(id, known()).map(str::to_owned);
+                return Err(BadRules::Unknown { id: id.clone(), near });
+            }
+        }
+        let is_on = |id: &str| !config.off.iter().any(|off| off == id);
+        let mut detector = Self {
+            ids: Vec::new(),
+            coded: Vec::new(),
+            patterns: Vec::new(),
+            heads: vec![Vec::new(); 256],
+            labelled: Vec::new(),
+            shortest_value: CODED_VALUE_BYTES_MIN,
+            private_key: None,
+            telegram: 0,
+            discord: 0,
+            entropy: None,
+            keyword: None,
+        };
+        // One's own first: they are more special.
+        for (index, rule) in config.rules.iter().enumerate() {
+            let id = rule.id.clone();
+            let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            let why = if id.is_empty() || id.len() > MAX_ID_BYTES || !id.bytes().all(fits) {
+                Some("not made of a-z, 0-9 and -")
+            } else if known().any(|k| k == id) {
+                Some("one of the program's own")
+            } else if config.rules[..index].iter().any(|other| other.id == id) {
+                Some("there twice")
+            } else {
+                None
+            };
+            if let Some(why) = why {
+                return Err(BadRules::Id { id, why });
+            }
+            let bad = |why| BadRules::Pattern { id: id.clone(), why };
+            let pattern = Pattern::parse(&rule.pattern).map_err(bad)?;
+            pattern.needs_head().map_err(bad)?;
+            if is_on(&id) {
+                let number = detector.rule(&id);
+                detector.pattern(pattern, number, &[]);
+            }
+        }
+        for rule in rules::all().filter(|rule| is_on(rule.id)) {
+            let number = detector.rule(rule.id);
+            let bad = |why| BadRules::Pattern { id: rule.id.to_owned(), why };
+            match rule.how {
+                How::Coded(coded) => detector.add_coded(coded, number).map_err(bad)?,
+                How::Labelled(labels, patterns) => {
+                    for text in patterns {
+                        detector.pattern(Pattern::parse(text).map_err(bad)?, number, labels);
+                    }
+                }
+                How::Pattern(patterns) => {
+                    for text in patterns {
+                        let pattern = Pattern::parse(text).map_err(bad)?;
+                        pattern.needs_head().map_err(bad)?;
+                        detector.pattern(pattern, number, &[]);
+                    }
+                }
+            }
+        }
+        detector.entropy = is_on(HIGH_ENTROPY).then(|| detector.rule(HIGH_ENTROPY));
+        detector.keyword = is_on(KEYWORD).then(|| detector.rule(KEYWORD));
+        Ok(detector)
+    }
+
+    /// Each rule's id and what it finds, in the table's order.
+    pub fn rules() -> impl Iterator<Item = (&'static str, &'static str)> {
+        rules::all().map(|rule| (rule.id, rule.what)).chain([
+            (KEYWORD, "text that looks random, as the value of a name like password or api_key"),
+            (HIGH_ENTROPY, "base64 of 40 characters and more that looks random"),
+        ])
+    }
+
+    fn rule(&mut self, id: &str) -> usize {
+        self.ids.push(id.into());
+        self.ids.len() - 1
+    }
+
+    fn pattern(&mut self, pattern: Pattern, rule: usize, labels: &'static [&'static str]) -> usize {
+        let number = self.patterns.len();
+        if !labels.is_empty() {
+            self.labelled.push(number);
+        } else if let Some(first) = pattern.head().first() {
+            self.heads[usize::from(*first)].push(number);
+        }
+        self.patterns.push(Compiled { pattern, rule, labels });
+        number
+    }
+
+    fn add_coded(&mut self, coded: Coded, rule: usize) -> Result<(), BadPattern> {
+        self.coded.push((coded, rule));
+        let mut bare = |text: &str| {
+            let pattern = Pattern::parse(text)?;
+            self.patterns.push(Compiled { pattern, rule, labels: &[] });
+            Ok(self.patterns.len() - 1)
+        };
+        match coded {
+            Coded::TelegramToken => self.telegram = bare("AA[A-Za-z0-9_-]{33}")?,
+            Coded::DiscordToken => self.discord = bare("[A-Za-z0-9_-]{27,38}")?,
+            Coded::PrivateKey => self.private_key = Some(rule),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn coded(&self, coded: Coded) -> Option<usize> {
+        self.coded.iter().find(|(which, _)| *which == coded).map(|(_, rule)| *rule)
+    }
+
+    fn id(&self, rule: usize) -> Arc<str> {
+        // A saved state may name a rule of a configuration that is no more.
+        self.ids.get(rule).cloned().unwrap_or_else(|| HIGH_ENTROPY.into())
     }
 
     /// Scans `text`, which follows `before` (its last 64 bytes at most).
     pub fn scan(&self, level: Level, before: &[u8], open: Open, text: &[u8], end: bool) -> Scan {
-        let _unused = (level, before, end);
-        Scan { hits: Vec::new(), undecided: text.len(), open }
+        if matches!(level, Level::Off | Level::Values) {
+            return Scan { undecided: text.len(), ..Scan::default() };
+        }
+        let text = Text { before, bytes: text, end };
+        let runs = class::runs(&text);
+        let formats = self.formats(&text, &runs, open.format);
+        let mut limit = formats.undecided;
+        let mut parts = Vec::new();
+        let mut guess = guesses::Going::None;
+        if level == Level::All {
+            let armoured = |t: &&formats::Token| matches!(t.going, formats::Going::Armour(_));
+            let quiet: Vec<_> =
+                formats.tokens.iter().filter(armoured).map(|t| (t.start, t.end)).collect();
+            let found = self.guesses(&text, &runs, &quiet, limit, open.guess);
+            limit = limit.min(found.undecided);
+            guess = if limit == found.undecided { found.open } else { guesses::Going::None };
+            for part in &found.parts {
+                if part.start < limit && part.end > limit {
+                    guess = part.cut(limit);
+                }
+            }
+            parts = found.parts;
+        }
+        let mut format = formats.open.filter(|_| limit == formats.undecided);
+        let mut hits = Vec::new();
+        for token in &formats.tokens {
+            if token.start >= limit {
+                continue;
+            }
+            if token.end > limit {
+                let going = match token.going {
+                    formats::Going::Count(_) => formats::Going::Count(token.end - limit),
+                    going => going,
+                };
+                format = Some((token.rule, going));
+            }
+            let Some(rule) = token.rule else { continue };
+            hits.push(Hit {
+                start: token.start,
+                end: token.end.min(limit),
+                rule: self.id(rule),
+                grade: Grade::Format,
+                continues: token.continues,
+            });
+        }
+        for part in parts {
+            let (rule, grade) = match part.kind {
+                Some(guesses::Kind::Entropy) => (self.entropy, Grade::Entropy),
+                Some(guesses::Kind::Keyword) => (self.keyword, Grade::Keyword),
+                None => continue,
+            };
+            if part.start < limit {
+                hits.push(Hit {
+                    start: part.start,
+                    end: part.end.min(limit),
+                    rule: self.id(rule.unwrap_or(usize::MAX)),
+                    grade,
+                    continues: part.continues,
+                });
+            }
+        }
+        hits.sort_by_key(|hit| (hit.start, hit.end));
+        let open = if limit == 0 && !text.end { open } else { Open { format, guess } };
+        let open = if end { Open::default() } else { open };
+        Scan { hits, undecided: limit, open }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! Classes of bytes, and the long runs of a text that are worth looking at.
+//!
+//! A token is made of bytes that stand neither for white space nor for a delimiter of a string, a list
+//! or a call: a hit inside a run never crosses the end of a string of JSON. Nothing is looked for in
+//! runs shorter than [`RUN_BYTES_MIN`], which leaves most of a log out.
+#![forbid(unsafe_code)]
+
+/// Shorter runs hold no secret of a known format.
+pub(super) const RUN_BYTES_MIN: usize = 15;
+/// What may be looked at before a position; what a caller has at hand.
+pub(super) const BACK_BYTES: usize = 64;
+
+const ALNUM: u8 = 1;
+const BASE64: u8 = 2;
+const URL_SAFE: u8 = 4;
+const TOKEN: u8 = 8;
+const HEX: u8 = 16;
+const SPACE: u8 = 32;
+const CELL: u8 = 64;
+
+const TABLE: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        let byte = at as u8;
+        let mut bits = 0;
+        if byte.is_ascii_alphanumeric() {
+            bits |= ALNUM | BASE64 | URL_SAFE | CELL;
+        }
+        if byte.is_ascii_hexdigit() {
+            bits |= HEX;
+        }
+        if matches!(byte, b'+' | b'/') {
+            bits |= BASE64;
+        }
+        if matches!(byte, b'-' | b'_') {
+            bits |= URL_SAFE | CELL;
+        }
+        if matches!(byte, b'.' | b'$') {
+            bits |= CELL;
+        }
+        if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+            bits |= SPACE;
+        }
+        if in_token(byte) {
+            bits |= TOKEN;
+        }
+        table[at] = bits;
+        at += 1;
+    }
+    table
+};
+
+/// Written so that a block of bytes is decided at once: every comparison is one of a whole vector.
+const fn in_token(byte: u8) -> bool {
+    (byte.wrapping_sub(0x21) < 0x5e)
+        & (byte != b'"')
+        & (byte.wrapping_sub(b'&') >= 4) // & ' ( )
+        & (byte != b',')
+        & (byte != b';')
+        & (byte & !2 != b'<') // < >
+        & ((byte | 0x20).wrapping_sub(b'{') >= 3) // [ \ ] { | }
+        & (byte != b'`')
+}
+
+macro_rules! class {
+    ($($(#[$doc:meta])* $name:ident: $bits:expr;)*) => {$(
+        $(#[$doc])*
+        pub(super) const fn $name(byte: u8) -> bool {
+            TABLE[byte as usize] & ($bits) != 0
+        }
+    )*};
+}
+
+class! {
+    /// Letters and digits.
+    is_alnum: ALNUM;
+    /// The standard alphabet of base64 (RFC 4648, 4), without padding.
+    is_base64: BASE64;
+    /// The alphabet for URLs (RFC 4648, 5), without padding.
+    is_url_safe: URL_SAFE;
+    /// Either alphabet.
+    is_any_base64: BASE64 | URL_SAFE;
+    /// What a token is made of.
+    is_token: TOKEN;
+    /// Hexadecimal digits.
+    is_hex: HEX;
+    /// Blanks and ends of lines.
+    is_space: SPACE;
+    /// What a name in front of a value is made of.
+    is_name: CELL;
+}
+
+/// A text with what stands before it.
+#[derive(Clone, Copy)]
+pub(super) struct Text<'a> {
+    pub before: &'a [u8],
+    pub bytes: &'a [u8],
+    /// Nothing follows.
+    pub end: bool,
+}
+
+impl Text<'_> {
+    /// The byte `back` bytes before `at`; 1 is the one directly before.
+    pub(super) fn back(&self, at: usize, back: usize) -> Option<u8> {
+        if back <= at {
+            return self.bytes.get(at - back).copied();
+        }
+        self.before.len().checked_sub(back - at).map(|i| self.before[i])
+    }
+
+    /// The bytes before `at`, at most [`BACK_BYTES`].
+    pub(super) fn before<'b>(&'b self, at: usize, room: &'b mut [u8; BACK_BYTES]) -> &'b [u8] {
+        if at >= BACK_BYTES {
+            return &self.bytes[at - BACK_BYTES..at];
+        }
+        let more = self.before.len().min(BACK_BYTES - at);
+        room[..more].copy_from_slice(&self.before[self.before.len() - more..]);
+        room[more..more + at].copy_from_slice(&self.bytes[..at]);
+        &room[..more + at]
+    }
+
+    /// Whether the text might go on after `at`, as far as is known.
+    pub(super) fn is_cut(&self, at: usize) -> bool {
+        at >= self.bytes.len() && !self.end
+    }
+
+    /// Whether a token may begin at `at`, although a letter stands before it: that letter belongs to
+    /// an escape (`\n`, `\u003d`, `\x1b`, `%3D`) or to a colour of a terminal.
+    pub(super) fn is_after_escape(&self, at: usize) -> bool {
+        let back = |n| self.back(at, n);
+        let slash = |n| back(n) == Some(b'\\') && self.is_escape(at, n);
+        let hex = |from: usize, to: usize| (from..=to).all(|n| back(n).is_some_and(is_hex));
+        match back(1) {
+            Some(b'n' | b'r' | b't' | b'b' | b'f') if slash(2) => true,
+            Some(last) if is_hex(last) => {
+                (back(3) == Some(b'%') && hex(1, 2))
+                    || (back(3) == Some(b'x') && hex(1, 2) && slash(4))
+                    || (back(5) == Some(b'u') && hex(1, 4) && slash(6))
+            }
+            Some(b'm') => {
+                // ESC [ digits m (ECMA-48, 8.3.117).
+                let count = (2..12)
+                    .take_while(|n| back(*n).is_some_and(|b| b.is_ascii_digit() || b == b';'))
+                    .count();
+                back(count + 2) == Some(b'[')
+                    && matches!(back(count + 3), Some(0x1b | b'b' | b'B' | b'3' | b'e'))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the backslash `back` bytes before `at` is not escaped itself.
+    fn is_escape(&self, at: usize, back: usize) -> bool {
+        let run = (back..BACK_BYTES).take_while(|n| self.back(at, *n) == Some(b'\\')).count();
+        run % 2 == 1
+    }
+
+    /// Where the token of a run begins: after the rest of an escape that the run starts with.
+    pub(super) fn token_start(&self, start: usize, end: usize) -> usize {
+        let opens = matches!(self.back(start, 1), Some(b'\\' | b'[' | b';'));
+        if !opens {
+            return start;
+        }
+        (start + 1..end.min(start + 6)).find(|at| self.is_after_escape(*at)).unwrap_or(start)
+    }
+}
+
+/// A run of token bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    pub start: usize,
+    pub end: usize,
+    /// What follows is not known yet.
+    pub is_open: bool,
+}
+
+/// All runs that are long enough, and the one at the end of what is known so far.
+pub(super) fn runs(text: &Text<'_>) -> Vec<Run> {
+    const BLOCK: usize = 64;
+    let bytes = text.bytes;
+    let mut found = Vec::new();
+    let mut done = 0;
+    let mut put = |near: usize, done: &mut usize| {
+        let (mut start, mut end) = (near, near);
+        while start > *done && is_token(bytes[start - 1]) {
+            start -= 1;
+        }
+        while end < bytes.len() && is_token(bytes[end]) {
+            end += 1;
+        }
+        let earlier = if start == 0 {
+            text.before.iter().rev().take_while(|b| is_token(**b)).count()
+        } else {
+            0
+        };
+        // A run that reaches back to where the last one ended was that one.
+        let is_open = text.is_cut(end);
+        if is_open || end - start + earlier >= RUN_BYTES_MIN {
+            found.push(Run { start, end, is_open });
+        }
+        *done = end.max(near);
+    };
+    if bytes.first().is_some_and(|b| is_token(*b)) {
+        put(0, &mut done);
+    }
+    let mut at = 0;
+    while at + BLOCK <= bytes.len() {
+        let mut class = [0_u8; BLOCK];
+        for (class, byte) in class.iter_mut().zip(&bytes[at..at + BLOCK]) {
+            *class = u8::from(in_token(*byte));
+        }
+        // A run of 15 contains eight bytes that are aligned to eight.
+        for (index, word) in class.chunks_exact(8).enumerate() {
+            let near = at + 8 * index;
+            if word == [1; 8] && near >= done {
+                put(near, &mut done);
+            }
+        }
+        at = (done / BLOCK * BLOCK).max(at + BLOCK);
+    }
+    // A run that ends with the text may not hold such eight bytes yet.
+    let mut near = at.saturating_sub(RUN_BYTES_MIN).max(done);
+    while near < bytes.len() {
+        if is_token(bytes[near]) {
+            put(near, &mut done);
+            near = done;
+        } else {
+            near += 1;
+        }
+    }
+    found
+}
+
+/// Shannon's entropy of the bytes, in bits a byte.
+pub(super) fn shannon(bytes: &[u8]) -> f32 {
+    let mut counts = [0_u32; 256];
+    for byte in bytes {
+        counts[usize::from(*byte)] += 1;
+    }
+    let total = bytes.len() as f32;
+    counts.iter().filter(|c| **c > 0).map(|c| *c as f32 / total).map(|p| -p * p.log2()).sum()
+}

@@ -1,0 +1,413 @@
+//! Whether text looks random, made up for a document, or like words.
+//!
+//! Danger: logs are full of text that is long and means nothing to a person: digests, ids, paths,
+//! names of objects, images. What is random by count of bytes alone is mostly that.
+#![forbid(unsafe_code)]
+
+use super::class::{is_alnum, is_any_base64, is_base64, is_hex, is_url_safe, shannon};
+
+/// Shorter text is not random enough by itself.
+pub(super) const ENTROPY_BYTES_MIN: usize = 40;
+/// Random base64 of 40 bytes has 4.9 bits a byte on average, prose and names below 4.4.
+const ENTROPY_BITS_MIN: f32 = 4.5;
+/// Of neighbours in random base64, 64 % differ in their kind (lower, upper, digit); in names that are
+/// made of words less than a third.
+const CHANGES_MIN: f32 = 0.42;
+/// After a word that tells.
+const KEYWORD_BITS_MIN: f32 = 3.3;
+pub(super) const KEYWORD_BYTES_MIN: usize = 16;
+
+/// Text that stands where a secret would in documents and templates.
+pub(super) fn is_placeholder(text: &[u8]) -> bool {
+    const WORDS: &[&[u8]] = &[
+        b"example",
+        b"xxxx",
+        b"****",
+        b"....",
+        b"....",
+        b"____",
+        b"----",
+        b"your",
+        b"placeholder",
+        b"redacted",
+        b"changeme",
+        b"change-me",
+        b"change_me",
+        b"dummy",
+        b"00000000",
+        b"1234567",
+        b"abcdefg",
+        b"insert",
+        b"replace",
+        b"process.env",
+        b"os.environ",
+        b"todo",
+        b"fake",
+    ];
+    let text = &text[..text.len().min(128)];
+    let mut lower = [0_u8; 128];
+    let lower = &mut lower[..text.len()];
+    for (to, from) in lower.iter_mut().zip(text) {
+        *to = from.to_ascii_lowercase();
+    }
+    let mut same = 1;
+    let mut rising = 1;
+    for at in 1..lower.len() {
+        same = if lower[at] == lower[at - 1] { same + 1 } else { 1 };
+        rising = if lower[at] == lower[at - 1].wrapping_add(1) { rising + 1 } else { 1 };
+        if same >= 7 || rising >= 8 {
+            return true;
+        }
+    }
+    let has = |word: &&[u8]| lower.windows(word.len()).any(|w| w == *word);
+    // Random text has a word of four letters once in some ten thousand times.
+    WORDS.iter().any(|word| has(word))
+}
+
+/// Whether the body of a token varies as a random one does.
+pub(super) fn is_varied(body: &[u8]) -> bool {
+    let (_, upper, digit) = kinds(body);
+    (digit > 0 || upper > 0) && shannon(body) >= 2.5
+}
+
+/// How many lower-case letters, upper-case letters and digits.
+fn kinds(text: &[u8]) -> (usize, usize, usize) {
+    let count = |is: fn(&u8) -> bool| text.iter().filter(|b| is(b)).count();
+    (count(u8::is_ascii_lowercase), count(u8::is_ascii_uppercase), count(u8::is_ascii_digit))
+}
+
+/// Which share of neighbours is of different kinds.
+fn changes(text: &[u8]) -> f32 {
+    let kind = |b: u8| match b {
+        b'a'..=b'z' => 0,
+        b'A'..=b'Z' => 1,
+        b'0'..=b'9' => 2,
+        _ => 3,
+    };
+    let changed = text.windows(2).filter(|pair| kind(pair[0]) != kind(pair[1])).count();
+    changed as f32 / (text.len().max(2) - 1) as f32
+}
+
+/// `8-4-4-4-12` hexadecimal digits (RFC 9562, 4).
+pub(super) fn is_uuid(text: &[u8]) -> bool {
+    text.len() == 36
+        && text.iter().enumerate().all(|(at, b)| match at {
+            8 | 13 | 18 | 23 => *b == b'-',
+            _ => is_hex(*b),
+        })
+}
+
+/// The most frequent pairs of letters in English text and names of programs.
+const PAIRS: &[u8] = b"th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io \
+le ve co me de hi ri ro ic ne ea ra ce li ch ll be ma si om ur ca el ta la ns di fo ho pe ec pr no ct us ac \
+ot il tr ly nc et ut ss so rs un lo wa ge ie wh ee wi em ad ol rt po we na ul ni ts mo ow pa im mi ai sh ir su \
+id os iv ia am fi ci vi pl ig tu ev ld ry mp fe bl ab gh ty op wo sa ay ex ke ui fu au pp ag ck gr cl cr um up \
+ap ob av ep gi ga qu ue lu ub od oc da eg do bu bo oo rd ks ys ey ug tl ff if ft ef sc sp sk sl br dr fl fr gl \
+ps ds ls ms uc ud ua va vo ki kn ka ip ib af ru rn rm rk rc rv tt mm nn my by xt sy ew eo oi ov og ok ht hu";
+
+const PAIR_SET: [u32; 26] = {
+    let mut set = [0; 26];
+    let mut at = 0;
+    while at + 1 < PAIRS.len() {
+        set[(PAIRS[at] - b'a') as usize] |= 1 << (PAIRS[at + 1] - b'a');
+        at += 3;
+    }
+    set
+};
+
+/// Whether letters follow each other as in words; too few tell nothing.
+fn reads(letters: &[u8]) -> bool {
+    let index = |b: u8| usize::from(b.to_ascii_lowercase() - b'a');
+    let common = |pair: &&[u8]| PAIR_SET[index(pair[0])] >> index(pair[1]) & 1 == 1;
+    letters.len() < 4 || letters.windows(2).filter(common).count() * 5 >= (letters.len() - 1) * 3
+}
+
+/// A part that is a word, a number, a version or a date.
+fn is_word(part: &[u8]) -> bool {
+    let letters = part.iter().take_while(|b| b.is_ascii_alphabetic()).count();
+    let digits = part[letters..].iter().take_while(|b| b.is_ascii_digit()).count();
+    let cased = |word: &[u8]| {
+        word.get(1..).is_none_or(|rest| {
+            rest.iter().all(u8::is_ascii_lowercase) || word.iter().all(u8::is_ascii_uppercase)
+        })
+    };
+    letters + digits == part.len()
+        && cased(&part[..letters])
+        && reads(&part[..letters])
+        && (letters == 0 || digits <= 4)
+        && letters < 24
+        && digits <= 14
+}
+
+/// Names, paths, identifiers: made of words rather than drawn.
+pub(super) fn is_wordy(text: &[u8]) -> bool {
+    let mut parts = text.split(|b| !is_alnum(*b)).filter(|part| !part.is_empty());
+    let (words, all) = parts.by_ref().fold((0, 0), |(words, all), part| {
+        (words + if is_word(part) { part.len() } else { 0 }, all + part.len())
+    });
+    // Half a name may be a suffix that is drawn, as those of pods and temporary files.
+    if all == 0 || words * 2 >= all && text.iter().any(|b| !is_alnum(*b)) || words == all {
+        return true;
+    }
+    // Words without anything between them, like `getUserTokenV2`.
+    let runs = text.split(|b| !b.is_ascii_lowercase()).filter(|run| run.len() >= 3 && reads(run));
+    runs.map(|run| run.len() + 1).sum::<usize>() * 10 >= text.len() * 7
+}
+
+/// Hexadecimal digits alone, perhaps after `0x`.
+pub(super) fn is_hex_number(text: &[u8]) -> bool {
+    let digits = text.strip_prefix(b"0x").or(text.strip_prefix(b"0X")).unwrap_or(text);
+    digits.iter().all(|b| is_hex(*b))
+}
+
+/// Whether a value that stands after a word that tells may be the secret.
+pub(super) fn is_secret_value(value: &[u8]) -> bool {
+    if value.len() < KEYWORD_BYTES_MIN || !value.iter().any(u8::is_ascii_digit) {
+        return false;
+    }
+    let (lower, upper, _) = kinds(value);
+    lower + upper > 0
+        && shannon(value) >= KEYWORD_BITS_MIN
+        && !is_reference(value)
+        && !is_uuid(value)
+        && !is_placeholder(value)
+        && !is_wordy(value)
+}
+
+/// A place where a value is, rather than the value.
+fn is_reference(value: &[u8]) -> bool {
+    const HEADS: &[&[u8]] = &[
+        b"$",
+        b"%",
+        b"/",
+        b"./",
+        b"../",
+        b"~/",
+        b"arn:",
+        b"vault:",
+        b"ref+",
+        b"file:",
+        b"env:",
+        b"op://",
+        b"sha256:",
+        b"sha512-",
+        b"sha256-",
+        b"sha1-",
+        b"SHA256:",
+        b"MD5:",
+        b"urn:",
+        b"@",
+        b"#",
+        b"data:",
+        b"projects/",
+        b"0x",
+        b"secrets.",
+        b"env.",
+        b"self.",
+        b"this.",
+        b"config.",
+        b"AAAAB3NzaC1",
+        b"AAAAC3NzaC1",
+    ];
+    let has = |word: &[u8]| value.windows(word.len()).any(|w| w == word);
+    HEADS.iter().any(|head| value.starts_with(head)) || has(b"://") || has(b"::") || has(b"...")
+}
+
+/// A value in running text after a word that tells: more than a name with a number in it.
+pub(super) fn is_striking_value(value: &[u8]) -> bool {
+    let (lower, upper, digit) = kinds(value);
+    is_secret_value(value)
+        && !is_hex_number(value)
+        && digit >= 2
+        && (lower > 0 && upper > 0 || value.iter().any(|b| b"!#$%*+?@^~".contains(b)))
+        && changes(value) >= CHANGES_MIN
+}
+
+/// Base64 that starts like this is something public: images, archives, fonts, public keys,
+/// certificates' key information, tables of source maps.
+const PUBLIC_HEADS: &[&[u8]] = &[
+    b"iVBORw0KGgo",
+    b"/9j/",
+    b"R0lGOD",
+    b"UklGR",
+    b"JVBERi0",
+    b"UEsDB",
+    b"H4sI",
+    b"AGFzbQ",
+    b"d09G",
+    b"PHN2Zy",
+    b"PD94bWw",
+    b"Qk0",
+    b"AAABAA",
+    b"T2dnU",
+    b"SUQz",
+    b"AAAAB3NzaC1",
+    b"AAAAC3NzaC1",
+    b"AAAAE2VjZHNh",
+    b"MIIBIjANBgkq",
+    b"MIICIjANBgkq",
+    b"MIGfMA0GCSqG",
+    b"MFkwEwYHKoZI",
+    b"MHYwEAYHKoZI",
+    b"MCowBQYDK2Vw",
+    b"sha1-",
+    b"sha256-",
+    b"sha384-",
+    b"sha512-",
+    b"/p/",
+    b"SHA256-",
+];
+
+/// Words in front of what is random and no secret.
+const PUBLIC_LABELS: &[&[u8]] = &[
+    b"integrity",
+    b"checksum",
+    b"digest",
+    b"fingerprint",
+    b"etag",
+    b"x-amz-id-2",
+    b"hostid",
+    b"md5",
+    b"sha1",
+    b"sha256",
+    b"sha512",
+    b"publickey",
+    b"public_key",
+    b"public-key",
+    b"pubkey",
+    b"x5c",
+    b"x5t",
+    b"certificate",
+    b"cert",
+    b"thumbprint",
+    b"nonce",
+    b"mappings",
+    b"known_hosts",
+    b"hash",
+    b"crc",
+    b"narhash",
+    b"contenthash",
+];
+
+/// Whether what stands before a run says that it is random and no secret. `back` ends where it begins.
+pub(super) fn is_declared_public(back: &[u8]) -> bool {
+    let line = back.rsplit(|b| *b == b'\n').next().unwrap_or(back);
+    let ends = |tail: &[u8]| line.ends_with(tail);
+    if ends(b"sha256:")
+        || ends(b"sha512:")
+        || ends(b"sha1:")
+        || ends(b"h1:")
+        || ends(b"SHA256:")
+        || ends(b"base64,")
+        || ends(b"go:")
+        || ends(b"md5:")
+        || ends(b"sha384:")
+    {
+        return true;
+    }
+    let keys: [&[u8]; 3] = [b"ssh-rsa ", b"ssh-ed25519 ", b"ecdsa-sha2-nistp256 "];
+    if keys.iter().any(|key| ends(key)) {
+        return true;
+    }
+    // `"integrity": "`, `etag=`, `x-amz-id-2: `
+    let mark = |b: &u8| matches!(b, b'"' | b'\'' | b'\\' | b' ' | b'\t' | b':' | b'=' | b'`');
+    let end = line.len() - line.iter().rev().take_while(|b| mark(b)).count();
+    if end == line.len() {
+        return false;
+    }
+    let start = line[..end]
+        .iter()
+        .rposition(|b| !(is_alnum(*b) || matches!(b, b'_' | b'-')))
+        .map_or(0, |at| at + 1);
+    let label = &line[start..end];
+    let cut = |label: &[u8], word: &[u8]| {
+        label.len() >= word.len() && label[label.len() - word.len()..].eq_ignore_ascii_case(word)
+    };
+    PUBLIC_LABELS.iter().any(|word| cut(label, word))
+}
+
+/// Whether base64 (either alphabet) is of text that a person could read.
+fn is_of_text(run: &[u8]) -> bool {
+    let digit = |b: u8| match b {
+        b'A'..=b'Z' => Some(b - b'A'),
+        b'a'..=b'z' => Some(b - b'a' + 26),
+        b'0'..=b'9' => Some(b - b'0' + 52),
+        b'+' | b'-' => Some(62),
+        b'/' | b'_' => Some(63),
+        _ => None,
+    };
+    let (mut odd, mut all) = (0, 0);
+    for four in run.chunks_exact(4) {
+        let mut word = 0_u32;
+        for byte in four {
+            let Some(digit) = digit(*byte) else { return false };
+            word = word << 6 | u32::from(digit);
+        }
+        for byte in &word.to_be_bytes()[1..] {
+            all += 1;
+            odd += usize::from(!matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t'));
+        }
+    }
+    odd * 20 <= all
+}
+
+/// A path: slashes between words.
+fn is_path(run: &[u8]) -> bool {
+    if run.iter().filter(|b| **b == b'/').count() < 3 {
+        return false;
+    }
+    let parts = run.split(|b| *b == b'/').filter(|part| part.len() >= 2);
+    let (words, all) =
+        parts.fold((0, 0), |(words, all), part| (words + usize::from(is_wordy(part)), all + 1));
+    words * 2 >= all
+}
+
+/// Whether base64 begins as something public does.
+pub(super) fn is_public_head(block: &[u8]) -> bool {
+    PUBLIC_HEADS.iter().any(|head| block.starts_with(head))
+}
+
+/// What looks random in a piece of base64: the range of it.
+pub(super) fn find_random(block: &[u8]) -> Option<(usize, usize)> {
+    if block.len() < ENTROPY_BYTES_MIN || is_hex_number(block) || is_path(block) {
+        return None;
+    }
+    let of_standard = block.iter().all(|b| is_base64(*b));
+    let of_url_safe = block.iter().all(|b| is_url_safe(*b));
+    if of_standard || of_url_safe {
+        return is_random(block).then_some((0, block.len()));
+    }
+    // Both alphabets: the longest part that is of one.
+    let part = |is: fn(u8) -> bool| {
+        let mut best = (0, 0);
+        let mut start = 0;
+        for at in 0..=block.len() {
+            if block.get(at).is_none_or(|b| !is(*b)) {
+                if at - start > best.1 - best.0 {
+                    best = (start, at);
+                }
+                start = at + 1;
+            }
+        }
+        best
+    };
+    let (one, two) = (part(is_base64), part(is_url_safe));
+    let best = if one.1 - one.0 >= two.1 - two.0 { one } else { two };
+    let piece = &block[best.0..best.1];
+    let fits = piece.len() >= ENTROPY_BYTES_MIN && !is_public_head(piece) && is_random(piece);
+    fits.then_some(best)
+}
+
+fn is_random(piece: &[u8]) -> bool {
+    let (lower, upper, digit) = kinds(piece);
+    debug_assert!(piece.iter().all(|b| is_any_base64(*b)), "a piece of base64");
+    lower > 0
+        && upper > 0
+        && digit > 0
+        && !is_hex_number(piece)
+        && changes(piece) >= CHANGES_MIN
+        && shannon(piece) >= ENTROPY_BITS_MIN
+        && !is_placeholder(piece)
+        && !is_path(piece)
+        && !is_of_text(piece)
+}
