@@ -277,7 +277,7 @@ impl Redactor {
                     detect::Grade::Keyword => Grade::Keyword,
                     detect::Grade::Format => Grade::Format,
                 },
-                name: Some(hit.rule.into()),
+                name: Some(hit.rule),
                 continues: hit.continues,
                 quote: false,
             });

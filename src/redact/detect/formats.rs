@@ -7,9 +7,7 @@
 
 use memchr::memmem;
 
-use super::class::{
-    self, BACK_BYTES, Run, Text, is_alnum, is_base64, is_space, is_token, is_url_safe,
-};
+use super::class::{self, BACK_BYTES, Run, Text, is_alnum, is_base64, is_token, is_url_safe};
 use super::label::{Label, Scheme};
 use super::pattern::{DECIDING_BYTES, Match};
 use super::pem::{self, Begin, Place, Reach};
@@ -472,8 +470,7 @@ fn is_url_user(back: &[u8]) -> bool {
 /// The password of a URL: up to the last `@` before the host.
 fn url_password(text: &Text<'_>, at: usize) -> Outcome {
     let bytes = &text.bytes[at..];
-    let ends =
-        |b: u8| is_space(b) || b < 0x21 || b >= 0x7f || matches!(b, b'"' | b'\'' | b'`' | b'\\');
+    let ends = |b: u8| !(0x21..0x7f).contains(&b) || matches!(b, b'"' | b'\'' | b'`' | b'\\');
     let digits = bytes.iter().take(6).take_while(|b| b.is_ascii_digit()).count();
     if let Some(next) = bytes.get(digits)
         && digits < 6

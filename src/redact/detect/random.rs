@@ -61,7 +61,7 @@ pub(super) fn is_placeholder(text: &[u8]) -> bool {
     }
     let has = |word: &&[u8]| lower.windows(word.len()).any(|w| w == *word);
     // Random text has a word of four letters once in some ten thousand times.
-    WORDS.iter().any(|word| has(word))
+    WORDS.iter().any(has)
 }
 
 /// Whether the body of a token varies as a random one does.
