@@ -1,4 +1,5 @@
 //! The table's own examples, and what holds for every text.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
