@@ -1,6 +1,6 @@
 //! The `events` directories: what agents write there is stripped of secrets on its way to the disk.
 //!
-//! A file that is written has a draft ([`draft::Draft`]): the store gets what the redactor has
+//! A file that is written has a draft (`draft::Draft`): the store gets what the redactor has
 //! decided, the keeper's memory the rest, sealed. Order of a write: redact, store, note in the runtime
 //! state, answer; each step can be repeated, so that a worker that dies in between loses and doubles
 //! nothing. When the last writer has closed a file, its end is decided and it is complete.

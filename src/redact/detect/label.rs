@@ -1,7 +1,7 @@
 //! What stands in front of a value: the name it is given to, and how.
 //!
 //! `api_key = "`, `"password": "`, `--token `, `<secret>`, `?sig=`, `Authorization: Bearer `, also with
-//! escaped quotes. Everything is read backwards within [`BACK_BYTES`](super::class::BACK_BYTES), so that a value can be
+//! escaped quotes. Everything is read backwards within [`BACK_BYTES`], so that a value can be
 //! judged however the text before it was cut.
 #![forbid(unsafe_code)]
 

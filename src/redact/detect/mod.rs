@@ -1,6 +1,6 @@
 //! Secrets that nobody registered: known formats, and text that looks random.
 //!
-//! [`rules`] is the table; `formats` finds them, `guesses` what looks random, `label` reads the name
+//! `rules` is the table; `formats` finds them, `guesses` what looks random, `label` reads the name
 //! before a value, `pem` armoured keys. Invariant: what is found is a function of the whole text
 //! and the level, however the text is cut: each decision rests on a bounded number of bytes before and
 //! after a place, what is undecided is held back, and what is known to be a secret is swallowed by state.
