@@ -9,7 +9,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::detect::Detector;
-use super::needle;
 use super::part::{Hit, Part, Text};
 use crate::secret::SecretBytes;
 
@@ -35,11 +34,7 @@ pub struct Index {
 }
 
 fn part<'a>(values: impl IntoIterator<Item = Value<'a>>) -> Arc<Part> {
-    let mut all = Vec::new();
-    for value in values {
-        all.extend(needle::needles(value.bytes).into_iter().map(|n| (value.id, n)));
-    }
-    Arc::new(Part::build(all))
+    Arc::new(Part::build(values.into_iter().map(|value| (value.id, value.bytes))))
 }
 
 impl Index {
@@ -214,13 +209,17 @@ impl View {
         self.parts.iter().zip(&self.gone).filter_map(open).min().unwrap_or(text.len())
     }
 
-    /// The earliest end of `text` that is the larger part of a named value.
-    pub(super) fn cut_off(&self, text: &[u8], from: usize) -> Option<Hit> {
-        let named = |id: u32| self.names.contains_key(&id);
-        let cut = |(part, gone): (&Arc<Part>, &Arc<HashSet<u32>>)| {
-            part.cut_off(text, from, &beyond_public, &|id| named(id) && !gone.contains(&id))
-        };
-        self.parts.iter().zip(&self.gone).filter_map(cut).min()
+    /// The earliest end of `text` that is the larger part of a named value, once for each of them.
+    pub(super) fn cut_off(&self, text: &[u8], from: usize) -> Vec<Hit> {
+        let mut all = Vec::new();
+        for (part, gone) in self.parts.iter().zip(&self.gone) {
+            let counts = |id: u32| self.names.contains_key(&id) && !gone.contains(&id);
+            all.extend(part.cut_off(text, from, &beyond_public, &counts));
+        }
+        if let Some(first) = all.iter().map(|hit| hit.start).min() {
+            all.retain(|hit| hit.start == first);
+        }
+        all
     }
 }
 

@@ -93,7 +93,9 @@ pub fn redact(view: &Arc<View>, level: Level, input: &[u8]) -> Vec<u8> {
 
 /// The byte strings that stand for `value`: itself, and all forms in which it is looked for.
 pub fn needles(value: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
-    needle::needles(value).into_iter().map(|needle| needle.bytes).collect()
+    let mut all = Vec::new();
+    needle::Maker::default().each(value, &mut |bytes, _| all.push(Zeroizing::new(bytes.to_vec())));
+    all
 }
 
 /// Whether `text`, such as a file's name, contains a value that has a name in `view`.

@@ -12,9 +12,10 @@ use super::variant::{self, FORM_BYTES_MIN, Form};
 /// Shorter lines of a longer value are no needles.
 const LINE_BYTES_MIN: usize = 16;
 
-/// One byte string to find.
-pub(super) struct Needle {
-    pub bytes: Zeroizing<Vec<u8>>,
+/// How one byte string is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// ASCII case does not matter.
     pub caseless: bool,
     /// Only between bytes that are no part of a word.
     pub boundary: bool,
@@ -22,41 +23,85 @@ pub(super) struct Needle {
     pub literal: bool,
 }
 
-/// All needles of `value`; none for one that is too short or stands in markers.
-pub(super) fn needles(value: &[u8]) -> Vec<Needle> {
-    let whole = value.trim_ascii();
-    let mut all = Vec::new();
-    let boundary = match strength::weakness(whole) {
-        Some(Weakness::TooShort | Weakness::InMarker) => return all,
-        Some(Weakness::CommonWord | Weakness::FewDigits | Weakness::Repeated | Weakness::Short) => {
-            true
-        }
-        None => false,
-    };
-    add(whole, false, boundary, &mut all);
-    for (part, line) in parts(whole) {
-        if part.len() >= FORM_BYTES_MIN && strength::weakness(part).is_none() {
-            add(part, line, false, &mut all);
-        }
-    }
-    all
+/// Makes needles, one value after the other, in room that is used again.
+#[derive(Default)]
+pub(super) struct Maker {
+    one: Zeroizing<Vec<u8>>,
+    /// All of the value so far, one behind the other, and where each ends.
+    all: Zeroizing<Vec<u8>>,
+    ends: Vec<usize>,
 }
 
-fn add(bytes: &[u8], line: bool, boundary: bool, all: &mut Vec<Needle>) {
-    let mut put = |form: Form, boundary: bool| {
-        let mut needle = Zeroizing::new(Vec::with_capacity(bytes.len() * 6));
-        variant::encode(form, bytes, &mut needle);
+/// Makes room; a vector that grows by itself leaves its old bytes behind.
+pub(super) fn reserve(bytes: &mut Zeroizing<Vec<u8>>, more: usize) {
+    let needed = bytes.len() + more;
+    if bytes.capacity() < needed {
+        let room = needed.max(2 * bytes.capacity()).max(1024);
+        let mut grown = Zeroizing::new(Vec::with_capacity(room));
+        grown.extend_from_slice(bytes);
+        *bytes = grown;
+    }
+}
+
+impl Maker {
+    /// Gives all needles of `value`; none for one that is too short or stands in markers.
+    pub(super) fn each(&mut self, value: &[u8], each: &mut dyn FnMut(&[u8], Shape)) {
+        self.all.clear();
+        self.ends.clear();
+        let whole = value.trim_ascii();
+        let boundary = match strength::weakness(whole) {
+            Some(Weakness::TooShort | Weakness::InMarker) => return,
+            Some(
+                Weakness::CommonWord | Weakness::FewDigits | Weakness::Repeated | Weakness::Short,
+            ) => true,
+            None => false,
+        };
+        self.add(whole, false, boundary, each);
+        for (part, line) in parts(whole) {
+            if part.len() >= FORM_BYTES_MIN && strength::weakness(part).is_none() {
+                self.add(part, line, false, each);
+            }
+        }
+    }
+
+    fn add(
+        &mut self,
+        bytes: &[u8],
+        line: bool,
+        boundary: bool,
+        each: &mut dyn FnMut(&[u8], Shape),
+    ) {
+        self.put(Form::Plain, bytes, boundary, each);
+        for form in variant::forms(bytes, line) {
+            // An encoded weak value is no word any more.
+            self.put(form, bytes, false, each);
+        }
+    }
+
+    fn put(
+        &mut self,
+        form: Form,
+        bytes: &[u8],
+        boundary: bool,
+        each: &mut dyn FnMut(&[u8], Shape),
+    ) {
+        self.one.clear();
+        reserve(&mut self.one, bytes.len() * variant::GROWTH_MAX + 64);
+        variant::encode(form, bytes, &mut self.one);
         let literal =
             matches!(form, Form::Plain | Form::LinesCrLf | Form::LinesJoined | Form::LinesSpaced);
-        if (literal || needle.len() >= FORM_BYTES_MIN) && all.iter().all(|n| n.bytes != needle) {
-            needle.shrink_to_fit();
-            all.push(Needle { bytes: needle, caseless: form.is_caseless(), boundary, literal });
+        let mut start = 0;
+        let is_known = self.ends.iter().any(|end| {
+            let known = &self.all[start..*end];
+            start = *end;
+            known == self.one.as_slice()
+        });
+        if (literal || self.one.len() >= FORM_BYTES_MIN) && !is_known {
+            reserve(&mut self.all, self.one.len());
+            self.all.extend_from_slice(&self.one);
+            self.ends.push(self.all.len());
+            each(&self.one, Shape { caseless: form.is_caseless(), boundary, literal });
         }
-    };
-    put(Form::Plain, boundary);
-    for form in variant::forms(bytes, line) {
-        // An encoded weak value is no word any more.
-        put(form, false);
     }
 }
 
@@ -133,10 +178,16 @@ fn leaves<'a>(text: &'a str, parts: &mut Vec<(&'a [u8], bool)>) {
 mod tests {
     use super::*;
 
+    fn needles(value: &[u8]) -> Vec<(Vec<u8>, Shape)> {
+        let mut all = Vec::new();
+        Maker::default().each(value, &mut |bytes, shape| all.push((bytes.to_vec(), shape)));
+        all
+    }
+
     fn literals(value: &[u8]) -> Vec<String> {
         let all = needles(value);
-        let literal = all.iter().filter(|n| n.literal);
-        literal.map(|n| String::from_utf8_lossy(&n.bytes).into_owned()).collect()
+        let literal = all.iter().filter(|(_, shape)| shape.literal);
+        literal.map(|(bytes, _)| String::from_utf8_lossy(bytes).into_owned()).collect()
     }
 
     #[test]
@@ -154,7 +205,7 @@ mod tests {
         assert!(found.iter().all(|n| n.len() >= LINE_BYTES_MIN && !n.starts_with("-----END")));
         assert!(needles(b"abcd").is_empty());
         assert!(needles(b"REDACTED").is_empty());
-        assert!(needles(b"s3cr3").iter().all(|n| n.boundary || !n.literal));
+        assert!(needles(b"s3cr3").iter().all(|(_, shape)| shape.boundary || !shape.literal));
     }
 
     #[test]

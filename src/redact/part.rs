@@ -12,7 +12,7 @@
 
 use zeroize::Zeroizing;
 
-use super::needle::Needle;
+use super::needle::{Maker, Shape};
 
 /// Bytes of a window.
 const WINDOW: usize = 8;
@@ -22,8 +22,15 @@ const BLOCK: usize = 8;
 const FILTER_BITS: usize = 24;
 /// The shortest needle.
 const SHORTEST: usize = 5;
-/// Needles above this length are few; whether the text's end could begin one is asked of them apart.
-const LONG_BYTES: usize = 256;
+/// A needle's windows are entered this near its start if some there are rare.
+const NEAR_PLACE: usize = 16;
+/// How often a window may be seen that counts as rare.
+const RARE: u16 = 4;
+/// So many bytes of a needle that is entered near its start contain a window that is probed.
+const NEAR_BYTES: usize = NEAR_PLACE + 8 + WINDOW - 1;
+/// Needles' own bytes are kept in blocks, the first of this size and no other above that.
+const BLOCK_BYTES_MIN: usize = 4 << 10;
+const BLOCK_BYTES_MAX: usize = 1 << 20;
 /// Bytes of ASCII letters differ in this bit alone.
 const FOLD: u64 = 0x2020_2020_2020_2020;
 
@@ -31,6 +38,7 @@ const FOLD: u64 = 0x2020_2020_2020_2020;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hit {
     pub start: usize,
+    /// Behind the text's end: it may become one.
     pub end: usize,
     /// The value.
     pub id: u32,
@@ -106,7 +114,8 @@ struct Class {
 
 #[derive(Clone, Copy)]
 struct Known {
-    at: u64,
+    block: u32,
+    at: u32,
     len: u32,
     id: u32,
     /// Where the windows that are entered begin.
@@ -119,7 +128,8 @@ struct Known {
 /// See the module.
 #[derive(Default)]
 pub(super) struct Part {
-    text: Zeroizing<Vec<u8>>,
+    blocks: Vec<Zeroizing<Vec<u8>>>,
+    own_bytes: usize,
     known: Vec<Known>,
     seed: Seed,
     classes: Vec<Class>,
@@ -130,12 +140,16 @@ pub(super) struct Part {
     pairs: Vec<u64>,
     /// All needles, by their folded bytes.
     sorted: Vec<u32>,
+    /// Where in that those begin that have the same first bytes; one more at the end.
+    index: Vec<u32>,
     /// Of the folded first window of each needle that has one, and of the first four bytes of all.
     heads: Filter,
     half_heads: Filter,
-    /// First windows of needles above [`LONG_BYTES`], and which bytes those begin with.
-    long_heads: Filter,
-    long_firsts: Option<Box<[bool; 256]>>,
+    /// First four bytes of needles that are entered far from their start, which bytes those begin
+    /// with, and the longest of them.
+    far_heads: Filter,
+    far_firsts: Option<Box<[bool; 256]>>,
+    longest_far: usize,
     /// Which bytes occur in any needle.
     alphabet: Vec<bool>,
     longest: usize,
@@ -156,8 +170,24 @@ fn fold(byte: u8) -> u8 {
     byte | 0x20
 }
 
+/// The seven bits of a folded byte that differ.
+fn bits(byte: u8) -> usize {
+    usize::from(byte >> 1 & 0x60 | byte & 0x1f)
+}
+
+/// Sets in the index: one for each first byte, or for each pair of those.
+const BYTE_SETS: usize = 1 << 7;
+const PAIR_SETS: usize = 1 << 14;
+/// From so many needles on the larger index is worth its memory.
+const MANY_NEEDLES: usize = 4096;
+
 fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
+}
+
+/// Whether the byte before `at` is part of a word.
+fn is_in_word(text: &[u8], at: usize) -> bool {
+    at.checked_sub(1).and_then(|p| text.get(p)).is_some_and(|b| is_word(*b))
 }
 
 fn pair(first: u8, second: u8) -> usize {
@@ -239,37 +269,17 @@ impl Class {
 const CLASSES: [(usize, usize); 3] = [(8, 15), (4, 11), (1, 8)];
 
 impl Part {
-    /// Takes needles, each with its value's id.
-    pub(super) fn build(needles: Vec<(u32, Needle)>) -> Self {
-        let total = needles.iter().map(|(_, n)| n.bytes.len()).sum();
+    /// Of the needles of these values, each with its id.
+    pub(super) fn build<'a>(values: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
         let mut part = Self {
-            text: Zeroizing::new(Vec::with_capacity(total)),
-            known: Vec::with_capacity(needles.len()),
             alphabet: vec![false; 256],
             pairs: vec![0; 1 << 10],
             seed: Self::new_seed(),
             ..Self::default()
         };
-        for (id, needle) in needles {
-            if needle.bytes.len() < SHORTEST {
-                continue;
-            }
-            let Ok(len) = u32::try_from(needle.bytes.len()) else { continue };
-            part.known.push(Known {
-                at: part.text.len() as u64,
-                len,
-                id,
-                place: 0,
-                caseless: needle.caseless,
-                boundary: needle.boundary,
-                literal: needle.literal,
-            });
-            part.text.extend_from_slice(&needle.bytes);
-            part.numbers |= needle.literal && needle.bytes.iter().all(u8::is_ascii_digit);
-            part.longest = part.longest.max(needle.bytes.len());
-        }
-        for byte in part.text.iter() {
-            part.alphabet[usize::from(*byte)] = true;
+        let mut maker = Maker::default();
+        for (id, value) in values {
+            maker.each(value, &mut |bytes, shape| part.take(id, bytes, shape));
         }
         // Caseless needles are entered in lower case.
         for byte in b'a'..=b'z' {
@@ -280,6 +290,40 @@ impl Part {
         part.enter();
         part.sort();
         part
+    }
+
+    fn take(&mut self, id: u32, bytes: &[u8], shape: Shape) {
+        if bytes.len() < SHORTEST {
+            return;
+        }
+        let has_room = |b: &Zeroizing<Vec<u8>>| b.capacity() - b.len() >= bytes.len();
+        if !self.blocks.last().is_some_and(has_room) {
+            let double = self.blocks.last().map_or(0, |b| 2 * b.capacity());
+            let room = double.clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX).max(bytes.len());
+            self.blocks.push(Zeroizing::new(Vec::with_capacity(room)));
+        }
+        let number = self.blocks.len() - 1;
+        let block = &mut self.blocks[number];
+        let numbers = (u32::try_from(number), u32::try_from(block.len()), bytes.len().try_into());
+        let (Ok(number), Ok(at), Ok(len)) = numbers else { return };
+        block.extend_from_slice(bytes);
+        let Shape { caseless, boundary, literal } = shape;
+        self.known.push(Known {
+            block: number,
+            at,
+            len,
+            id,
+            place: 0,
+            caseless,
+            boundary,
+            literal,
+        });
+        self.own_bytes += bytes.len();
+        self.numbers |= literal && bytes.iter().all(u8::is_ascii_digit);
+        self.longest = self.longest.max(bytes.len());
+        for byte in bytes {
+            self.alphabet[usize::from(*byte)] = true;
+        }
     }
 
     fn new_seed() -> Seed {
@@ -300,7 +344,7 @@ impl Part {
         let slot = |hash: u64| (hash >> 24) as usize & (slots - 1);
         let places = |len: usize, region: usize| {
             let room = len - region;
-            [room, room / 2, 0, room / 3, room - room / 4]
+            [room.min(NEAR_PLACE), room.min(NEAR_PLACE / 2), room / 2, room]
         };
         let class_of = |len: usize| CLASSES.iter().position(|(_, least)| len >= *least);
         for known in &self.known {
@@ -329,10 +373,10 @@ impl Part {
             let rarity = |place: &usize| {
                 window(bytes, *place).map_or(u16::MAX, |w| counts[slot(self.seed.hash(w))])
             };
-            let place = places(bytes.len(), stride + WINDOW - 1)
-                .into_iter()
-                .min_by_key(rarity)
-                .unwrap_or(0);
+            let places = places(bytes.len(), stride + WINDOW - 1);
+            let is_rare = |place: &&usize| **place <= NEAR_PLACE && rarity(place) <= RARE;
+            let near = places.iter().find(is_rare).copied();
+            let place = near.or(places.into_iter().min_by_key(rarity)).unwrap_or(0);
             for step in 0..stride {
                 if let Some(window) = window(bytes, place + step) {
                     // A stride is at most 8.
@@ -362,9 +406,20 @@ impl Part {
         let folded = |n: u32| self.bytes(n).iter().map(|b| fold(*b));
         keyed.sort_unstable_by(|(a, n), (b, m)| a.cmp(b).then_with(|| folded(*n).cmp(folded(*m))));
         let sorted: Vec<u32> = keyed.into_iter().map(|(_, n)| n).collect();
-        let is_long = |n: &&u32| self.known[**n as usize].len as usize > LONG_BYTES;
-        let mut long_heads = Filter::with_capacity(sorted.iter().filter(is_long).count());
-        let mut long_firsts: Option<Box<[bool; 256]>> = None;
+        let sets = if sorted.len() >= MANY_NEEDLES { PAIR_SETS } else { BYTE_SETS };
+        let mut index = vec![0_u32; sets + 1];
+        for number in &sorted {
+            let bytes = self.bytes(*number);
+            let second = if sets == PAIR_SETS { bits(bytes[1]) } else { 0 };
+            index[bits(bytes[0]) * (sets / BYTE_SETS) + second + 1] += 1;
+        }
+        for at in 0..sets {
+            index[at + 1] += index[at];
+        }
+        let is_far = |n: &u32| self.known[*n as usize].place as usize > NEAR_PLACE;
+        let mut far_heads = Filter::with_capacity(sorted.iter().filter(|n| is_far(n)).count());
+        let mut far_firsts: Option<Box<[bool; 256]>> = None;
+        let mut longest_far = 0;
         let (mut heads, mut half_heads) =
             (Filter::with_capacity(sorted.len()), Filter::with_capacity(sorted.len()));
         let mut pairs = std::mem::take(&mut self.pairs);
@@ -381,9 +436,11 @@ impl Part {
                 continue;
             };
             heads.insert(self.seed.hash(window));
-            if bytes.len() > LONG_BYTES {
-                long_heads.insert(self.seed.hash(window));
-                let firsts = long_firsts.get_or_insert_with(|| Box::new([false; 256]));
+            if is_far(number) {
+                let first = half(bytes).map_or(0, |half| self.seed.hash(half));
+                far_heads.insert(first);
+                longest_far = longest_far.max(bytes.len());
+                let firsts = far_firsts.get_or_insert_with(|| Box::new([false; 256]));
                 for byte in [bytes[0], bytes[0].to_ascii_uppercase()] {
                     firsts[usize::from(byte)] = true;
                 }
@@ -391,15 +448,16 @@ impl Part {
         }
         let mut short = std::mem::take(&mut self.short);
         short.sort_unstable_by_key(|n| pair(self.bytes(*n)[0], self.bytes(*n)[1]));
-        (self.sorted, self.short) = (sorted, short);
+        (self.sorted, self.index, self.short) = (sorted, index, short);
         (self.pairs, self.short_pairs) = (pairs, short_pairs);
         (self.heads, self.half_heads) = (heads, half_heads);
-        (self.long_heads, self.long_firsts) = (long_heads, long_firsts);
+        (self.far_heads, self.far_firsts) = (far_heads, far_firsts);
+        self.longest_far = longest_far;
     }
 
     fn bytes_of(&self, known: &Known) -> &[u8] {
         let at = known.at as usize;
-        &self.text[at..at + known.len as usize]
+        &self.blocks[known.block as usize][at..at + known.len as usize]
     }
 
     fn bytes(&self, number: u32) -> &[u8] {
@@ -423,7 +481,7 @@ impl Part {
 
     /// Bytes of the needles themselves.
     pub(super) fn own_bytes(&self) -> usize {
-        self.text.len()
+        self.own_bytes
     }
 
     /// Bytes of memory beside those.
@@ -433,8 +491,8 @@ impl Part {
         };
         self.known.len() * size_of::<Known>()
             + self.classes.iter().map(of).sum::<usize>()
-            + (self.sorted.len() + self.short.len()) * 4
-            + (self.heads.0.len() + self.half_heads.0.len() + self.long_heads.0.len()) * 8
+            + (self.sorted.len() + self.index.len() + self.short.len()) * 4
+            + (self.heads.0.len() + self.half_heads.0.len() + self.far_heads.0.len()) * 8
             + (self.pairs.len() + self.short_pairs.len()) * 8
     }
 
@@ -487,26 +545,32 @@ impl Part {
 
     fn verify(&self, number: u32, text: Text<'_>, start: usize, each: &mut dyn FnMut(Hit)) {
         let known = &self.known[number as usize];
-        let end = start + known.len as usize;
-        let Some(found) = text.bytes.get(start..end) else { return };
-        if start < text.from || !self.same(known, found) {
+        if start < text.from {
             return;
         }
+        let end = start + known.len as usize;
+        let found = &text.bytes[start..end.min(text.bytes.len())];
+        if !self.same(known, found) {
+            return;
+        }
+        let hit = Hit { start, end, id: known.id, literal: known.literal };
         if known.boundary {
-            let previous = start.checked_sub(1).and_then(|p| text.bytes.get(p));
             let next = text.bytes.get(end);
-            if previous.is_some_and(|b| is_word(*b))
-                || next.is_some_and(|b| is_word(*b))
-                || (next.is_none() && !text.end)
-            {
+            if is_in_word(text.bytes, start) || next.is_some_and(|b| is_word(*b)) {
                 return;
             }
+            if next.is_none() && !text.end {
+                // Its next byte decides.
+                return each(Hit { end: end.max(text.bytes.len() + 1), ..hit });
+            }
         }
-        each(Hit { start, end, id: known.id, literal: known.literal });
+        if end <= text.bytes.len() || !text.end {
+            each(hit);
+        }
     }
 
     /// The first byte of `text`, but for those before `from`, from which on it is the beginning of a
-    /// needle that `counts`.
+    /// needle that `counts`, where [`Part::find`] does not tell.
     pub(super) fn open_from(
         &self,
         text: &[u8],
@@ -514,26 +578,23 @@ impl Part {
         counts: &dyn Fn(u32) -> bool,
     ) -> Option<usize> {
         // A whole needle that needs its next byte is open as well.
-        let mut from = from.max(text.len().saturating_sub(self.longest));
-        let near = from.max(text.len().saturating_sub(LONG_BYTES));
+        let far = from.max(text.len().saturating_sub(self.longest_far));
+        let mut from = from.max(text.len().saturating_sub(self.longest.min(NEAR_BYTES)));
         let is_foreign = |b: &u8| !self.alphabet[usize::from(*b)];
-        if let Some(foreign) = text[near..].iter().rposition(is_foreign) {
-            from = near + foreign + 1;
-        } else if let Some(firsts) = self.long_firsts.as_ref().filter(|_| from < near) {
-            if let Some(foreign) = text[from..near].iter().rposition(is_foreign) {
-                from += foreign + 1;
-            }
-            let far = (from..near).find(|start| {
-                firsts[usize::from(text[*start])]
-                    && window(text, *start)
-                        .is_some_and(|w| Filter::has(&self.long_heads.0, self.seed.hash(w)))
-                    && self.is_open(text, *start, counts)
+        if let Some(foreign) = text[from..].iter().rposition(is_foreign) {
+            from += foreign + 1;
+        } else if let Some(firsts) = self.far_firsts.as_ref().filter(|_| far < from) {
+            let start = (far..from).find(|start| {
+                let begins = firsts[usize::from(text[*start])]
+                    && half(&text[*start..])
+                        .is_some_and(|h| Filter::has(&self.far_heads.0, self.seed.hash(h)));
+                begins && self.is_open(text, *start, counts)
             });
-            if far.is_some() {
-                return far;
+            if start.is_some() {
+                return start;
             }
         }
-        (from.max(near)..text.len()).find(|start| {
+        (from..text.len()).find(|start| {
             let rest = &text[*start..];
             if let [first, second, ..] = rest
                 && !has_pair(&self.pairs, *first, *second)
@@ -555,8 +616,7 @@ impl Part {
 
     fn is_open(&self, text: &[u8], start: usize, counts: &dyn Fn(u32) -> bool) -> bool {
         let rest = &text[start..];
-        let previous = start.checked_sub(1).and_then(|p| text.get(p));
-        let in_word = previous.is_some_and(|b| is_word(*b));
+        let in_word = is_in_word(text, start);
         let open = |known: &Known| {
             let len = known.len as usize;
             (len > rest.len() || (known.boundary && len == rest.len()))
@@ -567,12 +627,20 @@ impl Part {
     }
 
     /// A needle that begins with all of `rest` and is `wanted`.
-    fn begins_with(&self, rest: &[u8], wanted: impl Fn(&Known) -> bool) -> Option<&Known> {
+    fn begins_with(&self, rest: &[u8], mut wanted: impl FnMut(&Known) -> bool) -> Option<&Known> {
         let folded = |bytes: &[u8], n: u32| {
             self.bytes(n).iter().map(|b| fold(*b)).cmp(bytes.iter().map(|b| fold(*b)))
         };
-        let first = self.sorted.partition_point(|n| folded(rest, *n).is_lt());
-        for number in &self.sorted[first..] {
+        let each = (self.index.len().max(1) - 1) / BYTE_SETS;
+        let set = bits(*rest.first()?) * each;
+        let sets = match rest.get(1) {
+            Some(second) if each > 1 => set + bits(*second)..set + bits(*second) + 1,
+            _ => set..set + each,
+        };
+        let range = *self.index.get(sets.start)? as usize..*self.index.get(sets.end)? as usize;
+        let sorted = &self.sorted[range];
+        let first = sorted.partition_point(|n| folded(rest, *n).is_lt());
+        for number in &sorted[first..] {
             let known = &self.known[*number as usize];
             let bytes = self.bytes(*number);
             let begins = bytes.len() >= rest.len()
@@ -587,7 +655,7 @@ impl Part {
         None
     }
 
-    /// The earliest end of `text` that is a part of a needle, cut off by the text's own end: at least
+    /// The earliest end of `text` that is a part of needles, cut off by the text's own end: at least
     /// `beyond` of the needle's bytes, a number that the needle itself decides.
     pub(super) fn cut_off(
         &self,
@@ -595,19 +663,30 @@ impl Part {
         from: usize,
         beyond: &dyn Fn(&[u8]) -> usize,
         counts: &dyn Fn(u32) -> bool,
-    ) -> Option<Hit> {
+    ) -> Vec<Hit> {
         let from = from.max(text.len().saturating_sub(self.longest));
-        (from..text.len().saturating_sub(WINDOW - 1)).find_map(|start| {
+        for start in from..text.len().saturating_sub(WINDOW - 1) {
             let rest = &text[start..];
-            if !Filter::has(&self.heads.0, self.seed.hash(window(rest, 0)?)) {
-                return None;
+            let Some(window) = window(rest, 0) else { break };
+            if !Filter::has(&self.heads.0, self.seed.hash(window)) {
+                continue;
             }
-            let known = self.begins_with(rest, |known| {
+            let mut hits = Vec::new();
+            let in_word = is_in_word(text, start);
+            self.begins_with(rest, |known| {
                 let bytes = self.bytes_of(known);
-                bytes.len() > rest.len() && rest.len() >= beyond(bytes) && counts(known.id)
-            })?;
-            Some(Hit { start, end: text.len(), id: known.id, literal: known.literal })
-        })
+                let could = bytes.len() > rest.len() && !(known.boundary && in_word);
+                if could && rest.len() >= beyond(bytes) && counts(known.id) {
+                    let (id, literal) = (known.id, known.literal);
+                    hits.push(Hit { start, end: text.len(), id, literal });
+                }
+                false
+            });
+            if !hits.is_empty() {
+                return hits;
+            }
+        }
+        Vec::new()
     }
 }
 

@@ -8,6 +8,8 @@
 
 /// Values above this size are looked for in few forms: each form is as large again.
 const LARGE_BYTES: usize = 16 << 10;
+/// No form has more than so many bytes for one of the value.
+pub(super) const GROWTH_MAX: usize = 8;
 /// A form shorter than this is no needle.
 pub(super) const FORM_BYTES_MIN: usize = 8;
 

@@ -16,10 +16,13 @@ use strongroom::redact::{self, Index, Level, Others, Redactor, Sink, Value, View
 use zeroize::Zeroizing;
 
 const SIZES: [usize; 4] = [10, 1_000, 10_000, 100_000];
-const TEXT_BYTES: usize = 16 << 20;
+/// More than the processor's caches hold.
+const TEXT_BYTES: usize = 96 << 20;
 const WRITE_BYTES: usize = 64 << 10;
 const SMALL_BYTES: usize = 200;
-const PLANTED: usize = 500;
+const PLANTED: usize = 1_600;
+/// This part of a text is enough for what is slow.
+const SLOW_PART: usize = 32;
 /// A measurement is repeated for so long, in nanoseconds of processor time.
 const LEAST_NANOS: u64 = 300_000_000;
 const ROWS: [(&str, fn()); 8] = [
@@ -254,24 +257,31 @@ impl Sink for Copy {
     }
 }
 
-fn engine(view: &Arc<View>, level: Level, text: &[u8], write: usize) -> usize {
+fn engine(view: &Arc<View>, level: Level, text: &[u8], write: usize, out: &mut Vec<u8>) -> usize {
     let mut redactor = Redactor::new(view.clone(), level);
-    let mut copy = Copy { out: Vec::with_capacity(2 * write + 4096), markers: 0 };
+    out.clear();
+    let mut copy = Copy { out: std::mem::take(out), markers: 0 };
     for piece in text.chunks(write) {
-        copy.out.clear();
         redactor.push(piece, &mut copy);
-        black_box(&copy.out);
     }
     redactor.finish(&mut copy);
+    *out = black_box(copy.out);
     copy.markers
 }
 
-fn memcpy(text: &[u8], write: usize) {
-    let mut out = vec![0; write];
+fn memcpy(text: &[u8], write: usize, out: &mut Vec<u8>) {
+    out.clear();
     for piece in text.chunks(write) {
-        out[..piece.len()].copy_from_slice(piece);
-        black_box(&mut out);
+        out.extend_from_slice(piece);
+        black_box(&mut *out);
     }
+}
+
+/// Room for output, touched before.
+fn room(len: usize) -> Vec<u8> {
+    let mut room = vec![1; len + len / 4 + 4096];
+    room.clear();
+    room
 }
 
 /// A reader that gives 64 KiB at a time.
@@ -286,16 +296,16 @@ impl std::io::Read for Pieces<'_> {
     }
 }
 
-fn compare(what: &str, mut text: Vec<u8>, planted: bool, floor: Option<f64>) {
-    let copied = speed(text.len(), || memcpy(&text, WRITE_BYTES));
+fn compare(what: &str, mut text: Vec<u8>, planted: bool) {
+    let mut out = room(text.len());
+    let copied = speed(text.len(), || memcpy(&text, WRITE_BYTES, &mut out));
     println!("memcpy in 64 KiB writes: {copied:.2} GB/s");
     for size in SIZES {
         let set = Set::new(size);
         if planted {
             plant(&mut text, &set);
         }
-        // A shorter piece is enough for what is slow.
-        let part = &text[..TEXT_BYTES / 8];
+        let part = &text[..TEXT_BYTES / SLOW_PART];
         let stream = set.automaton(MatchKind::Standard);
         let whole = set.automaton(MatchKind::LeftmostLongest);
         let streamed = speed(part.len(), || {
@@ -307,11 +317,11 @@ fn compare(what: &str, mut text: Vec<u8>, planted: bool, floor: Option<f64>) {
         let expected = whole.find_iter(part).count();
         drop((stream, whole));
         let view = set.view();
-        let got = engine(&view, Level::Values, part, WRITE_BYTES);
+        let got = engine(&view, Level::Values, part, WRITE_BYTES, &mut out);
         // Overlapping needles become one marker there, several matches here.
-        assert!(!planted || (got >= PLANTED / 8 - 1 && expected >= got), "{got} {expected}");
+        assert!(!planted || (got >= PLANTED / SLOW_PART && expected >= got), "{got} {expected}");
         let ours = speed(text.len(), || {
-            black_box(engine(&view, Level::Values, &text, WRITE_BYTES));
+            black_box(engine(&view, Level::Values, &text, WRITE_BYTES, &mut out));
         });
         print!(
             "{what}, {size} needles ({} values): {ours:.2} GB/s = {:.2} of memcpy, {:.0} x \
@@ -321,26 +331,24 @@ fn compare(what: &str, mut text: Vec<u8>, planted: bool, floor: Option<f64>) {
             ours / streamed,
             ours / found
         );
-        match floor {
-            None if planted && size == 10_000 => println!(
+        if planted && size == 10_000 {
+            println!(
                 "; aim >= 0.2 ({}), >= 20 x ({})",
                 met(ours / copied >= 0.2),
                 met(ours / streamed >= 20.0)
-            ),
-            Some(floor) if size == 10_000 => {
-                println!("; aim >= {floor} GB/s ({})", met(ours >= floor));
-            }
-            _ => println!(),
+            );
+        } else {
+            println!();
         }
     }
 }
 
 fn log() {
-    compare("log", log_text(), true, None);
+    compare("log", log_text(), true);
 }
 
 fn random() {
-    compare("random bytes", random_text(), false, None);
+    compare("random bytes", random_text(), false);
 }
 
 /// Beginnings of needles, and needles with one byte changed.
@@ -349,7 +357,7 @@ fn hostile() {
         let set = Set::new(size);
         let numbers = &mut Numbers(19);
         let mut text = Vec::with_capacity(TEXT_BYTES + 4096);
-        while text.len() < TEXT_BYTES {
+        while text.len() < TEXT_BYTES / 4 {
             let needle = &set.needles[numbers.below(set.needles.len())];
             let cut = numbers.below(needle.len());
             if numbers.below(2) == 0 {
@@ -361,10 +369,11 @@ fn hostile() {
             }
         }
         let view = set.view();
+        let mut out = room(text.len());
         let ours = speed(text.len(), || {
-            black_box(engine(&view, Level::Values, &text, WRITE_BYTES));
+            black_box(engine(&view, Level::Values, &text, WRITE_BYTES, &mut out));
         });
-        let part = &text[..TEXT_BYTES / 8];
+        let part = &text[..TEXT_BYTES / SLOW_PART];
         let stream = set.automaton(MatchKind::Standard);
         let streamed = speed(part.len(), || {
             black_box(stream.stream_find_iter(Pieces(part)).count());
@@ -383,17 +392,18 @@ fn secrets() {
     for size in SIZES {
         let set = Set::new(size);
         let numbers = &mut Numbers(23);
-        let (mut text, mut count) = (Vec::with_capacity(TEXT_BYTES / 4 + 4096), 0);
-        while text.len() < TEXT_BYTES / 4 {
+        let (mut text, mut count) = (Vec::with_capacity(TEXT_BYTES / 16 + 4096), 0);
+        while text.len() < TEXT_BYTES / 16 {
             text.extend_from_slice(&set.needles[numbers.below(set.needles.len())]);
             text.push(b'\n');
             count += 1;
         }
         let view = set.view();
-        let found = engine(&view, Level::Values, &text, WRITE_BYTES);
+        let mut out = room(text.len());
+        let found = engine(&view, Level::Values, &text, WRITE_BYTES, &mut out);
         assert_eq!(found, count);
         let ours = speed(text.len(), || {
-            black_box(engine(&view, Level::Values, &text, WRITE_BYTES));
+            black_box(engine(&view, Level::Values, &text, WRITE_BYTES, &mut out));
         });
         let stream = set.automaton(MatchKind::Standard);
         let streamed = speed(text.len(), || {
@@ -407,14 +417,15 @@ fn secrets() {
 }
 
 fn small() {
-    let text = &log_text()[..TEXT_BYTES / 4];
+    let text = &log_text()[..TEXT_BYTES / 16];
     let writes = text.len().div_ceil(SMALL_BYTES) as f64;
-    let copied = nanos(|| memcpy(text, SMALL_BYTES)) / writes;
+    let mut out = room(text.len());
+    let copied = nanos(|| memcpy(text, SMALL_BYTES, &mut out)) / writes;
     println!("memcpy of {SMALL_BYTES} bytes: {copied:.0} ns");
     for size in SIZES {
         let view = Set::new(size).view();
         let ours = nanos(|| {
-            black_box(engine(&view, Level::Values, text, SMALL_BYTES));
+            black_box(engine(&view, Level::Values, text, SMALL_BYTES, &mut out));
         }) / writes;
         print!("{SMALL_BYTES}-byte writes, {size} needles: {ours:.0} ns each");
         if size == 10_000 {
@@ -427,7 +438,8 @@ fn small() {
 
 fn levels() {
     let mut text = log_text();
-    let copied = speed(text.len(), || memcpy(&text, WRITE_BYTES));
+    let mut out = room(text.len());
+    let copied = speed(text.len(), || memcpy(&text, WRITE_BYTES, &mut out));
     println!("memcpy in 64 KiB writes: {copied:.2} GB/s");
     for size in [10, 10_000] {
         let set = Set::new(size);
@@ -435,7 +447,7 @@ fn levels() {
         let view = set.view();
         for level in [Level::Values, Level::Formats, Level::All] {
             let ours = speed(text.len(), || {
-                black_box(engine(&view, level, &text, WRITE_BYTES));
+                black_box(engine(&view, level, &text, WRITE_BYTES, &mut out));
             });
             print!(
                 "level {}, {size} needles: {ours:.2} GB/s = {:.2} of memcpy",

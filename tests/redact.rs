@@ -1,0 +1,464 @@
+//! The redaction engine against rules that are written down here a second time, without any
+//! cleverness: every occurrence of every value in the whole text, ranges that share a byte merged.
+//!
+//! `STRONGROOM_CASES=20000 cargo test --test redact` for as many cases of each property.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use strongroom::redact::{Index, Level, Others, Redactor, Sink, Value, View, needles, redact};
+
+fn cases(usual: u32) -> ProptestConfig {
+    let wanted = std::env::var("STRONGROOM_CASES").ok().and_then(|n| n.parse().ok());
+    let cases = wanted.unwrap_or(usual);
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
+}
+
+/// A view in which the values have the names `N0`, `N1` and so on.
+fn view(values: &[&[u8]]) -> Arc<View> {
+    let index = Index::build((0..).zip(values).map(|(id, bytes)| Value { id, bytes }));
+    let names = (0..).zip(values).map(|(id, _)| (id, format!("N{id}").into())).collect();
+    Arc::new(View::new(&Arc::new(index), names, Others::Unseen))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[derive(Default)]
+struct Collect(Vec<u8>, Vec<u8>);
+
+impl Sink for Collect {
+    fn clear(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        self.1.extend_from_slice(bytes);
+    }
+    fn hidden(&mut self, raw: &[u8]) {
+        self.1.extend_from_slice(raw);
+    }
+    fn marker(&mut self, text: &str, _raw_len: u64) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// Redacts pieces of these lengths in turn, after each perhaps in another process; `each` is called
+/// with what was pushed so far and the redactor.
+fn in_pieces(
+    view: &Arc<View>,
+    level: Level,
+    input: &[u8],
+    pieces: &[usize],
+    save: bool,
+    mut each: impl FnMut(&[u8], &Redactor),
+) -> Vec<u8> {
+    let mut redactor = Redactor::new(view.clone(), level);
+    let mut out = Collect::default();
+    let (mut at, mut turn) = (0, 0);
+    while at < input.len() {
+        let len = pieces[turn % pieces.len()].clamp(1, input.len() - at);
+        redactor.push(&input[at..at + len], &mut out);
+        at += len;
+        turn += 1;
+        if save {
+            let state = redactor.save();
+            redactor = Redactor::resume(view.clone(), level, &state).unwrap();
+        }
+        assert_eq!(redactor.taken(), at as u64);
+        assert_eq!(redactor.held_bytes(), &input[at - redactor.held()..at]);
+        assert_eq!(out.1, input[..at - redactor.held()], "clear and hidden bytes are the input");
+        each(&input[..at], &redactor);
+    }
+    redactor.finish(&mut out);
+    assert_eq!(redactor.held(), 0);
+    assert_eq!(out.1, input);
+    out.0
+}
+
+fn is_word(byte: Option<&u8>) -> bool {
+    byte.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80)
+}
+
+/// A value is only looked for between bytes that are no part of a word.
+fn is_weak(value: &[u8]) -> bool {
+    value.len() < 8 || value.iter().all(|b| *b == value[0])
+}
+
+/// Where each value occurs in the whole text.
+fn occurrences(values: &[&[u8]], input: &[u8]) -> Vec<(usize, usize, usize)> {
+    let mut found = Vec::new();
+    for (number, value) in values.iter().enumerate() {
+        for start in 0..input.len() {
+            let end = start + value.len();
+            if value.len() < 5 || input.get(start..end) != Some(*value) {
+                continue;
+            }
+            let previous = start.checked_sub(1).and_then(|p| input.get(p));
+            if !is_weak(value) || (!is_word(previous) && !is_word(input.get(end))) {
+                found.push((start, end, number));
+            }
+        }
+    }
+    found
+}
+
+/// What the text's end is part of: at least 8 bytes of a value that is longer.
+fn cut_off(values: &[&[u8]], input: &[u8]) -> Vec<(usize, usize, usize)> {
+    for start in 0..input.len().saturating_sub(7) {
+        let rest = &input[start..];
+        let in_word = is_word(start.checked_sub(1).and_then(|p| input.get(p)));
+        let cut = |value: &[u8]| {
+            value.len() > rest.len() && value.starts_with(rest) && !(in_word && is_weak(value))
+        };
+        let all: Vec<_> = (0..values.len()).filter(|n| cut(values[*n])).collect();
+        if !all.is_empty() {
+            return all.into_iter().map(|n| (start, input.len(), n)).collect();
+        }
+    }
+    Vec::new()
+}
+
+fn oracle(values: &[&[u8]], input: &[u8]) -> Vec<u8> {
+    let mut found = occurrences(values, input);
+    found.extend(cut_off(values, input));
+    found.sort_unstable();
+    let (mut out, mut at, mut next) = (Vec::new(), 0, 0);
+    while next < found.len() {
+        let (start, mut end, _) = found[next];
+        let mut members = Vec::new();
+        while next < found.len() && (members.is_empty() || found[next].0 < end) {
+            end = end.max(found[next].1);
+            members.push(found[next]);
+            next += 1;
+        }
+        // The longest names it, of those the leftmost.
+        let longest = members.iter().map(|(s, e, _)| e - s).max().unwrap();
+        let first = members.iter().filter(|(s, e, _)| e - s == longest).map(|m| m.0).min().unwrap();
+        let names: BTreeSet<String> = members
+            .iter()
+            .filter(|(s, e, _)| (*s, e - s) == (first, longest))
+            .map(|(_, _, n)| format!("N{n}"))
+            .collect();
+        out.extend_from_slice(&input[at..start]);
+        let names: Vec<String> = names.into_iter().collect();
+        let more = match names.len().saturating_sub(3) {
+            0 => String::new(),
+            more => format!("|+{more}"),
+        };
+        let shown = names[..names.len().min(3)].join("|");
+        out.extend_from_slice(format!("[REDACTED:{shown}{more}]").as_bytes());
+        at = end;
+    }
+    out.extend_from_slice(&input[at..]);
+    out
+}
+
+/// Where the text's end begins that may still become a value, or a longer range with one.
+fn undecided(values: &[&[u8]], forms: &[Vec<u8>], input: &[u8]) -> usize {
+    let open = |start: &usize| {
+        let rest = &input[*start..];
+        let previous = start.checked_sub(1).and_then(|p| input.get(p));
+        let value = values.iter().any(|value| {
+            let weak = is_weak(value);
+            value.len() >= 5
+                && value.starts_with(rest)
+                && (value.len() > rest.len() || weak)
+                && !(weak && is_word(previous))
+        });
+        value || forms.iter().any(|form| form.len() > rest.len() && form.starts_with(rest))
+    };
+    (0..input.len()).find(open).unwrap_or(input.len())
+}
+
+/// Texts in which occurrences overlap, nest, touch and almost happen.
+fn periodic() -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u8>, Vec<usize>)> {
+    let letter = || select(b"ab_ -".to_vec());
+    let plain = vec(letter(), 5..61);
+    let repeated = (vec(letter(), 1..5), 2..12_usize)
+        .prop_map(|(unit, times)| unit.repeat(times).into_iter().take(60).collect());
+    let value = prop_oneof![plain, repeated]
+        .prop_map(|value: Vec<u8>| value.trim_ascii().to_vec())
+        .prop_filter("long enough", |value| value.len() >= 5);
+    (vec(value, 1..6), vec(1..40_usize, 1..8)).prop_flat_map(move |(mut values, pieces)| {
+        // One that is a part of another, and one that begins as another.
+        let inner = values[0][values[0].len() / 4..].trim_ascii().to_vec();
+        let longer = [&values[0][..], b"ab"].concat();
+        values.extend([inner, longer].into_iter().filter(|v| v.len() >= 5));
+        let chosen = values.clone();
+        let piece = prop_oneof![
+            1 => vec(letter(), 0..6),
+            2 => (0..chosen.len(), 0..61_usize, 0..61_usize).prop_map(move |(n, a, b)| {
+                let value = &chosen[n];
+                let (a, b) = (a.min(value.len()), b.min(value.len()));
+                value[a.min(b)..a.max(b)].to_vec()
+            }),
+            2 => select(values.clone()),
+            1 => Just(b"[REDACTED:N0]".to_vec()),
+        ];
+        let input = vec(piece, 0..12).prop_map(|p| p.concat());
+        (Just(values), input, Just(pieces))
+    })
+}
+
+proptest! {
+    #![proptest_config(cases(2_000))]
+
+    /// The rules, and that cuts, save and resume leave no trace; what is held is what must be.
+    #[test]
+    fn output_is_the_union_of_all_occurrences_however_it_is_cut(
+        (values, input, pieces) in periodic(), save in any::<bool>()
+    ) {
+        let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+        let view = view(&values);
+        let expected = text(&oracle(&values, &input));
+        prop_assert_eq!(&text(&redact(&view, Level::Values, &input)), &expected, "{:?} {:?}", values.iter().map(|v| text(v)).collect::<Vec<_>>(), text(&input));
+        let forms: Vec<Vec<u8>> = values
+            .iter()
+            .flat_map(|value| needles(value).into_iter().map(|form| form.to_vec()))
+            .filter(|form| !values.contains(&form.as_slice()))
+            .collect();
+        let longest = view.longest();
+        let cut = in_pieces(&view, Level::Values, &input, &pieces, save, |so_far, redactor| {
+            let held = redactor.held();
+            assert!(held <= longest, "{held} of {longest}");
+            let must = so_far.len() - undecided(&values, &forms, so_far);
+            // Of a range that is open already, bytes are given away as hidden.
+            assert!(held <= must && (held == must || redactor.in_range()), "{held} of {must}");
+        });
+        prop_assert_eq!(text(&cut), expected);
+    }
+
+    /// A weak value beside a marker stands alone now, and is hidden the second time.
+    #[test]
+    fn a_redacted_text_is_redacted_to_itself((values, input, _) in periodic()) {
+        let values: Vec<&[u8]> =
+            values.iter().map(Vec::as_slice).filter(|value| !is_weak(value)).collect();
+        let view = view(&values);
+        let once = redact(&view, Level::Values, &input);
+        // What stood on both sides of a marker may not become a secret with it, nor the marker.
+        let twice = redact(&view, Level::Values, &once);
+        prop_assert_eq!(text(&twice), text(&once));
+    }
+}
+
+/// Values of many shapes: each byte class, short, long, several lines.
+fn shapes() -> Vec<Vec<u8>> {
+    let mut shapes: Vec<Vec<u8>> = [
+        "s3cr3t",
+        "hunter2-7Q",
+        "p4ss/W0rd+\"q'\\Z\u{e9}$7",
+        "k7Hq2ZpX9vLm4TnB8sRd3WfY6cJg1A",
+        "postgres://app:Xq7-pass%word9@db.internal/prod?sslmode=require",
+        "<&>\"'`$!{}[]()|;*?~# \t=",
+        "line one of it\nline two, longer\n  line three",
+        "\u{4f60}\u{597d}-\u{1f511}-Zk8Wq2",
+        "12345678901",
+    ]
+    .iter()
+    .map(|value| value.as_bytes().to_vec())
+    .collect();
+    shapes.push((1..=32).chain(200..=255).collect());
+    shapes
+}
+
+#[test]
+fn every_cut_of_every_form_of_every_kind_of_value_is_found() {
+    for value in shapes() {
+        let view = view(&[&value]);
+        let forms = needles(&value);
+        assert!(!forms.is_empty());
+        for form in forms {
+            let input = [b"before: ".as_slice(), &form, b" :after\n"].concat();
+            let expected = text(&redact(&view, Level::Values, &input));
+            assert!(
+                expected.starts_with("before: ")
+                    && expected.ends_with(" :after\n")
+                    && expected.contains("[REDACTED:N0]"),
+                "{} -> {expected}",
+                text(&form)
+            );
+            for cut in 1..input.len() {
+                for save in [false, true] {
+                    let pieces = [cut, input.len()];
+                    let out =
+                        in_pieces(&view, Level::Values, &input, &pieces, save, |_, redactor| {
+                            assert!(redactor.held() <= view.longest());
+                        });
+                    assert_eq!(text(&out), expected, "cut at {cut}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_finished_line_is_out_at_once() {
+    let view = view(&[b"Zk8Wq2LmN5rT7yU0pX3c", b"correct horse battery staple"]);
+    let mut redactor = Redactor::new(view, Level::Values);
+    let mut out = Collect::default();
+    for line in [
+        "an ordinary line of a log\n",
+        "ends as a value begins: Zk8Wq2Lm\n",
+        "Zk8Wq2LmN5rT7yU0pX3c\n",
+        "correct horse battery\n",
+        "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n",
+        "\n",
+        "{\"json\": \"with \\\\ and \\\" \\n\"}\n",
+    ] {
+        redactor.push(line.as_bytes(), &mut out);
+        assert_eq!(redactor.held(), 0, "{line}");
+        assert_eq!(out.0.last(), Some(&b'\n'));
+    }
+}
+
+/// JSON with secrets anywhere: in keys, in values, as numbers, once and twice encoded.
+fn json(secrets: &'static [&'static str]) -> impl Strategy<Value = serde_json::Value> {
+    let digits = |s: &&str| s.bytes().all(|b| b.is_ascii_digit());
+    let numbers: Vec<u64> =
+        secrets.iter().filter(|s| digits(s)).map(|s| s.parse().unwrap()).collect();
+    let piece = move || {
+        prop_oneof![
+            select(secrets.to_vec()).prop_map(str::to_owned),
+            "[a-z \\\\\"/\n\u{e9}]{0,6}",
+            (0..secrets.len(), 0..30_usize)
+                .prop_map(move |(n, cut)| { secrets[n].chars().take(cut).collect::<String>() }),
+        ]
+    };
+    let string = move || vec(piece(), 0..4).prop_map(|p| p.concat());
+    let leaf = prop_oneof![
+        3 => string().prop_map(serde_json::Value::from),
+        2 => select(numbers).prop_map(serde_json::Value::from),
+        1 => any::<bool>().prop_map(serde_json::Value::from),
+        1 => any::<i32>().prop_map(serde_json::Value::from),
+        1 => Just(serde_json::Value::Null),
+    ];
+    let inside = leaf.prop_recursive(4, 24, 5, move |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..5).prop_map(serde_json::Value::from),
+            vec((string(), inner.clone()), 0..5)
+                .prop_map(|entries| serde_json::Value::Object(entries.into_iter().collect())),
+            // A document in a string of a document.
+            inner.prop_map(|value| serde_json::Value::from(value.to_string())),
+        ]
+    });
+    // A document that is nothing but a number is not told from a line of a log.
+    inside.prop_map(|value| serde_json::json!([value]))
+}
+
+const IN_JSON: &[&str] =
+    &["p4ss\"W0rd\\q/7Zé", "Zk8Wq2LmN5rT7yU0", "48151623", "back\\slash\\\\end\\", "two\nlines-of"];
+
+proptest! {
+    #![proptest_config(cases(2_000))]
+
+    #[test]
+    fn json_that_parsed_parses_after_and_holds_no_secret(
+        value in json(IN_JSON), pretty in any::<bool>(), pieces in vec(1..50_usize, 1..5)
+    ) {
+        let values: Vec<&[u8]> = IN_JSON.iter().map(|s| s.as_bytes()).collect();
+        let view = view(&values);
+        let input = if pretty {
+            serde_json::to_string_pretty(&value).unwrap()
+        } else {
+            value.to_string()
+        };
+        let whole = text(&redact(&view, Level::Values, input.as_bytes()));
+        let cut = in_pieces(&view, Level::Values, input.as_bytes(), &pieces, true, |_, _| {});
+        prop_assert_eq!(text(&cut), whole.clone());
+        let parsed = serde_json::from_str::<serde_json::Value>(&whole);
+        prop_assert!(parsed.is_ok(), "{} -> {}", input, whole);
+        for secret in IN_JSON {
+            let mut left = false;
+            strings(parsed.as_ref().unwrap(), &mut |s| left |= s.contains(secret));
+            prop_assert!(!left, "{} -> {}", input, whole);
+        }
+    }
+}
+
+fn strings(value: &serde_json::Value, each: &mut impl FnMut(&str)) {
+    match value {
+        serde_json::Value::String(text) => each(text),
+        serde_json::Value::Number(number) => each(&number.to_string()),
+        serde_json::Value::Array(items) => items.iter().for_each(|item| strings(item, each)),
+        serde_json::Value::Object(entries) => {
+            for (key, value) in entries {
+                each(key);
+                strings(value, each);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn markers_in_the_text_stay_and_values_that_stand_in_markers_are_refused() {
+    let own = b"Zk8Wq2LmN5rT7yU0pX3c".as_slice();
+    let long = b"REDACTED:N0] and more".as_slice();
+    let view = view(&[own, b"REDACTED", b"EDACTED", long]);
+    let input = [b"[REDACTED:N0] [REDACTED] ".as_slice(), own, b" [REDACTED:OTHER|B|+2]"].concat();
+    assert_eq!(
+        text(&redact(&view, Level::Values, &input)),
+        "[REDACTED:N0] [REDACTED] [REDACTED:N0] [REDACTED:OTHER|B|+2]"
+    );
+    // A secret may begin inside what looks like a marker.
+    let input = [b"[".as_slice(), long, b"!"].concat();
+    assert_eq!(text(&redact(&view, Level::Values, &input)), "[[REDACTED:N3]!");
+}
+
+/// What is looked for may change at any time, also for what is held.
+#[test]
+fn a_view_that_changes_is_followed_at_every_cut() {
+    let (old, new) = (b"Zk8Wq2LmN5rT7yU0pX3c".as_slice(), b"Zk8Wq2-other-value".as_slice());
+    let names: HashMap<u32, Arc<str>> = [(0, "OLD".into()), (1, "NEW".into())].into();
+    let one = Arc::new(Index::build([Value { id: 0, bytes: old }]));
+    let both = Arc::new(one.with([Value { id: 1, bytes: new }]));
+    let only_new = Arc::new(both.without(&[0]));
+    let again = Arc::new(only_new.with([Value { id: 0, bytes: old }]));
+    let view = |index: &Arc<Index>| Arc::new(View::new(index, names.clone(), Others::Unseen));
+    for (before, after, input, expected) in [
+        (&one, &both, new, "[REDACTED:NEW]"),
+        (&one, &both, old, "[REDACTED:OLD]"),
+        (&both, &only_new, new, "[REDACTED:NEW]"),
+        (&only_new, &again, old, "[REDACTED:OLD]"),
+    ] {
+        for cut in 0..=6 {
+            let mut redactor = Redactor::new(view(before), Level::Values);
+            let mut out = Collect::default();
+            redactor.push(&input[..cut], &mut out);
+            redactor.set_view(view(after));
+            redactor.push(&input[cut..], &mut out);
+            redactor.finish(&mut out);
+            assert_eq!(text(&out.0), expected, "{cut}");
+        }
+    }
+    assert_eq!(redact(&view(&only_new), Level::Values, old), old, "taken away");
+}
+
+#[test]
+fn values_of_one_chain_are_not_seen_by_another() {
+    let index = Arc::new(Index::build([
+        Value { id: 0, bytes: b"Zk8Wq2LmN5rT7yU0pX3c" },
+        Value { id: 1, bytes: b"Zk8Wq2-foreign-4711" },
+    ]));
+    let names: HashMap<u32, Arc<str>> = [(0, "OWN".into())].into();
+    let unseen = Arc::new(View::new(&index, names.clone(), Others::Unseen));
+    let alone = Arc::new(View::new(
+        &Arc::new(Index::build([Value { id: 0, bytes: b"Zk8Wq2LmN5rT7yU0pX3c" }])),
+        names,
+        Others::Unseen,
+    ));
+    for input in ["Zk8Wq2-foreign-4711 x", "Zk8Wq2-foreign", "Zk8Wq2LmN5", "x Zk8Wq2-"] {
+        for cut in 0..=input.len() {
+            let held = |view: &Arc<View>| {
+                let mut redactor = Redactor::new(view.clone(), Level::Values);
+                redactor.push(&input.as_bytes()[..cut], &mut Collect::default());
+                redactor.held()
+            };
+            assert_eq!(held(&unseen), held(&alone), "{input} {cut}");
+        }
+        let of = |view| text(&redact(view, Level::Values, input.as_bytes()));
+        assert_eq!(of(&unseen), of(&alone));
+    }
+}
