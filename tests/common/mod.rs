@@ -11,7 +11,8 @@ pub(crate) const DB_PROD: &str = "postgres://app:canary-hunter2@db.internal/prod
 pub(crate) const SSH_KEY: &str = "-----BEGIN OPENSSH PRIVATE KEY-----\ncanaryKEY\n-----END-----\n";
 pub(crate) const AWS_SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYcanary";
 
-const DEFINITION: &str = r#"{"chain": "deploy-pipeline",
+/// The chain of the design, three agents.
+pub(crate) const DEFINITION: &str = r#"{"chain": "deploy-pipeline",
  "agents": [
    {"name": "CodeAnalyzer", "secrets": ["OPENAI_API_KEY"]},
    {"name": "TestRunner", "secrets": ["OPENAI_API_KEY", "DATABASE_URL"]},
