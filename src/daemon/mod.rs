@@ -15,6 +15,7 @@ pub mod core;
 mod ending;
 mod events;
 mod executions;
+mod explain;
 mod exposures;
 mod generate;
 mod import;
