@@ -20,6 +20,7 @@ pub mod manual;
 pub mod proto;
 pub mod redact;
 pub mod rotation;
+pub mod scan;
 pub mod secret;
 pub mod sys;
 pub mod vault;

@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["execution"],
     &["identity"],
     &["audit"],
+    &["scan"],
     &["redact"],
     &["rotation"],
     &["catalog"],

@@ -19,10 +19,12 @@ pub const NO_ROLE: u8 = 5;
 pub const NOT_FOUND: u8 = 6;
 /// It exists already, or conflicts with what is there.
 pub const CONFLICT: u8 = 7;
-/// A check found something: `audit verify`, `chain check`, `doctor`.
+/// A check found something: `audit verify`, `chain check`, `doctor`, `scan`, `redact --check`.
 pub const FOUND: u8 = 8;
 /// `secret revoke`: a process that had the value could not be ended.
 pub const INCOMPLETE: u8 = 9;
+/// `scan`: nothing was found, but not everything could be read.
+pub const UNREAD: u8 = 10;
 /// `run`: strongroom itself failed.
 pub const RUN_FAILED: u8 = 125;
 /// `run`: the command cannot be executed.
@@ -42,6 +44,7 @@ pub const TABLE: &[(u8, &str)] = &[
     (CONFLICT, "it exists already, or conflicts with what is there"),
     (FOUND, "a check found something"),
     (INCOMPLETE, "secret revoke: a process that had the value could not be ended"),
+    (UNREAD, "scan: nothing was found, but not everything could be read"),
     (RUN_FAILED, "run: strongroom itself failed"),
     (RUN_CANNOT, "run: the command cannot be executed"),
     (RUN_MISSING, "run: the command was not found"),

@@ -11,21 +11,26 @@ pub mod exit;
 mod import;
 mod output;
 mod prompt;
+mod redact;
 mod rotation;
 mod run;
+mod scan;
 mod secret;
 mod serve;
 mod value;
 mod version;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Paths};
 use crate::control::client::Client;
 use crate::proto::Problem;
+use crate::redact::View;
+use crate::redact::detect::Detector;
 
 /// A secrets vault for chains of agents, mounted at /run/secrets.
 #[derive(Debug, Parser)]
@@ -104,6 +109,8 @@ enum Command {
     Project(secret::ProjectCommand),
     /// Prints the standing instruction for an agent's prompt.
     Prompt(prompt::PromptArgs),
+    /// Leaves markers where secrets were: a filter.
+    Redact(redact::RedactArgs),
     /// Starts a new worker (new binary, new configuration) under the same mount.
     Reload,
     /// Rotation policies and rotation chains.
@@ -111,6 +118,8 @@ enum Command {
     Rotation(rotation::RotationCommand),
     /// Runs a command as an agent.
     Run(run::RunArgs),
+    /// Looks for secrets in files and trees.
+    Scan(scan::ScanArgs),
     /// Secrets.
     #[command(subcommand)]
     Secret(secret::SecretCommand),
@@ -137,6 +146,22 @@ enum Command {
 enum AlertCommand {
     /// Delivers a test to every configured alert, and waits for it.
     Test,
+}
+
+impl Command {
+    /// Whether it asks the daemon and nothing else, so that anybody may try.
+    fn needs_socket_alone(&self) -> bool {
+        matches!(
+            self,
+            Self::Events(_)
+                | Self::Prompt(_)
+                | Self::Redact(_)
+                | Self::Run(_)
+                | Self::Scan(_)
+                | Self::Status
+                | Self::Wait(_)
+        )
+    }
 }
 
 /// What went wrong, and the next step: the two lines of an error.
@@ -256,6 +281,38 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn config_failure(error: crate::config::Error) -> Failure {
+    let hint = error.hint();
+    Failure::new(error.to_string()).hint(hint)
+}
+
+/// Known formats by a configuration's rules.
+fn formats_view(config: &Config) -> Result<View, Failure> {
+    let detector = Detector::of_config(&config.redaction).map_err(|error| {
+        let hint = error.hint();
+        Failure::new(error.to_string()).hint(hint)
+    })?;
+    Ok(View::empty().with_detector(Arc::new(detector)))
+}
+
+/// The same where no daemon is needed, nor a home or a readable configuration, as in a CI job.
+fn local_view(home: Option<&Path>) -> Result<View, Failure> {
+    use crate::config::Error;
+    let config = match Paths::of_this_process(home) {
+        Err(Error::NoPlace { .. }) => Config::default(),
+        Err(error) => return Err(config_failure(error)),
+        Ok(paths) => match Config::load(&paths) {
+            Err(Error::Read { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                Config::default()
+            }
+            loaded => loaded.map_err(config_failure)?,
+        },
+    };
+    formats_view(&config)
+}
+
 fn dispatch(cli: Cli) -> Outcome {
     match &cli.command {
         Command::Completions { shell } => {
@@ -275,22 +332,24 @@ fn dispatch(cli: Cli) -> Outcome {
         }
         Command::Demo => return demo::main(cli.json),
         Command::Prompt(args) if args.is_local() => return prompt::local(cli.json),
+        Command::Redact(args) if args.is_local() => {
+            return redact::local(local_view(cli.home.as_deref())?, args, cli.json);
+        }
+        Command::Scan(args) if args.is_local() => {
+            return scan::local(local_view(cli.home.as_deref())?, args, cli.json);
+        }
         _ => {}
     }
     let home = match &cli.home {
         Some(home) => Some(std::path::absolute(home).map_err(anyhow::Error::from)?),
         None => None,
     };
-    let config_failure = |error: crate::config::Error| {
-        let hint = error.hint();
-        Failure::new(error.to_string()).hint(hint)
-    };
     let paths = Paths::of_this_process(home.as_deref()).map_err(config_failure)?;
     let config = match Config::load(&paths) {
         // A client of another user needs the socket alone; the file may hold a webhook's token.
         Err(crate::config::Error::Read { source, .. })
             if source.kind() == std::io::ErrorKind::PermissionDenied
-                && matches!(cli.command, Command::Run(_) | Command::Status | Command::Wait(_)) =>
+                && cli.command.needs_socket_alone() =>
         {
             Config::default()
         }
@@ -319,9 +378,11 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Lock => admin::lock(&context),
         Command::Project(command) => secret::project(&context, command),
         Command::Prompt(args) => prompt::main(&context, &args),
+        Command::Redact(args) => redact::main(&context, &args),
         Command::Reload => serve::reload(&context),
         Command::Rotation(command) => rotation::main(&context, command),
         Command::Run(args) => run::main(&context, &args),
+        Command::Scan(args) => scan::main(&context, &args),
         Command::Secret(command) => secret::secret(&context, command),
         Command::Serve => serve::serve(&context),
         Command::Status => admin::status(&context),

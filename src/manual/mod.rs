@@ -116,6 +116,20 @@
 //! changed (by ctime, which agents cannot set) for so long; of a shared folder they remove the old
 //! files while no execution of the chain runs. Each removal is an `events_pruned` record.
 //!
+//! # Filter and scan
+//!
+//! `redact` and `scan --values` send their text to the worker and get it back with markers; the values
+//! never come to their process. They are for `operate` and `audit` without a limit to chains; for
+//! others, and without a daemon, they refuse, but for `redact --level formats`, which says so and goes
+//! on with known formats, and `--local`. `scan` without `--values` asks nobody.
+//!
+//! In a git work tree `scan` leaves out what git ignores (`.gitignore`, `info/exclude`, the user's own
+//! list), but not what git's index tracks all the same; it reads the index itself and never runs git.
+//! Hidden files are searched, `.git` is not. Links are followed where a person named them. A finding
+//! has path, line, column in characters, and the rule's id or secret's name: no length, no digest. A
+//! report in JSON can be the next scan's `--baseline`: as many findings of one kind in one file as it
+//! has are passed over. Statuses: 0, 8 (found), 10 (none found, but something could not be read).
+//!
 //! # Numbers
 //!
 //! `STRONGROOM_KILLS=1000 cargo test --test mount no_read_fails -- --nocapture` kills the worker a
