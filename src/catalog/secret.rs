@@ -94,6 +94,9 @@ pub struct Version {
     /// Promoted after this time even while the old one is held; none: as configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Period>,
+    /// Of a revoked version: what its value is known again by, after it is destroyed as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
@@ -238,6 +241,7 @@ impl Secret {
             untested: new.untested,
             generation: new.generation,
             drain: new.drain,
+            fingerprint: None,
         });
         number
     }
@@ -331,6 +335,13 @@ impl Secret {
             }
         }
         revoked
+    }
+
+    /// Notes what the value of a version is known again by.
+    pub fn set_fingerprint(&mut self, number: u32, fingerprint: String) {
+        if let Some(version) = self.versions.iter_mut().find(|v| v.number == number) {
+            version.fingerprint = Some(fingerprint);
+        }
     }
 
     fn number_at(&self, stage: Stage, wanted: &'static str) -> Result<u32, Error> {

@@ -190,6 +190,9 @@ fn start_log() {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(false)
+        // It would say so on stderr, and panic where that is a file on a full disk: threads that
+        // answer requests and keep house must outlive that.
+        .log_internal_errors(false)
         .try_init();
 }
 

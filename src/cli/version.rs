@@ -244,11 +244,19 @@ fn revoked_text(revoked: &proto::Revoked) -> String {
         .ended
         .iter()
         .map(|e| {
-            vec![e.execution.clone(), e.chain.clone(), e.agents.join(" "), e.processes.to_string()]
+            vec![
+                e.execution.clone(),
+                e.chain.clone(),
+                e.agents.join(" "),
+                e.via.join(" "),
+                or_dash(e.since.map(|at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())),
+                e.processes.to_string(),
+            ]
         })
         .collect();
     if !rows.is_empty() {
-        lines.push(table(&["EXECUTION", "CHAIN", "AGENTS", "PROCESSES"], &rows));
+        let heading = ["EXECUTION", "CHAIN", "AGENTS", "VIA", "SINCE (UTC)", "PROCESSES"];
+        lines.push(table(&heading, &rows));
     }
     if !revoked.outside.is_empty() {
         lines.push("seen by people, which only they can undo:".to_owned());
@@ -258,6 +266,13 @@ fn revoked_text(revoked: &proto::Revoked) -> String {
     for other in &revoked.same_value {
         lines.push(format!("the same value is also in {other}: revoke it as well"));
     }
+    if !revoked.goes_on.is_empty() {
+        lines.push(format!(
+            "never obtained it and {would}left running: {}",
+            revoked.goes_on.join(" ")
+        ));
+    }
+    lines.extend(revoked.notes.iter().map(|note| format!("note: {note}")));
     for survivor in &revoked.survivors {
         lines.push(format!("NOT ENDED: {survivor}"));
     }

@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 use crate::catalog::secret::Secret;
+use crate::control::Caller;
 use crate::execution::exposure::Exposure;
+use crate::execution::principal::Principal;
 use crate::proto::{self, Code, Problem};
 use crate::secret::SecretBytes;
 use crate::vault::record::{Batch, RecordId, RecordKind};
@@ -99,5 +101,26 @@ impl Daemon {
             }
         }
         shown
+    }
+
+    /// What an agent had obtained before it redeemed a ticket, the new execution has obtained as well:
+    /// memory, variables and descriptors go with the process.
+    pub(super) fn hand_down(&self, who: &Caller, child: &Principal) -> Result<(), Problem> {
+        let own = u32::try_from(who.peer.pid).ok();
+        let own = own.and_then(|pid| self.registry.principal(self.principal_of_process(pid)?));
+        let Some(own) = own.filter(|own| own.execution != child.execution) else { return Ok(()) };
+        let ledger = self.registry.ledger();
+        for exposure in ledger.of_execution(&own.execution) {
+            let inherited = Exposure {
+                execution: Some(child.execution.clone()),
+                chain: Some(child.chain.clone()),
+                agent: Some(child.agent.clone()),
+                user: child.user.clone(),
+                at: self.core.clock.now(),
+                ..Exposure::clone(&exposure)
+            };
+            ledger.note(inherited).map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
+        }
+        Ok(())
     }
 }

@@ -191,7 +191,7 @@ impl Daemon {
                 };
                 catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
                 let id = new_id()?;
-                secret.replace(self.new_version(&item.value, id, &by));
+                secret.replace(self.new_version(catalog, &item.value, id, &by)?);
                 batch.put(RecordKind::Value, id, SecretBytes::copy_of(item.value.expose()));
                 put(batch, RecordKind::Secret, &secret.id, &secret)?;
                 secrets.push(secret);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::Unit;
 use crate::catalog::secret::{Secret, Stage};
 use crate::clock::Timestamp;
+use crate::execution::exposure::Channel;
 use crate::execution::journal::Kind;
 use crate::execution::principal::ProcessRef;
 use crate::proto::{Code, Problem};
@@ -19,7 +20,6 @@ use crate::vault::crypto;
 
 use super::core::new_id;
 use super::rotate::{fresh_unit, next_generation};
-use super::secrets::parse;
 use super::{Daemon, user_of};
 
 /// What is being revoked, as later workers find it.
@@ -38,6 +38,9 @@ pub(super) struct Intent {
     pub(super) targets: Vec<Target>,
     /// Executions that were ended for it so far, with their processes.
     pub(super) ended: BTreeMap<String, Ended>,
+    /// Whether their ends are on record.
+    #[serde(default)]
+    pub(super) recorded: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,16 +60,25 @@ pub(super) struct Replacement {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Ended {
     pub(super) chain: String,
     pub(super) agents: BTreeSet<String>,
     pub(super) processes: u64,
     /// Roots of process trees, where there is no cgroup.
     pub(super) roots: Vec<ProcessRef>,
+    /// Who launched its agents, and waits for them.
+    pub(super) launchers: Vec<ProcessRef>,
+    /// An agent may leave its group, and take every mark off.
+    pub(super) may_hide: bool,
+    /// How it obtained the value.
+    pub(super) via: BTreeSet<Channel>,
+    /// Since when.
+    pub(super) since: Option<Timestamp>,
 }
 
 /// Which versions are meant.
-fn numbers(secret: &Secret, which: Option<&str>) -> Result<Vec<u32>, Problem> {
+pub(super) fn numbers(secret: &Secret, which: Option<&str>) -> Result<Vec<u32>, Problem> {
     let live = |v: &&crate::catalog::secret::Version| v.stage != Stage::Revoked;
     let stage = |stage| {
         secret.at_stage(stage).map(|v| vec![v.number]).ok_or_else(|| {
@@ -80,7 +92,10 @@ fn numbers(secret: &Secret, which: Option<&str>) -> Result<Vec<u32>, Problem> {
         Some("current") => stage(Stage::Current),
         Some("previous") => stage(Stage::Previous),
         Some(text) => {
-            let number: u32 = parse(text)?;
+            let number: u32 = text.parse().map_err(|_| {
+                Problem::new(Code::Invalid, format!("there is no version {text}"))
+                    .with_hint("a number, pending, current, previous or all")
+            })?;
             match secret.version(number) {
                 Some(version) if version.stage == Stage::Revoked => {
                     let what = format!("version {number} of {} is revoked already", secret.key);
@@ -105,7 +120,7 @@ impl Daemon {
         unit: &Unit,
         reason: &str,
         which: Option<&str>,
-        values: Option<BTreeMap<String, SecretBytes>>,
+        values: Option<&BTreeMap<String, SecretBytes>>,
     ) -> Result<Intent, Problem> {
         let mut bytes = [0_u8; 16];
         crypto::random(&mut bytes).map_err(|e| Problem::new(Code::Internal, e.to_string()))?;
@@ -117,7 +132,7 @@ impl Daemon {
         for secret in &unit_now.members {
             let numbers = numbers(secret, which)?;
             let values_of = |n: &u32| secret.version(*n).and_then(|v| v.value.clone());
-            let replacement = match values.as_ref().and_then(|v| v.get(secret.key.name.as_str())) {
+            let replacement = match values.and_then(|v| v.get(secret.key.name.as_str())) {
                 None => None,
                 Some(value) => {
                     let record = new_id()?.to_string();
@@ -145,6 +160,7 @@ impl Daemon {
             at: self.core.clock.now(),
             targets,
             ended: BTreeMap::new(),
+            recorded: false,
         })
     }
 

@@ -615,6 +615,7 @@ impl Daemon {
     ) -> Result<proto::AgentLaunched, Problem> {
         let identity = self.identity_of(principal);
         self.record_agent(who, principal, &identity)?;
+        self.hand_down(who, principal)?;
         let principal_dir =
             self.paths.mount.join(AGENTS_NAME).join(&principal.token).display().to_string();
         let bind = who.peer.uid == 0 && wanted.how != How::Attach;
@@ -788,7 +789,7 @@ impl Daemon {
 }
 
 /// The path as `/proc/PID/cgroup` shows it.
-fn below_hierarchy(path: &Path) -> PathBuf {
+pub(super) fn below_hierarchy(path: &Path) -> PathBuf {
     cgroup::hierarchy_root()
         .ok()
         .and_then(|root| path.strip_prefix(root).ok().map(|p| Path::new("/").join(p)))

@@ -26,13 +26,14 @@ mod launch;
 pub mod needles;
 mod output;
 mod policy;
-mod restored;
 mod revoke;
+mod revoked;
 mod rotate;
 mod rotation;
 mod secrets;
 mod settle;
 mod step;
+mod strays;
 mod tickets;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,37 +1,58 @@
 //! Emergency revoke: one ordered transaction that a later worker finishes.
 //!
 //! Order: the intent in the runtime state; the denial, from which every read of the versions fails;
-//! requests in work answered; executions that obtained a version ended, by cgroup; the durable
-//! commit, replacement current; the emptiness of their groups awaited; executions that had merely
-//! permission pinned anew; records and alert. Invariant: when the verb returns, no read returns the
-//! old value, and whatever could not be ended is named. Danger: a launch in between, which the
-//! launching lock keeps out from the denial to the new pins.
+//! requests in work answered; launches in work waited for; executions that obtained a version ended,
+//! by cgroup, and those of their processes that have left it; the durable commit, replacement current;
+//! executions that had merely permission pinned anew; the emptiness of the groups awaited; records and
+//! alert. Invariant: when the verb returns, no read returns the old value, and whatever could not be
+//! ended is named. Danger: a launch in between, which the launching lock keeps out from the choice of
+//! whom to end to the new pins; a vault that cannot be written, which keeps the intent until it can.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use crate::audit::record::Event;
 use crate::catalog::secret::{NewVersion, Secret, Stage};
+use crate::clock::Timestamp;
 use crate::control::Caller;
-use crate::execution::exposure::Exposure;
+use crate::execution::exposure::{Channel, Exposure};
 use crate::execution::id::ExecutionId;
 use crate::execution::journal::Kind;
 use crate::execution::principal::{Membership, Pin, Principal};
 use crate::proto::{self, Code, Problem};
 use crate::secret::SecretBytes;
 use crate::sys::cgroup::Cgroup;
+use crate::sys::proc;
 use crate::vault::crypto;
 use crate::vault::record::{RecordId, RecordKind};
 
 use super::Daemon;
 use super::core::put;
-use super::ending::KILL_LIMIT;
+use super::ending::{KILL_LIMIT, end_tree};
 use super::executions::registry_problem;
-use super::intent::{Ended, Intent};
+use super::intent::{Ended, Intent, numbers};
+use super::launch::below_hierarchy;
 use super::rotate::{Fresh, member_values, members_of, store_all};
 use super::secrets::{alone, parse};
+use super::strays::{self, Stray};
+
+/// How an execution obtained what is revoked.
+#[derive(Default)]
+struct Had {
+    agents: BTreeSet<String>,
+    via: BTreeSet<Channel>,
+    since: Option<Timestamp>,
+}
+
+/// Executions that had merely permission.
+#[derive(Default)]
+struct Repinned {
+    goes_on: Vec<String>,
+    failed: Vec<String>,
+}
 
 impl Daemon {
     pub(super) fn revoke_secret(
@@ -50,7 +71,12 @@ impl Daemon {
             return Err(Problem::new(Code::Invalid, "a revoke has a reason")
                 .with_hint("add --reason \"...\"; it goes into every record"));
         }
-        let whole = matches!(req.version.as_deref(), None | Some("all" | "current"));
+        let which = req.version.as_deref();
+        let hits_current = unit.members.iter().any(|secret| {
+            let current = secret.at_stage(Stage::Current).map(|v| v.number);
+            numbers(secret, which).is_ok_and(|n| current.is_some_and(|c| n.contains(&c)))
+        });
+        let whole = hits_current || matches!(which, None | Some("all" | "current"));
         let fresh = match (req.replacement, req.replacement_members.is_empty()) {
             (Some(value), true) => Some(Fresh::One(value.into_secret())),
             (None, false) => Some(Fresh::Given(members_of(req.replacement_members))),
@@ -60,9 +86,17 @@ impl Daemon {
             }
         };
         if whole && fresh.is_none() && !req.no_replacement && !req.dry_run {
-            return Err(Problem::new(Code::Invalid, "there is no replacement").with_hint(
-                "pipe the new value in, or add --no-replacement: the name resolves to nothing then",
-            ));
+            let hint = match which {
+                None | Some("all" | "current") => {
+                    "pipe the new value in, or add --no-replacement: the name resolves to nothing \
+                     then"
+                }
+                Some(_) => {
+                    "this is the current version: say --version current and pipe the new value in, \
+                     or add --no-replacement"
+                }
+            };
+            return Err(Problem::new(Code::Invalid, "there is no replacement").with_hint(hint));
         }
         if fresh.is_some() && req.no_replacement {
             return Err(Problem::new(
@@ -76,14 +110,17 @@ impl Daemon {
         }
         let values = fresh.as_ref().map(|f| member_values(&unit, f)).transpose()?;
         let _one_at_a_time = self.revoking.lock().unwrap_or_else(PoisonError::into_inner);
-        let intent =
-            self.intent(who.peer.uid, &unit, &req.reason, req.version.as_deref(), values)?;
+        let intent = self.intent(who.peer.uid, &unit, &req.reason, which, values.as_ref())?;
         if req.dry_run {
             return self.would_revoke(&intent, begun);
         }
         if intent.targets.iter().all(|t| t.numbers.is_empty()) {
             let what = format!("every version of {} is revoked already", unit.name());
             return Err(Problem::new(Code::Conflict, what).with_hint("give it a new value"));
+        }
+        for value in values.iter().flat_map(BTreeMap::values) {
+            self.refuse_revoked(&self.core.catalog(), value)?;
+            self.refuse_old(&intent, value)?;
         }
         self.note_intent(&intent)?;
         self.carry_out(intent, begun)
@@ -113,14 +150,17 @@ impl Daemon {
         }
     }
 
-    /// Running executions that obtained one of the values, with the agents that did.
-    fn exposed(&self, intent: &Intent) -> BTreeMap<ExecutionId, BTreeSet<String>> {
-        let mut found: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
+    /// Running executions that obtained one of the values.
+    fn exposed(&self, intent: &Intent) -> BTreeMap<ExecutionId, Had> {
+        let mut found: BTreeMap<_, Had> = BTreeMap::new();
         for exposure in self.exposures(intent) {
             if let Some(id) = &exposure.execution
                 && self.registry.execution(id).is_some_and(|e| e.ended.is_none())
             {
-                found.entry(id.clone()).or_default().extend(exposure.agent.clone());
+                let had = found.entry(id.clone()).or_default();
+                had.agents.extend(exposure.agent.clone());
+                had.via.insert(exposure.via);
+                had.since = Some(had.since.map_or(exposure.at, |at| at.min(exposure.at)));
             }
         }
         found
@@ -133,16 +173,18 @@ impl Daemon {
 
     /// The transaction, from any point on: every step is safe to repeat.
     fn carry_out(&self, mut intent: Intent, begun: Instant) -> Result<proto::Revoked, Problem> {
-        let launching = self.launching.write().unwrap_or_else(PoisonError::into_inner);
+        // First of all, whatever a launch may be waiting for.
         self.core.deny(intent.targets.iter().flat_map(|t| t.values.clone()));
         let broker = self.tree.broker();
         broker.settle_requests();
         broker.wipe_denied();
         let first_denial = begun.elapsed();
+        // A launch that was given its values before has noted that when it lets go.
+        let launching = self.launching.write().unwrap_or_else(PoisonError::into_inner);
 
         // Noted before it is done: a successor must know whom it has to end and to record.
-        for (id, agents) in self.exposed(&intent) {
-            let ended = self.to_end(&id, agents);
+        for (id, had) in self.exposed(&intent) {
+            let ended = self.to_end(&id, had);
             intent.ended.insert(id.to_string(), ended);
         }
         self.note_intent(&intent)?;
@@ -151,51 +193,80 @@ impl Daemon {
             self.registry
                 .end(&parse(id)?, self.core.clock.now(), &reason)
                 .map_err(|e| registry_problem(&e))?;
+        }
+        let below = self.cgroup_root.as_deref().map(below_hierarchy);
+        let strays =
+            strays::descended(&intent.ended, self.cgroup_root.as_deref(), below.as_deref());
+        for id in intent.ended.keys() {
             self.kill_at_once(id);
         }
-        let revision = self.commit_revoke(&intent)?;
-        let repinned = self.repin(&intent);
+        strays::kill(&strays);
+        let committed = self.commit_revoke(&intent);
+        let repinned = if committed.is_ok() { self.repin(&intent) } else { Repinned::default() };
         drop(launching);
 
-        let deadline = Instant::now() + KILL_LIMIT;
-        let mut survivors = Vec::new();
-        for (id, ended) in &intent.ended {
-            survivors.extend(self.await_death(id, deadline));
-            for root in &ended.roots {
-                survivors.extend(super::ending::end_tree(root, Duration::ZERO));
-            }
-        }
-        for problem in repinned {
-            survivors.push(problem);
-        }
-        self.record_revoke(&intent, revision, &survivors, begun)?;
-        self.registry
-            .journal()
-            .remove(Kind::Revoke, intent.id.as_bytes())
-            .map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
-        self.settle_soon();
+        let mut survivors = self.await_deaths(&intent, strays, below.as_deref());
+        survivors.extend(repinned.failed);
+        let revision = self.record_revoke(&mut intent, &committed, &survivors, begun)?;
+        // Told before the intent goes: whoever finishes it tells of it.
         let mut answer = self.revoked(&intent, begun)?;
+        answer.goes_on = repinned.goes_on;
         answer.complete = survivors.is_empty();
         answer.survivors = survivors;
         answer.first_denial_us = u64::try_from(first_denial.as_micros()).unwrap_or(u64::MAX);
         self.alert_revoked(&intent, &answer);
         self.revoke_at_provider(&intent.unit);
+        self.registry
+            .journal()
+            .remove(Kind::Revoke, intent.id.as_bytes())
+            .map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
+        self.settle_soon();
+        tracing::info!(name = intent.name, revision, "revoked");
         Ok(answer)
     }
 
+    /// Waits until all of them are dead, at most a while; who is left.
+    fn await_deaths(
+        &self,
+        intent: &Intent,
+        mut strays: Vec<Stray>,
+        below: Option<&Path>,
+    ) -> Vec<String> {
+        let deadline = Instant::now() + KILL_LIMIT;
+        let mut survivors = BTreeSet::new();
+        for (id, ended) in &intent.ended {
+            survivors.extend(self.await_death(id, deadline));
+            for root in &ended.roots {
+                survivors.extend(end_tree(root, Duration::ZERO));
+            }
+        }
+        if !intent.ended.is_empty() {
+            // Asked now, when those that were in their groups are gone.
+            let marked = strays::marked(&intent.ended, below);
+            strays::kill(&marked);
+            strays.extend(marked);
+        }
+        survivors.extend(strays::survivors(&strays, deadline));
+        survivors.into_iter().collect()
+    }
+
     /// What is to be ended of an execution.
-    fn to_end(&self, id: &ExecutionId, agents: BTreeSet<String>) -> Ended {
+    fn to_end(&self, id: &ExecutionId, had: Had) -> Ended {
         let chain = self.registry.execution(id).map(|e| e.chain.clone()).unwrap_or_default();
-        let mut ended = Ended { chain, agents, ..Ended::default() };
+        let mut ended =
+            Ended { chain, agents: had.agents, via: had.via, since: had.since, ..Ended::default() };
         for member in self.registry.principals_of(id) {
+            ended.launchers.extend(member.lifeline.clone());
             match &member.membership {
                 Membership::Cgroup { path, .. } => {
                     let members = Cgroup::open(path).and_then(|g| g.members());
                     ended.processes += members.map_or(0, |m| m.len() as u64);
+                    ended.may_hide |= member.uid == 0;
                 }
                 Membership::Tree { root } => {
                     ended.processes += 1;
                     ended.roots.push(root.clone());
+                    ended.may_hide = true;
                 }
             }
         }
@@ -231,12 +302,20 @@ impl Daemon {
                 }
             }
         }
-        left.iter().map(|pid| format!("process {pid} of execution {id}")).collect()
+        left.iter().map(|pid| format!("process {pid} of execution {id}{}", held_by(*pid))).collect()
     }
 
     /// Makes the denial durable and the replacement current.
     fn commit_revoke(&self, intent: &Intent) -> Result<u64, Problem> {
-        let key = self.core.unlocked()?.derive_key("revoke");
+        let vault = self.core.unlocked()?;
+        let key = vault.derive_key("revoke");
+        let mut fingerprints = BTreeMap::new();
+        for id in intent.targets.iter().flat_map(|t| &t.values) {
+            // Its bytes may be gone; then nothing more is known of it than before.
+            if let Ok(Some(value)) = vault.get(RecordKind::Value, parse(id)?) {
+                fingerprints.insert(id.clone(), self.fingerprint(&value)?);
+            }
+        }
         let ((), revision) = self.core.change(|catalog, batch| {
             let mut stored = Vec::new();
             for target in &intent.targets {
@@ -244,6 +323,12 @@ impl Daemon {
                 let Some(secret) = catalog.secret(&target.secret) else { continue };
                 let mut secret = Secret::clone(secret);
                 secret.revoke(&target.numbers, intent.at);
+                for number in &target.numbers {
+                    let value = secret.version(*number).and_then(|v| v.value.as_ref());
+                    if let Some(text) = value.and_then(|value| fingerprints.get(value)) {
+                        secret.set_fingerprint(*number, text.clone());
+                    }
+                }
                 if let Some(replacement) = &target.replacement
                     && !secret
                         .versions
@@ -261,7 +346,7 @@ impl Daemon {
                     secret.replace(NewVersion {
                         generation: replacement.generation,
                         at: intent.at,
-                        ..self.new_version(&value, id, &intent.by)
+                        ..self.admitted_version(&value, id, &intent.by)
                     });
                     batch.put(RecordKind::Value, id, value);
                 }
@@ -273,8 +358,9 @@ impl Daemon {
         Ok(revision)
     }
 
-    /// Gives executions that never obtained the value the replacement, or nothing. Says what failed.
-    fn repin(&self, intent: &Intent) -> Vec<String> {
+    /// Gives executions that never obtained the value the replacement, or nothing.
+    fn repin(&self, intent: &Intent) -> Repinned {
+        let mut goes_on = BTreeSet::new();
         let mut failed = Vec::new();
         for target in &intent.targets {
             let secret = self.core.catalog().secret(&target.secret).cloned();
@@ -294,6 +380,7 @@ impl Daemon {
                 if execution.ended.is_some() || !holds {
                     continue;
                 }
+                goes_on.insert(execution.id.to_string());
                 let changed = self.registry.update(&execution.id, |e| {
                     match &pin {
                         Some(pin) => e.pins.insert(target.secret.clone(), pin.clone()),
@@ -343,26 +430,30 @@ impl Daemon {
                 }
             }
         }
-        failed
+        Repinned { goes_on: goes_on.into_iter().collect(), failed }
     }
 
+    /// Records who was ended and why, and what is denied; the revision that made it durable.
+    ///
+    /// # Errors
+    /// When it is not durable yet: then the intent stays, and is carried out again.
     fn record_revoke(
         &self,
-        intent: &Intent,
-        revision: u64,
+        intent: &mut Intent,
+        committed: &Result<u64, Problem>,
         survivors: &[String],
         begun: Instant,
-    ) -> Result<(), Problem> {
+    ) -> Result<u64, Problem> {
         let reason = format!("revoked:{}", intent.name);
-        for id in intent.ended.keys() {
-            if let Some(execution) = self.registry.execution(&parse(id)?) {
-                self.record_execution(
-                    Event::ExecutionEnded,
-                    &execution,
-                    execution.uid,
-                    Some(&reason),
-                )?;
+        if !intent.recorded {
+            for id in intent.ended.keys() {
+                let Some(execution) = self.registry.execution(&parse(id)?) else { continue };
+                let (event, uid) = (Event::ExecutionEnded, execution.uid);
+                self.record_execution(event, &execution, uid, Some(&reason))?;
             }
+        }
+        if intent.recorded && committed.is_err() {
+            return committed.clone().map_err(|why| unfinished(intent, &why));
         }
         for target in &intent.targets {
             let Some(secret) = self.core.catalog().secret(&target.secret).cloned() else {
@@ -377,25 +468,39 @@ impl Daemon {
                 record.version = Some(*number);
                 record.user = Some(&intent.by);
                 record.uid = Some(intent.uid);
-                record.decision =
-                    Some(if survivors.is_empty() { "complete" } else { "incomplete" });
+                record.decision = Some(match committed {
+                    Ok(_) if survivors.is_empty() => "complete",
+                    _ => "incomplete",
+                });
                 record.reason = Some(&intent.reason);
                 record.count = Some(intent.ended.len() as u64);
-                record.revision = Some(revision);
+                record.revision = committed.as_ref().ok().copied();
                 record.took_us = u64::try_from(begun.elapsed().as_micros()).ok();
                 self.core.record(&record)?;
             }
         }
-        Ok(())
+        if let Err(why) = committed {
+            intent.recorded = true;
+            self.note_intent(intent)?;
+            return Err(unfinished(intent, why));
+        }
+        committed.clone()
     }
 
     fn would_revoke(&self, intent: &Intent, begun: Instant) -> Result<proto::Revoked, Problem> {
         let mut would = intent.clone();
-        for (id, agents) in self.exposed(intent) {
-            let ended = self.to_end(&id, agents);
+        for (id, had) in self.exposed(intent) {
+            let ended = self.to_end(&id, had);
             would.ended.insert(id.to_string(), ended);
         }
         let mut answer = self.revoked(&would, begun)?;
+        let values: BTreeSet<_> = intent.targets.iter().flat_map(|t| &t.values).collect();
+        let permitted = self.registry.executions().into_iter().filter(|e| {
+            e.ended.is_none()
+                && !would.ended.contains_key(e.id.as_str())
+                && e.pins.values().any(|pin| values.contains(&pin.value))
+        });
+        answer.goes_on = permitted.map(|e| e.id.to_string()).collect();
         answer.dry_run = true;
         Ok(answer)
     }
@@ -438,9 +543,13 @@ impl Daemon {
                     chain: ended.chain.clone(),
                     agents: ended.agents.iter().cloned().collect(),
                     processes: ended.processes,
+                    via: ended.via.iter().map(|v| v.word().to_owned()).collect(),
+                    since: ended.since,
                 })
                 .collect(),
             survivors: Vec::new(),
+            goes_on: Vec::new(),
+            notes: hidden(intent),
             outside,
             same_value: self.same_value(intent)?,
             complete: false,
@@ -496,5 +605,38 @@ impl Daemon {
             reason: Some(intent.reason.clone()),
             at: self.core.clock.now(),
         });
+    }
+}
+
+/// What nobody can vouch for.
+fn hidden(intent: &Intent) -> Vec<String> {
+    let may_hide = intent.ended.iter().filter(|(_, e)| e.may_hide).map(|(id, _)| id.as_str());
+    let ids: Vec<_> = may_hide.collect();
+    if ids.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "agents of {} ran as root or without a group: a process of theirs that left it and cleared its \
+         environment is not found",
+        ids.join(", ")
+    )]
+}
+
+fn unfinished(intent: &Intent, why: &Problem) -> Problem {
+    let what = format!(
+        "{} is denied and {} executions are ended, but that is not durable yet: {}",
+        intent.name,
+        intent.ended.len(),
+        why.detail
+    );
+    Problem::new(why.code, what)
+        .with_hint("it is finished as soon as the vault can be written: strongroom audit query")
+}
+
+/// What keeps a killed process from its end, where that can be told.
+fn held_by(pid: u32) -> String {
+    match proc::tracer(pid) {
+        Some(tracer) => format!(", killed, and held at its end by its tracer, process {tracer}"),
+        None => String::new(),
     }
 }

@@ -155,7 +155,7 @@ impl Daemon {
                     generation,
                     drain: times.drain,
                     untested: times.untested,
-                    ..self.new_version(value, id, &by)
+                    ..self.new_version(catalog, value, id, &by)?
                 };
                 secret.stage(new).map_err(|e| Problem::new(Code::Conflict, e.to_string()))?;
                 batch.put(RecordKind::Value, id, SecretBytes::copy_of(value.expose()));

@@ -131,7 +131,24 @@ fn binding(text: Option<&str>) -> Result<Binding, Problem> {
 }
 
 impl Daemon {
-    pub(super) fn new_version(&self, value: &SecretBytes, id: RecordId, by: &str) -> NewVersion {
+    /// A version of a value that may come in: one that was revoked does not come back.
+    pub(super) fn new_version(
+        &self,
+        catalog: &Catalog,
+        value: &SecretBytes,
+        id: RecordId,
+        by: &str,
+    ) -> Result<NewVersion, Problem> {
+        self.refuse_revoked(catalog, value)?;
+        Ok(self.admitted_version(value, id, by))
+    }
+
+    pub(super) fn admitted_version(
+        &self,
+        value: &SecretBytes,
+        id: RecordId,
+        by: &str,
+    ) -> NewVersion {
         NewVersion {
             value: id.to_string(),
             size_bytes: value.len() as u64,
@@ -192,7 +209,7 @@ impl Daemon {
             };
             catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
             let id = new_id()?;
-            secret.replace(self.new_version(&value, id, &by));
+            secret.replace(self.new_version(catalog, &value, id, &by)?);
             if let Some(current) = secret.versions.last_mut() {
                 current.valid_until = req.valid_until;
             }
@@ -539,7 +556,7 @@ impl Daemon {
                 };
                 catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
                 let id = new_id()?;
-                let new = self.new_version(value, id, &by);
+                let new = self.new_version(catalog, value, id, &by)?;
                 secret.replace(NewVersion { generation, ..new });
                 batch.put(RecordKind::Value, id, SecretBytes::copy_of(value.expose()));
                 put(batch, RecordKind::Secret, &secret.id, &secret)?;

@@ -154,6 +154,13 @@ impl Ledger {
         found
     }
 
+    /// What an execution obtained.
+    pub fn of_execution(&self, id: &ExecutionId) -> Vec<Arc<Exposure>> {
+        let by_value = self.by_value.read().unwrap_or_else(PoisonError::into_inner);
+        let all = by_value.values().flat_map(BTreeMap::values);
+        all.filter(|e| e.execution.as_ref() == Some(id)).cloned().collect()
+    }
+
     /// What the vault has not stored yet, at most `limit`.
     pub fn unstored(&self, limit: usize) -> Vec<Exposure> {
         self.journal

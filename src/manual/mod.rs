@@ -97,10 +97,15 @@
 //! state before the bytes leave, and moved into the vault by a background step within about a second.
 //!
 //! **Revoke**, in this order: intent in the runtime state; denial, from which every read fails
-//! (`EKEYREVOKED`); requests in work answered; exposed executions taken off the register and killed by
-//! their cgroup; one durable commit with the replacement; emptiness awaited, 5 s at most; executions
-//! that never obtained it pinned anew; records; alert. Launches wait meanwhile. A later worker denies
-//! again before it serves, and finishes the rest.
+//! (`EKEYREVOKED`); requests in work answered; launches in work waited for; exposed executions taken
+//! off the register and killed by their cgroup, and with them processes outside it that descend from
+//! their launcher or bear its environment; one durable commit with the replacement; executions that
+//! never obtained it pinned anew; emptiness awaited, 5 s at most; records; alert. Launches wait
+//! meanwhile. A later worker denies again before it serves, and finishes the rest. Where the vault
+//! cannot be written, the verb fails and says that the denial holds and who was ended; the commit is
+//! tried again every second. Of each revoked version a keyed fingerprint stays: its value is taken for
+//! no other version again. What an agent had obtained when it redeems a ticket counts as obtained by
+//! the new execution as well.
 //!
 //! **Alerts** (`[[alert]] name, on, command | webhook, timeout`): `rotation_due`, `rotation_failed`,
 //! `secret_revoked`, `secret_expired`, `verify_failed`, `unlock_failed`, `denied_burst` (20 refusals of

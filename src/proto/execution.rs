@@ -213,4 +213,11 @@ pub struct EndedExecution {
     pub agents: Vec<String>,
     /// How many processes were ended.
     pub processes: u64,
+    /// By which channels it had obtained the value.
+    #[serde(default)]
+    pub via: Vec<String>,
+    /// Since when.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub since: Option<Timestamp>,
 }

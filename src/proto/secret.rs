@@ -392,6 +392,12 @@ pub struct Revoked {
     /// What could not be ended, and why.
     #[serde(default)]
     pub survivors: Vec<String>,
+    /// Executions that merely had permission: they go on, with the replacement or without.
+    #[serde(default)]
+    pub goes_on: Vec<String>,
+    /// What nobody can vouch for.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Exposures outside every execution, which only people can undo.
     #[serde(default)]
     pub outside: Vec<Exposure>,

@@ -116,6 +116,35 @@ pub struct StatusIds {
     pub euid: u32,
 }
 
+/// Who traces a task, if anyone does.
+pub fn tracer(pid: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|tracer| *tracer != 0)
+}
+
+/// Processes that there are now.
+pub fn pids() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Reads as much of a process's first environment as fits; how many bytes.
+///
+/// # Errors
+/// `NotFound` when it is gone, `PermissionDenied` when we may not look.
+pub fn environ(pid: u32, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut file = std::fs::File::open(format!("/proc/{pid}/environ"))?;
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..])? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(filled)
+}
+
 /// Where the `exe` link points, for the record alone: a path is forgeable and grants nothing.
 pub fn exe(tid: u32) -> Option<String> {
     let path = std::fs::read_link(format!("/proc/{tid}/exe")).ok()?;

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use redb::backends::FileBackend;
@@ -26,7 +26,10 @@ pub const FORMAT: u32 = 1;
 /// The vault file.
 #[derive(Debug)]
 pub struct RedbStore {
-    database: Mutex<Database>,
+    path: PathBuf,
+    /// None after a failed write, as on a full disk: redb refuses all else then, so that the file is
+    /// opened anew.
+    database: Mutex<Option<Database>>,
 }
 
 fn io(error: impl std::fmt::Display) -> Error {
@@ -79,7 +82,7 @@ impl RedbStore {
             })?;
         let backend = FileBackend::new(file).map_err(io)?;
         let database = builder().create_with_backend(backend).map_err(opening)?;
-        Ok(Self { database: Mutex::new(database) })
+        Ok(Self { path: path.to_owned(), database: Mutex::new(Some(database)) })
     }
 
     /// Opens an existing file.
@@ -87,19 +90,13 @@ impl RedbStore {
     /// # Errors
     /// [`Error::Missing`], [`Error::InUse`], [`Error::Damaged`]; else see [`Error`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        if !path.exists() {
-            return Err(Error::Missing);
-        }
-        // A file that was cut short makes redb panic in places; it must be an error here.
-        let opened = std::panic::catch_unwind(|| builder().open(path));
-        let database = opened
-            .map_err(|_| Error::Damaged { what: "its pages do not hold together".into() })?
-            .map_err(opening)?;
-        Ok(Self { database: Mutex::new(database) })
+        let database = Some(open(path)?);
+        Ok(Self { path: path.to_owned(), database: Mutex::new(database) })
     }
 
     fn load_image(&self) -> Result<Image, Error> {
-        let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = self.opened(&mut held)?;
         let read = database.begin_read().map_err(io)?;
         let damaged = |what: &str| Error::Damaged { what: what.to_owned() };
         let meta = match read.open_table(META) {
@@ -138,13 +135,21 @@ impl RedbStore {
         Ok(image)
     }
 
+    fn opened<'d>(&self, held: &'d mut Option<Database>) -> Result<&'d Database, Error> {
+        if held.is_none() {
+            *held = Some(open(&self.path)?);
+        }
+        held.as_ref().ok_or(Error::Missing)
+    }
+
     fn store_change(
         &self,
         expected: Option<u64>,
         change: &Change,
         first: Option<&Image>,
     ) -> Result<(), Error> {
-        let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = self.opened(&mut held)?;
         let mut write = database.begin_write().map_err(io)?;
         // A worker is killed, not closed: without this the next one reads the file three times over
         // before it serves. What a commit costs more is paid by changes, which are rare.
@@ -188,6 +193,16 @@ impl RedbStore {
     }
 }
 
+fn open(path: &Path) -> Result<Database, Error> {
+    if !path.exists() {
+        return Err(Error::Missing);
+    }
+    // A file that was cut short makes redb panic in places; it must be an error here.
+    std::panic::catch_unwind(|| builder().open(path))
+        .map_err(|_| Error::Damaged { what: "its pages do not hold together".into() })?
+        .map_err(opening)
+}
+
 /// redb asserts on pages that an attacker or a bad disk altered; that must be an error here.
 fn contained<T>(run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
@@ -210,6 +225,10 @@ impl Store for RedbStore {
     }
 
     fn commit(&self, expected: u64, change: &Change) -> Result<(), Error> {
-        contained(|| self.store_change(Some(expected), change, None))
+        let stored = contained(|| self.store_change(Some(expected), change, None));
+        if matches!(stored, Err(Error::Io { .. } | Error::Damaged { .. })) {
+            *self.database.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        stored
     }
 }

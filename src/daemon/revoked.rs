@@ -1,4 +1,7 @@
-//! After a restore: what the log says was revoked or destroyed stays so.
+//! What was revoked stays so: when its value is given again, and after a restore.
+//!
+//! Invariant: a value that a version of any secret was revoked with is taken for no other version,
+//! also when its bytes are destroyed. It is known again by a keyed fingerprint in the sealed record.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,15 +9,60 @@ use std::time::Duration;
 
 use crate::audit::record::Event;
 use crate::catalog::Catalog;
-use crate::catalog::secret::{Secret, Stage};
+use crate::catalog::secret::{Secret, Stage, Version};
 use crate::proto::{Code, Problem};
+use crate::secret::SecretBytes;
+use crate::vault::crypto;
 use crate::vault::record::RecordKind;
 
 use super::Daemon;
-use super::core::put;
+use super::core::{put, vault_problem};
+use super::intent::Intent;
 use super::secrets::parse;
 
 impl Daemon {
+    /// What a value is known again by, without its bytes.
+    pub(super) fn fingerprint(&self, value: &SecretBytes) -> Result<String, Problem> {
+        let key = self.core.unlocked()?.derive_key("revoked");
+        Ok(crypto::hex(key.derive(value.expose(), &[b"value"]).expose()))
+    }
+
+    /// Refuses a value that was revoked.
+    pub(super) fn refuse_revoked(
+        &self,
+        catalog: &Catalog,
+        value: &SecretBytes,
+    ) -> Result<(), Problem> {
+        let fingerprint = self.fingerprint(value)?;
+        for secret in catalog.secrets() {
+            let of = |v: &&Version| v.fingerprint.as_deref() == Some(fingerprint.as_str());
+            if let Some(version) = secret.versions.iter().find(of) {
+                let what = format!(
+                    "this is the value of version {} of {}, which was revoked",
+                    version.number, secret.key
+                );
+                return Err(Problem::new(Code::Conflict, what).with_hint(
+                    "a revoked value does not come back: have a new one made by its provider",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a replacement that is what it is to replace.
+    pub(super) fn refuse_old(&self, intent: &Intent, value: &SecretBytes) -> Result<(), Problem> {
+        let vault = self.core.unlocked()?;
+        for id in intent.targets.iter().flat_map(|t| &t.values) {
+            let old = vault.get(RecordKind::Value, parse(id)?).map_err(|e| vault_problem(&e))?;
+            if old.is_some_and(|old| old.ct_eq(value)) {
+                let what = format!("the replacement is a value of {} that is revoked", intent.name);
+                return Err(Problem::new(Code::Conflict, what)
+                    .with_hint("have a new one made by its provider, or add --no-replacement"));
+            }
+        }
+        Ok(())
+    }
+
     /// After a restore: what the log says was revoked or destroyed stays so.
     pub(super) fn reapply_revocations(&self) -> Result<Vec<String>, Problem> {
         let _flushed = self.core.log.flush(Duration::from_secs(2));
@@ -37,6 +85,15 @@ impl Daemon {
         })
         .map_err(|e| Problem::new(Code::Internal, format!("the log cannot be read: {e}")))?;
         let now = self.core.clock.now();
+        let vault = self.core.unlocked()?;
+        let fingerprint = |secret: &mut Secret, number: u32| -> Result<(), Problem> {
+            let value = secret.version(number).and_then(|v| v.value.clone());
+            let value = value.map(|id| Ok::<_, Problem>(vault.get(RecordKind::Value, parse(&id)?)));
+            if let Some(Ok(Some(value))) = value.transpose()? {
+                secret.set_fingerprint(number, self.fingerprint(&value)?);
+            }
+            Ok(())
+        };
         let mut reapplied = Vec::new();
         let (values, _) = self.core.change(|catalog, batch| {
             let mut stored = Vec::new();
@@ -48,6 +105,7 @@ impl Daemon {
                 let mut changed = false;
                 for (number, destroyed) in versions {
                     let Some(version) = secret.version(*number).cloned() else { continue };
+                    fingerprint(&mut secret, *number)?;
                     if *destroyed {
                         if let Some(value) = secret.destroy(*number) {
                             batch.delete(RecordKind::Value, parse(&value)?);
