@@ -119,7 +119,7 @@ fn another_user_redeems_a_ticket_once_and_nobody_else_does() {
         Command::new("runuser")
             .args(["-u", user, "--", env!("CARGO_BIN_EXE_strongroom"), "--home"])
             .arg(home.home())
-            .args(["run", "--ticket-file"])
+            .args(["run", "--no-redact", "--ticket-file"])
             .arg(&ticket)
             .args(["--", "sh", "-c", "id -un; cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY"])
             .output()

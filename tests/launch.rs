@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Home, OPENAI, may_mount, text};
+use common::{Home, OPENAI, may_mount, text, wait_until};
 
 const SUPERVISED: &str = r#"{"chain": "supervised", "agents": [
    {"name": "Supervisor", "secrets": ["OPENAI_API_KEY"], "may_launch": ["Worker"]},
@@ -28,6 +28,7 @@ fn as_supervisor(home: &Home, arguments: &str) -> String {
     let view = home.dir.path().join("view");
     let output = home.run(&[
         "run",
+        "--no-redact",
         "--chain",
         "supervised",
         "--agent",
@@ -54,7 +55,7 @@ fn an_agent_launches_what_its_definition_lists_in_its_own_execution() {
     let told = as_supervisor(
         &home,
         &format!(
-            "run --chain supervised --agent Worker --secrets-path {} -- sh -c {look}; echo \
+            "run --no-redact --chain supervised --agent Worker --secrets-path {} -- sh -c {look}; echo \
              mine $STRONGROOM_EXECUTION",
             inner.display()
         ),
@@ -69,7 +70,10 @@ fn an_agent_launches_what_its_definition_lists_in_its_own_execution() {
     let records = home.records("agent_started");
     let agents: Vec<_> = records.iter().map(|r| r["agent"].as_str().unwrap()).collect();
     assert_eq!(agents, ["Supervisor", "Worker"]);
-    assert_eq!(home.json(&["status"])["executions"], 0, "both have ended");
+    // Their end is that of their processes, which the daemon notices.
+    wait_until("both have ended", std::time::Duration::from_secs(10), || {
+        home.json(&["status"])["executions"] == 0
+    });
     let me = as_supervisor(
         &home,
         "status >/dev/null 2>&1; curl -s --unix-socket \
@@ -88,11 +92,11 @@ fn an_agent_launches_nothing_else_and_obtains_no_value_that_way() {
     let home = supervised();
     home.ok(&["execution", "start", "--chain", "supervised", "--id", "elsewhere"]);
     for arguments in [
-        "run --chain supervised --agent Other -- true",
-        "run --chain supervised --agent Supervisor -- true",
+        "run --no-redact --chain supervised --agent Other -- true",
+        "run --no-redact --chain supervised --agent Supervisor -- true",
         "run --execution elsewhere --agent Worker -- true",
         "run -s OTHER_KEY -- sh -c 'echo $OTHER_KEY'",
-        "run --chain supervised --agent Worker --as nobody -- true",
+        "run --no-redact --chain supervised --agent Worker --as nobody -- true",
         "execution start --chain supervised",
     ] {
         let told = as_supervisor(&home, arguments);
@@ -134,7 +138,7 @@ fn a_definition_that_lets_an_agent_launch_more_wants_a_yes() {
     assert!(message.contains("added supervised/Supervisor"), "{message}");
     assert!(message.contains("the launch of Other"), "{message}");
     home.ok(&["chain", "apply", file.to_str().unwrap(), "--yes"]);
-    let told = as_supervisor(&home, "run --chain supervised --agent Other -- true");
+    let told = as_supervisor(&home, "run --no-redact --chain supervised --agent Other -- true");
     assert!(!told.contains("error: "), "{told}");
 }
 

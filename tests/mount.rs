@@ -170,6 +170,7 @@ fn an_agent_of_another_user_owns_its_files() {
     let view = home.dir.path().join("view");
     let output = home.run(&[
         "run",
+        "--no-redact",
         "--chain",
         "deploy-pipeline",
         "--agent",
@@ -208,6 +209,7 @@ fn an_ended_execution_reads_nothing_through_what_it_still_holds() {
     let mut child = home
         .command(&[
             "run",
+            "--no-redact",
             "--execution",
             "r1",
             "--agent",
@@ -264,6 +266,7 @@ os.write(1, b"%d\n" % n)
     let child = home
         .command(&[
             "run",
+            "--no-redact",
             "--chain",
             "deploy-pipeline",
             "--agent",
@@ -407,7 +410,7 @@ head -c 32 /dev/urandom > {dir}/key; chmod 600 {dir}/key
 {strongroom} init --unlock key-file:{dir}/key
 {strongroom} up
 printf %s {OPENAI} | {strongroom} secret set OPENAI_API_KEY
-{strongroom} run -s OPENAI_API_KEY -- sh -c "cat \$CREDENTIALS_DIRECTORY/OPENAI_API_KEY; echo; (sleep 0; cat \$CREDENTIALS_DIRECTORY/OPENAI_API_KEY); echo; echo \$CREDENTIALS_DIRECTORY"
+{strongroom} run --no-redact -s OPENAI_API_KEY -- sh -c "cat \$CREDENTIALS_DIRECTORY/OPENAI_API_KEY; echo; (sleep 0; cat \$CREDENTIALS_DIRECTORY/OPENAI_API_KEY); echo; echo \$CREDENTIALS_DIRECTORY"
 cat {dir}/home/mnt/OPENAI_API_KEY && echo STRANGER READ IT
 {strongroom} audit query --event secret_accessed | wc -l
 {strongroom} drill revoke --json

@@ -85,7 +85,16 @@ fn a_program_that_takes_its_files_owners_rights_gets_no_view() {
          {0} < $CREDENTIALS_DIRECTORY/OPENAI_API_KEY; cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY",
         copy.display()
     );
-    let run = ["run", "--chain", "deploy-pipeline", "--agent", "CodeAnalyzer", "--env", "prod"];
+    let run = [
+        "run",
+        "--no-redact",
+        "--chain",
+        "deploy-pipeline",
+        "--agent",
+        "CodeAnalyzer",
+        "--env",
+        "prod",
+    ];
     let more = ["--as", "nobody", "--secrets-path", view.to_str().unwrap(), "--", "sh", "-c"];
     let output = home.run(&[&run[..], &more[..], &[&command]].concat());
     let told = text(&output);
@@ -389,7 +398,16 @@ fn namespaces_that_an_agent_makes_change_nothing_about_who_it_is() {
                 cat $CREDENTIALS_DIRECTORY/DATABASE_URL 2>&1 | grep -o 'No such file'";
     let want = format!("OPENAI_API_KEY\nevents\n{OPENAI}No such file\n");
     let run = |user: &str, ways: &[&str]| {
-        let run = ["run", "--chain", "deploy-pipeline", "--agent", "CodeAnalyzer", "--env", "prod"];
+        let run = [
+            "run",
+            "--no-redact",
+            "--chain",
+            "deploy-pipeline",
+            "--agent",
+            "CodeAnalyzer",
+            "--env",
+            "prod",
+        ];
         let more = ["--as", user, "--secrets-path", view.to_str().unwrap(), "--"];
         let output = home.run(&[&run[..], &more[..], ways, &["sh", "-c", look]].concat());
         (output.status.success(), text(&output))
@@ -674,7 +692,7 @@ fn a_caller_whom_the_daemon_cannot_see_is_told_nothing() {
     let mount = format!("/proc/{}/root{}", pid.trim(), home.mount().display());
     // Inside, the agent reads and a stranger is told why it sees nothing.
     let read = format!(
-        "{strongroom} run -s OPENAI_API_KEY --deliver files --secrets-path {0}/view -- \
+        "{strongroom} run --no-redact -s OPENAI_API_KEY --deliver files --secrets-path {0}/view -- \
          sh -c 'cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY; echo'",
         home.dir.path().display()
     );

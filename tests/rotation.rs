@@ -42,18 +42,29 @@ fn home() -> Home {
 /// An agent of user `nobody` that runs until it is ended, with its execution's id.
 fn agent(home: &Home, execution: &str, agent: &str, script: &str) -> Child {
     let view = home.dir.path().join("view");
-    home.command(&["run", "--chain", "c", "--agent", agent, "--execution", execution, "--as"])
-        .args(["nobody", "--secrets-path", view.to_str().unwrap(), "--", "sh", "-c", script])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    home.command(&[
+        "run",
+        "--no-redact",
+        "--chain",
+        "c",
+        "--agent",
+        agent,
+        "--execution",
+        execution,
+        "--as",
+    ])
+    .args(["nobody", "--secrets-path", view.to_str().unwrap(), "--", "sh", "-c", script])
+    .stdin(Stdio::null())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap()
 }
 
 fn output(home: &Home, name: &str, script: &str) -> String {
     let view = home.dir.path().join("view");
-    let mut command = home.command(&["run", "--chain", "c", "--agent", name, "--as", "nobody"]);
+    let mut command =
+        home.command(&["run", "--no-redact", "--chain", "c", "--agent", name, "--as", "nobody"]);
     command.args(["--secrets-path", view.to_str().unwrap(), "--", "sh", "-c", script]);
     text(&command.output().unwrap())
 }

@@ -147,7 +147,15 @@ fn running_clients_never_fail_to_log_in_while_their_password_is_rotated() {
             .replace("@PORT@", &server.port.to_string());
         let view = dir.join("view");
         let child = home
-            .command(&["run", "--chain", "app", "--agent", "client", "--secrets-path"])
+            .command(&[
+                "run",
+                "--no-redact",
+                "--chain",
+                "app",
+                "--agent",
+                "client",
+                "--secrets-path",
+            ])
             .args([view.to_str().unwrap(), "--", "sh", "-c", &script])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

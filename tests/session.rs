@@ -90,7 +90,12 @@ fn the_status_of_run_is_the_commands_own() {
         return;
     }
     let home = Home::deployed();
-    let status = |script: &str| home.agent("CodeAnalyzer", script).status.code();
+    let view = home.dir.path().join("view");
+    let status = |script: &str| {
+        let agent = ["run", "--chain", "deploy-pipeline", "--agent", "CodeAnalyzer"];
+        let more = ["--env", "prod", "--secrets-path", view.to_str().unwrap(), "--"];
+        home.run(&[&agent[..], &more[..], &["sh", "-c", script]].concat()).status.code()
+    };
     assert_eq!(status("exit 0"), Some(0));
     assert_eq!(status("exit 42"), Some(42));
     assert_eq!(status("kill -KILL $$"), Some(137));
@@ -154,6 +159,7 @@ fn several_agents_share_an_execution_and_its_pins() {
     let read = || {
         let output = home.run(&[
             "run",
+            "--no-redact",
             "--execution",
             "r1",
             "--agent",
@@ -176,8 +182,16 @@ fn several_agents_share_an_execution_and_its_pins() {
         "sk-new-one"
     );
     home.ok(&["execution", "end", "r1"]);
-    let message =
-        home.refused(&["run", "--execution", "r1", "--agent", "CodeAnalyzer", "--", "true"]);
+    let message = home.refused(&[
+        "run",
+        "--no-redact",
+        "--execution",
+        "r1",
+        "--agent",
+        "CodeAnalyzer",
+        "--",
+        "true",
+    ]);
     assert!(message.contains("has ended"), "{message}");
 }
 
@@ -187,8 +201,16 @@ fn a_reference_that_resolves_to_nothing_stops_the_launch_with_the_remedy() {
         return;
     }
     let home = Home::deployed();
-    let message =
-        home.refused(&["run", "--chain", "deploy-pipeline", "--agent", "TestRunner", "--", "true"]);
+    let message = home.refused(&[
+        "run",
+        "--no-redact",
+        "--chain",
+        "deploy-pipeline",
+        "--agent",
+        "TestRunner",
+        "--",
+        "true",
+    ]);
     assert!(message.contains("DATABASE_URL of agent TestRunner resolves to nothing"), "{message}");
     assert!(message.contains("hint: strongroom secret set DATABASE_URL --scope"), "{message}");
     assert!(home.records("agent_started").is_empty());

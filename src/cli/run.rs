@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::proto;
+use crate::redact::Level;
 use crate::sys::process;
 use crate::workspace::host::{self, Bind, Plan};
+use crate::workspace::output::Wiring;
 
 use super::output::note;
 use super::{Context, Failure, Outcome, exit};
+
+/// Between two looks at signals while output is still on its way.
+const PATIENCE: std::time::Duration = std::time::Duration::from_millis(100);
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -46,6 +51,13 @@ pub(super) struct RunArgs {
     /// Processes that the command leaves behind go on.
     #[arg(long)]
     keep_background: bool,
+    /// What is kept out of the output: values, formats (and values), all (and what looks random), or
+    /// off.
+    #[arg(long, value_name = "HOW MUCH", default_value = "formats", value_parser = level)]
+    redact: Level,
+    /// The same as --redact off: the output is the command's own, and so is the process.
+    #[arg(long, conflicts_with = "redact")]
+    no_redact: bool,
     /// Redeems the one-time ticket in this file, without a role.
     #[arg(long, value_name = "FILE")]
     ticket_file: Option<PathBuf>,
@@ -55,6 +67,13 @@ pub(super) struct RunArgs {
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
+}
+
+fn level(word: &str) -> Result<Level, String> {
+    [Level::Values, Level::Formats, Level::All, Level::Off]
+        .into_iter()
+        .find(|level| level.word() == word)
+        .ok_or_else(|| "values, formats, all or off".to_owned())
 }
 
 pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
@@ -72,8 +91,6 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
                 .hint("name another directory with --secrets-path DIR")
         })?;
     }
-    // Orphans of the agent become ours, so that a process tree stays one.
-    process::become_subreaper().map_err(anyhow::Error::from)?;
     let secrets_path = secrets_path.map(|p| p.to_string_lossy().into_owned());
     let launched: proto::AgentLaunched = match &args.ticket_file {
         Some(file) => {
@@ -114,14 +131,83 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
             note(&format!("note: {warning}"));
         }
     }
-    let outcome = start_and_wait(context, args, &launched);
-    let status = outcome.as_ref().ok().copied();
-    let end = proto::AgentEnd {
+    let level = if args.no_redact { Level::Off } else { args.redact };
+    let user = match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(launched.uid)) {
+        Ok(Some(user)) if launched.uid != nix::unistd::geteuid().as_raw() => Some(user),
+        _ => None,
+    };
+    let env = environment(&launched, user.as_ref());
+    let (from, to) = (Path::new(&launched.principal_dir), Path::new(&launched.secrets_path));
+    let client = context.client();
+    let attach = || {
+        let request = proto::AgentAttach { launch: launched.launch.clone(), pid: None };
+        client
+            .post::<_, proto::AgentAttached>("/v1/agents/attach", &request)
+            .map(|_| ())
+            .map_err(|problem| problem.to_string())
+    };
+    let mut plan = Plan {
+        cgroup_dir: launched.cgroup_dir.as_deref().map(Path::new),
+        attach: &attach,
+        bind: launched.bind.then_some(Bind { from, to }),
+        output: None,
+        user: user.as_ref(),
+        command: &args.command,
+        env: &env,
+    };
+    let replaces = level == Level::Off && launched.attestor != "tree" && !args.keep_background;
+    if replaces {
+        // Its end is noticed as that of this process.
+        let failure = failure_of(&host::become_command(&plan));
+        end(context, args, &launched, None);
+        return Err(failure);
+    }
+    // Orphans of the agent become ours, so that a process tree stays one.
+    process::become_subreaper().map_err(anyhow::Error::from)?;
+    let wiring = match level {
+        Level::Off => None,
+        _ => Some(Wiring::like_ours().map_err(anyhow::Error::from)?),
+    };
+    plan.output = wiring.as_ref();
+    let mut running = match host::start(&plan) {
+        Ok(running) => running,
+        Err(error) => {
+            end(context, args, &launched, None);
+            return Err(failure_of(&error));
+        }
+    };
+    let outputs = wiring.map(|wiring| wiring.start(&client, level, &launched.launch)).transpose();
+    let outputs = outputs.map_err(anyhow::Error::from)?;
+    let status = running.wait().map_err(anyhow::Error::from)?;
+    if let Some(outputs) = &outputs {
+        outputs.left();
+    }
+    end(context, args, &launched, Some(status));
+    if let Some(outputs) = outputs {
+        if !args.keep_background {
+            outputs.over();
+        }
+        while !outputs.is_done_within(PATIENCE) {
+            // Who reads the output may not want any more of it.
+            if let Some(asked) = running.asked_to_end() {
+                return Ok(u8::try_from(asked).unwrap_or(exit::RUN_FAILED));
+            }
+        }
+        if outputs.problem().is_some() {
+            return Ok(exit::RUN_FAILED);
+        }
+    }
+    Ok(u8::try_from(status).unwrap_or(exit::RUN_FAILED))
+}
+
+/// Tells the daemon that the main process has ended, or was never there.
+fn end(context: &Context, args: &RunArgs, launched: &proto::AgentLaunched, status: Option<i32>) {
+    let request = proto::AgentEnd {
         launch: launched.launch.clone(),
         status,
         keep_background: args.keep_background,
     };
-    let ended: Result<proto::Done, _> = context.client().post_again("/v1/agents/end", &end);
+    let ended: Result<proto::Done, _> = context.client().post_again("/v1/agents/end", &request);
     match ended {
         Ok(done) => {
             for left in done.notes {
@@ -132,51 +218,19 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
         Err(problem) if problem.code == proto::Code::NotFound => {}
         Err(problem) => note(&format!("note: {problem}")),
     }
-    Ok(u8::try_from(outcome?).unwrap_or(exit::RUN_FAILED))
 }
 
-fn start_and_wait(
-    context: &Context,
-    args: &RunArgs,
-    launched: &proto::AgentLaunched,
-) -> Result<i32, Failure> {
-    let user = match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(launched.uid)) {
-        Ok(Some(user)) if launched.uid != nix::unistd::geteuid().as_raw() => Some(user),
-        _ => None,
-    };
-    let env = environment(launched, user.as_ref());
-    let (from, to) = (Path::new(&launched.principal_dir), Path::new(&launched.secrets_path));
-    let client = context.client();
-    let attach = || {
-        let request = proto::AgentAttach { launch: launched.launch.clone(), pid: None };
-        client
-            .post::<_, proto::AgentAttached>("/v1/agents/attach", &request)
-            .map(|_| ())
-            .map_err(|problem| problem.to_string())
-    };
-    let plan = Plan {
-        cgroup_dir: launched.cgroup_dir.as_deref().map(Path::new),
-        attach: &attach,
-        bind: launched.bind.then_some(Bind { from, to }),
-        user: user.as_ref(),
-        command: &args.command,
-        env: &env,
-    };
-    let mut running = host::start(&plan).map_err(|error| {
-        let failure = Failure::new(error.to_string());
-        match &error {
-            host::Error::Exec { source, .. } => {
-                let missing = source.kind() == std::io::ErrorKind::NotFound;
-                let status = if missing { exit::RUN_MISSING } else { exit::RUN_CANNOT };
-                failure.hint("check the command's name and mode").status(status)
-            }
-            host::Error::Bind { .. } => {
-                failure.hint("name another directory with --secrets-path DIR")
-            }
-            _ => failure.hint("strongroom doctor says what this host lacks"),
+fn failure_of(error: &host::Error) -> Failure {
+    let failure = Failure::new(error.to_string());
+    match error {
+        host::Error::Exec { source, .. } => {
+            let missing = source.kind() == std::io::ErrorKind::NotFound;
+            let status = if missing { exit::RUN_MISSING } else { exit::RUN_CANNOT };
+            failure.hint("check the command's name and mode").status(status)
         }
-    })?;
-    running.wait().map_err(|e| Failure::from(anyhow::Error::from(e)))
+        host::Error::Bind { .. } => failure.hint("name another directory with --secrets-path DIR"),
+        _ => failure.hint("strongroom doctor says what this host lacks"),
+    }
 }
 
 /// The caller's environment, less ours, then the agent's: what it is to have wins.

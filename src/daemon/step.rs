@@ -91,7 +91,8 @@ impl Daemon {
         if let Some(home) = &self.paths.home {
             command.arg("--home").arg(home);
         }
-        command.arg("run").arg("--ticket-file").arg(ticket).arg("--").arg("env");
+        // Its output is the value.
+        command.args(["run", "--no-redact", "--ticket-file"]).arg(ticket).arg("--").arg("env");
         for (name, value) in [("NAME", &run.name), ("TOKEN", &run.token), ("STEP", &run.step)] {
             command.arg(format!("STRONGROOM_ROTATION_{name}={value}"));
         }

@@ -13,3 +13,4 @@ pub mod pidfd;
 pub mod proc;
 pub mod process;
 pub mod shm;
+pub mod terminal;

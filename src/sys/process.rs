@@ -93,6 +93,24 @@ pub fn spawn_in_cgroup(
     })
 }
 
+/// Closes every descriptor beyond the first three, but `kept`; for a child that owns nothing of what
+/// its memory is a copy of, and ends by [`leave`].
+pub fn close_all_but(kept: BorrowedFd<'_>) {
+    let kept = kept.as_raw_fd().cast_unsigned();
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: the caller's promise; closing what is not open does nothing.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
+}
+
+/// Ends the process without running what a parent left to be done at its exit.
+pub fn leave(status: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(status) }
+}
+
 /// Keeps the process from being traced or dumped by others of its uid, and out of core files.
 ///
 /// # Errors

@@ -11,16 +11,21 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, User};
 
 use crate::sys::pidfd::PidFd;
-use crate::sys::{mount, process};
+use crate::sys::{mount, process, terminal};
+
+use super::output::Wiring;
+use super::terminal::{self as terminal_session, Change, Session, follow_size};
 
 /// What the launcher does for the child between its birth and the command.
 pub struct Plan<'a> {
@@ -31,6 +36,8 @@ pub struct Plan<'a> {
     pub attach: &'a dyn Fn() -> Result<(), String>,
     /// What to bind where, in a mount namespace of the child's own.
     pub bind: Option<Bind<'a>>,
+    /// What its output becomes; none: the launcher's own.
+    pub output: Option<&'a Wiring>,
     /// The user to become.
     pub user: Option<&'a User>,
     /// Program and arguments.
@@ -73,6 +80,12 @@ pub enum Error {
         /// What execve(2) said.
         source: io::Error,
     },
+    /// Its output could not be connected.
+    #[error("the agent's output could not be connected")]
+    Output {
+        /// What the system said.
+        source: io::Error,
+    },
     /// The agent could not be started.
     #[error("the agent could not be started")]
     Start(#[from] io::Error),
@@ -89,6 +102,7 @@ const STEP_ATTACH: u8 = 1;
 const STEP_BIND: u8 = 2;
 const STEP_USER: u8 = 3;
 const STEP_EXEC: u8 = 4;
+const STEP_OUTPUT: u8 = 5;
 
 /// Whether something other than an empty directory stands at `path`.
 ///
@@ -116,6 +130,24 @@ pub fn check_bind_target(path: &Path) -> Result<(), String> {
 pub struct Running {
     child: process::Child,
     signals: SignalFd,
+    /// Its terminal, where that is one of its own.
+    session: Option<Session>,
+    /// Terminals for output alone, and what they are like.
+    followers: Vec<(OwnedFd, OwnedFd)>,
+}
+
+/// Replaces the calling process, which must have one thread, by the command.
+///
+/// # Errors
+/// See [`Error`]; it returns only with one.
+pub fn become_command(plan: &Plan<'_>) -> Error {
+    if let Some(bind) = &plan.bind
+        && let Err(source) = std::fs::create_dir_all(bind.to)
+    {
+        return Error::Bind { path: bind.to.to_owned(), source };
+    }
+    let Err((step, text)) = become_agent(plan, true).and_then(|()| exec(plan));
+    error_of(plan, step, text)
 }
 
 /// Starts the command. The calling process must have one thread.
@@ -124,7 +156,8 @@ pub struct Running {
 /// See [`Error`]; the child is gone then.
 pub fn start(plan: &Plan<'_>) -> Result<Running, Error> {
     let before = SigSet::thread_get_mask().map_err(io::Error::from)?;
-    let signals = take_signals()?;
+    let own_terminal = plan.output.and_then(Wiring::session_end).is_some();
+    let signals = take_signals(own_terminal)?;
     if let Some(bind) = &plan.bind {
         std::fs::create_dir_all(bind.to)
             .map_err(|source| Error::Bind { path: bind.to.to_owned(), source })?;
@@ -132,59 +165,117 @@ pub fn start(plan: &Plan<'_>) -> Result<Running, Error> {
     // Closed by a successful exec; else it carries the step and the reason.
     let (report, failed) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
         .map_err(|errno| Error::Start(errno.into()))?;
+    let (launcher, leader) = UnixStream::pair()?;
     let cgroup = plan.cgroup_dir.and_then(|dir| File::open(dir).ok());
-    let child = match &cgroup {
-        None => process::spawn_in_cgroup(None, || run_child(plan, true, &before, &failed))?,
-        Some(dir) => {
-            match process::spawn_in_cgroup(Some(dir.as_fd()), || {
-                run_child(plan, false, &before, &failed)
-            }) {
-                Ok(child) => child,
-                // The kernel wants the common ancestor to be ours; the daemon moves us instead.
-                Err(_) => {
-                    process::spawn_in_cgroup(None, || run_child(plan, true, &before, &failed))?
-                }
-            }
-        }
+    let spawn = |group: Option<BorrowedFd<'_>>, attach: bool| -> io::Result<process::Child> {
+        let ends = Ends { failed: failed.try_clone()?, leader: leader.try_clone()? };
+        process::spawn_in_cgroup(group, || run_child(plan, attach, &before, ends))
     };
-    drop(failed);
+    let child = match &cgroup {
+        None => spawn(None, true)?,
+        Some(dir) => match spawn(Some(dir.as_fd()), false) {
+            Ok(child) => child,
+            // The kernel wants the common ancestor to be ours; the daemon moves us instead.
+            Err(_) => spawn(None, true)?,
+        },
+    };
+    drop((failed, leader));
     let mut message = Vec::new();
     File::from(report).take(4096).read_to_end(&mut message)?;
     if let Some(error) = failure(plan, &message) {
         reap(&child)?;
         return Err(error);
     }
-    Ok(Running { child, signals })
+    let master = plan.output.map(Wiring::master).transpose()?.flatten();
+    let session = master.map(|master| Session::begin(launcher, master)).transpose()?;
+    let followers = plan.output.map(Wiring::followers).transpose()?.unwrap_or_default();
+    Ok(Running { child, signals, session, followers })
 }
 
-fn run_child(plan: &Plan<'_>, attach: bool, mask: &SigSet, failed: &OwnedFd) -> Infallible {
-    let report = |step: u8, text: &str| -> Infallible {
+/// What a child tells of itself.
+struct Ends {
+    /// Where it reports why the command does not run; closed by a successful exec.
+    failed: OwnedFd,
+    /// Where the leader of a session tells of its command.
+    leader: UnixStream,
+}
+
+/// A step of the child that failed, and the reason as the launcher reads it.
+type Failed = (u8, String);
+
+fn run_child(plan: &Plan<'_>, attach: bool, mask: &SigSet, ends: Ends) -> Infallible {
+    let Ends { failed, leader } = ends;
+    let report = |(step, text): Failed| -> Infallible {
         if let Ok(fd) = failed.try_clone() {
             let _told = File::from(fd).write_all(&[&[step], text.as_bytes()].concat());
         }
         std::process::exit(125)
     };
-    if attach && let Err(message) = (plan.attach)() {
-        return report(STEP_ATTACH, &message);
+    let io_step = |step: u8| move |error: io::Error| (step, errno_text(&error));
+    let slave = plan.output.and_then(Wiring::session_end);
+    let ready = become_agent(plan, attach)
+        .and_then(|()| slave.map_or(Ok(()), terminal::take_session).map_err(io_step(STEP_OUTPUT)));
+    if let Err(error) = ready {
+        return report(error);
     }
-    if let Some(bind) = &plan.bind
-        && let Err(error) = mount::bind_privately(bind.from, bind.to)
-    {
-        return report(STEP_BIND, &errno_text(&error));
+    let run = || -> Infallible {
+        let connected = plan.output.map_or(Ok(()), |output| {
+            if let Some(slave) = slave {
+                // Who comes to the front from behind is stopped otherwise.
+                let mut stop = SigSet::empty();
+                stop.add(Signal::SIGTTOU);
+                stop.thread_block()?;
+                let own = nix::unistd::getpid();
+                nix::unistd::setpgid(own, own)?;
+                nix::unistd::tcsetpgrp(slave, own)?;
+            }
+            output.connect()
+        });
+        let Err(error) = connected.map_err(io_step(STEP_OUTPUT)).and_then(|()| {
+            // What the launcher blocks for itself, the command must not inherit: a shell that never
+            // sees SIGCHLD waits for ever.
+            mask.thread_set_mask().map_err(|errno| (STEP_EXEC, (errno as i32).to_string()))?;
+            exec(plan)
+        });
+        report(error)
+    };
+    if slave.is_none() {
+        return run();
     }
-    if let Some(user) = plan.user
-        && let Err(error) = process::become_user(user)
-    {
-        return report(STEP_USER, &errno_text(&error));
+    match process::spawn_in_cgroup(None, run) {
+        Err(error) => report((STEP_OUTPUT, errno_text(&error))),
+        Ok(command) => {
+            // It holds no end of the agent's pipes, and a copy of the launcher's memory.
+            process::close_all_but(leader.as_fd());
+            let _hidden = nix::sys::prctl::set_dumpable(false);
+            terminal_session::lead(leader, Pid::from_raw(command.pid.cast_signed()));
+            process::leave(0)
+        }
     }
-    // What the launcher blocks for itself, the command must not inherit: a shell that never sees
-    // SIGCHLD waits for ever.
-    if let Err(errno) = mask.thread_set_mask() {
-        return report(STEP_EXEC, &(errno as i32).to_string());
+}
+
+/// Registered, in its mount namespace, as its user.
+fn become_agent(plan: &Plan<'_>, attach: bool) -> Result<(), Failed> {
+    if attach {
+        (plan.attach)().map_err(|message| (STEP_ATTACH, message))?;
     }
-    let [program, args @ ..] = plan.command else { return report(STEP_EXEC, "22") };
-    let error = process::exec(program, args, plan.env);
-    report(STEP_EXEC, &errno_text(&error))
+    if let Some(bind) = &plan.bind {
+        mount::bind_privately(bind.from, bind.to).map_err(|e| (STEP_BIND, errno_text(&e)))?;
+    }
+    if let Some(user) = plan.user {
+        // A terminal is its user's, who may have to open it again by its name.
+        for slave in plan.output.into_iter().flat_map(Wiring::terminals) {
+            nix::unistd::fchown(slave, Some(user.uid), None)
+                .map_err(|errno| (STEP_USER, (errno as i32).to_string()))?;
+        }
+        process::become_user(user).map_err(|e| (STEP_USER, errno_text(&e)))?;
+    }
+    Ok(())
+}
+
+fn exec(plan: &Plan<'_>) -> Result<Infallible, Failed> {
+    let [program, args @ ..] = plan.command else { return Err((STEP_EXEC, "22".to_owned())) };
+    Err((STEP_EXEC, errno_text(&process::exec(program, args, plan.env))))
 }
 
 fn errno_text(error: &io::Error) -> String {
@@ -197,21 +288,25 @@ fn libc_eio() -> i32 {
 
 fn failure(plan: &Plan<'_>, message: &[u8]) -> Option<Error> {
     let (step, text) = message.split_first()?;
-    let text = String::from_utf8_lossy(text).into_owned();
+    Some(error_of(plan, *step, String::from_utf8_lossy(text).into_owned()))
+}
+
+fn error_of(plan: &Plan<'_>, step: u8, text: String) -> Error {
     let source = io::Error::from_raw_os_error(text.parse().unwrap_or(libc_eio()));
-    Some(match *step {
+    match step {
         STEP_ATTACH => Error::Attach { message: text },
         STEP_BIND => {
             let path = plan.bind.map(|b| b.to.to_owned()).unwrap_or_default();
             Error::Bind { path, source }
         }
+        STEP_OUTPUT => Error::Output { source },
         STEP_USER => Error::User { source },
         _ => {
             let command =
                 plan.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
             Error::Exec { command, source }
         }
-    })
+    }
 }
 
 fn reap(child: &process::Child) -> io::Result<()> {
@@ -224,7 +319,7 @@ fn pid_of(child: &process::Child) -> Pid {
 }
 
 /// Blocks what we pass on, so that it waits in the descriptor.
-fn take_signals() -> io::Result<SignalFd> {
+fn take_signals(own_terminal: bool) -> io::Result<SignalFd> {
     let mut set = SigSet::empty();
     for signal in [
         Signal::SIGHUP,
@@ -238,6 +333,11 @@ fn take_signals() -> io::Result<SignalFd> {
         Signal::SIGCHLD,
     ] {
         set.add(signal);
+    }
+    if own_terminal {
+        // The caller's terminal is given back before we stop, and taken again after.
+        set.add(Signal::SIGTSTP);
+        set.add(Signal::SIGCONT);
     }
     set.thread_block()?;
     Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?)
@@ -254,31 +354,102 @@ impl Running {
 
     /// Names the command's process.
     pub fn pidfd(&self) -> &PidFd {
-        &self.child.pidfd
+        self.session.as_ref().map_or(&self.child.pidfd, Session::command)
     }
 
-    /// Waits for the command, passing signals on and reaping orphans; its status as a shell tells
-    /// it: its own, or 128 and the signal's number.
+    /// Waits for the command, passing signals and keys on and reaping orphans; its status as a shell
+    /// tells it: its own, or 128 and the signal's number.
     ///
     /// # Errors
-    /// What waitpid(2) or read(2) report.
+    /// What waitpid(2), poll(2) or read(2) report.
     pub fn wait(&mut self) -> io::Result<i32> {
         loop {
             if let Some(status) = self.reap_all()? {
-                return Ok(status);
+                return Ok(self.ended(status));
+            }
+            if let Some(session) = &self.session {
+                let own = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+                let [leader, keys, room] = session.waits();
+                let mut fds = [own, leader, keys, room];
+                match poll(&mut fds, PollTimeout::NONE) {
+                    Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+                let told = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+                let [signal, leader] = [told[0], told[1]].map(|told| !told.is_empty());
+                let [keys, room] = [told[2], told[3]].map(|told| !told.is_empty());
+                if let Some(session) = &mut self.session {
+                    session.pass_keys(keys, room);
+                }
+                if leader && let Some(status) = self.follow()? {
+                    return Ok(status);
+                }
+                if !signal {
+                    continue;
+                }
             }
             let Some(info) = self.signals.read_signal()? else { continue };
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|n| Signal::try_from(n).ok());
-            match signal {
-                None | Some(Signal::SIGCHLD) => {}
-                // The terminal has told the child already: it is in our process group.
-                Some(_) if info.ssi_code == SI_KERNEL => {}
-                Some(signal) => {
-                    // It may be gone in this moment; the next turn reaps it.
-                    let _gone = self.child.pidfd.signal(signal);
-                }
+            if let Some(signal) = signal {
+                self.take_signal(signal, info.ssi_code == SI_KERNEL)?;
             }
         }
+    }
+
+    fn take_signal(&mut self, signal: Signal, of_terminal: bool) -> io::Result<()> {
+        match (signal, &mut self.session) {
+            (Signal::SIGCHLD, _) => {}
+            (Signal::SIGWINCH, Some(session)) => session.resize(),
+            (Signal::SIGCONT, Some(session)) => session.go_on()?,
+            (Signal::SIGWINCH, None) => {
+                for (ours, like) in &self.followers {
+                    follow_size(ours.as_fd(), like.as_fd());
+                }
+                // Whatever the terminal has told it: the size it asks for has changed only now.
+                let _gone = self.child.pidfd.signal(signal);
+            }
+            // The terminal has told the command already: it is in our process group.
+            (_, None) if of_terminal => {}
+            // It may be gone in this moment; the next turn reaps it.
+            (_, None) => drop(self.child.pidfd.signal(signal)),
+            (_, Some(session)) => drop(session.command().signal(signal)),
+        }
+        Ok(())
+    }
+
+    /// What the leader of the session says; the command's status where it has ended.
+    fn follow(&mut self) -> io::Result<Option<i32>> {
+        let Some(session) = &mut self.session else { return Ok(None) };
+        while let Some(change) = session.change() {
+            match change {
+                Change::Ended(status) => return Ok(Some(status)),
+                Change::Stopped => session.stop()?,
+            }
+        }
+        // Its end is told by the next turn.
+        Ok(None)
+    }
+
+    /// The status of the command, where the process that ended may be the leader of its session.
+    fn ended(&mut self, status: i32) -> i32 {
+        match self.session.as_mut().and_then(Session::change) {
+            Some(Change::Ended(told)) => told,
+            _ => status,
+        }
+    }
+
+    /// The signal that asks the launcher itself to end, if one has come.
+    pub fn asked_to_end(&self) -> Option<i32> {
+        let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            let signal = self.signals.read_signal().ok()??.ssi_signo;
+            let signal = i32::try_from(signal).ok().and_then(|n| Signal::try_from(n).ok())?;
+            if matches!(signal, Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM)
+            {
+                return Some(128 + signal as i32);
+            }
+        }
+        None
     }
 
     /// Reaps every child that has ended; the status of the command if it was among them.

@@ -2,3 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod host;
+pub mod output;
+mod terminal;

@@ -172,6 +172,7 @@ impl Home {
         let view = self.dir.path().join("view");
         self.run(&[
             "run",
+            "--no-redact",
             "--chain",
             "deploy-pipeline",
             "--agent",

@@ -246,7 +246,15 @@ print(number(lambda: [write("g%d" % i, 900) for i in range(9)]))
     let told = good(&agent(&home, "q", &format!("python3 {}", file.display())));
     assert_eq!(told.split_whitespace().collect::<Vec<_>>(), ["EDQUOT"; 3]);
     let locked = home
-        .command(&["run", "--execution", "q", "--agent", "TestRunner", "--secrets-path"])
+        .command(&[
+            "run",
+            "--no-redact",
+            "--execution",
+            "q",
+            "--agent",
+            "TestRunner",
+            "--secrets-path",
+        ])
         .arg(home.dir.path().join("view"))
         .args(["--", "sh", "-c", "read go; echo x > $STRONGROOM_EVENTS_DIR/new"])
         .stdin(std::process::Stdio::piped())

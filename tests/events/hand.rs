@@ -198,7 +198,8 @@ impl Stage {
         let view_path = home.dir.path().join("view");
         let hand = |agent: usize| {
             let name = if agent.is_multiple_of(2) { "One" } else { "Two" };
-            let mut command = home.command(&["run", "--execution", id, "--agent", name]);
+            let mut command =
+                home.command(&["run", "--no-redact", "--execution", id, "--agent", name]);
             command
                 .arg("--secrets-path")
                 .arg(&view_path)

@@ -88,7 +88,7 @@ impl Talker {
     pub(crate) fn agent(home: &Home, run: &[&str], name: &str, source: &str) -> Self {
         let file = script(home, name, source);
         let view = home.dir.path().join("view");
-        let mut args = vec!["run", "--secrets-path", view.to_str().unwrap()];
+        let mut args = vec!["run", "--no-redact", "--secrets-path", view.to_str().unwrap()];
         args.extend(run);
         args.extend(["--", PYTHON, "-u", file.to_str().unwrap()]);
         Self::spawn(&mut home.command(&args))
