@@ -48,6 +48,8 @@ pub(super) enum ChainCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Runs the agents that have a command, in order, as one execution: for trials.
+    Run(super::chain_run::ChainRunArgs),
     /// Shows a definition.
     Show {
         /// Its name.
@@ -126,6 +128,7 @@ pub(super) fn chain(context: &Context, command: ChainCommand) -> Outcome {
                 serde_json::to_string_pretty(&shown.definition).unwrap_or_default()
             })?;
         }
+        ChainCommand::Run(args) => return super::chain_run::main(context, &args),
         ChainCommand::Rm { chain, force } => {
             let request = proto::ChainName { chain, force };
             let done: proto::Done = client.post("/v1/chains/rm", &request)?;

@@ -4,6 +4,7 @@
 mod admin;
 mod audit;
 mod chain;
+mod chain_run;
 mod demo;
 mod drill;
 mod events;
@@ -133,6 +134,9 @@ enum Command {
     Up,
     /// Waits until the daemon is ready.
     Wait(admin::WaitArgs),
+    /// What stands between an agent of `chain run` and its output.
+    #[command(hide = true)]
+    Tee(chain_run::TeeArgs),
     /// What the keeper starts.
     #[command(hide = true)]
     Worker {
@@ -262,7 +266,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };
-    let is_run = matches!(cli.command, Command::Run(_));
+    let is_run = matches!(
+        cli.command,
+        Command::Chain(chain::ChainCommand::Run(_)) | Command::Run(_) | Command::Tee(_)
+    );
     match dispatch(cli) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
@@ -331,6 +338,7 @@ fn dispatch(cli: Cli) -> Outcome {
             return Ok(exit::OK);
         }
         Command::Demo => return demo::main(cli.json),
+        Command::Tee(args) => return chain_run::tee(args),
         Command::Prompt(args) if args.is_local() => return prompt::local(cli.json),
         Command::Redact(args) if args.is_local() => {
             return redact::local(local_view(cli.home.as_deref())?, args, cli.json);
@@ -390,7 +398,9 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Up => serve::up(&context),
         Command::Wait(args) => admin::wait(&context, &args),
         Command::Worker { descriptors } => serve::worker(context, &descriptors),
-        Command::Completions { .. } | Command::Demo | Command::Man => Ok(exit::OK),
+        Command::Completions { .. } | Command::Demo | Command::Man | Command::Tee(_) => {
+            Ok(exit::OK)
+        }
     }
 }
 
