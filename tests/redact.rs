@@ -462,3 +462,125 @@ fn values_of_one_chain_are_not_seen_by_another() {
         assert_eq!(of(&unseen), of(&alone));
     }
 }
+
+/// What stands between two lines.
+fn line_break() -> impl Strategy<Value = String> {
+    let end = select(vec!["\n", "\r\n", "\\n", "\\r\\n", "\\\\n", "\n\n", "\n \t\n"]);
+    let lead = select(vec!["", "", "  ", "\t", "> ", ">> ", "> > ", "+ ", "| ", "# "]);
+    (end, lead).prop_map(|(end, lead)| format!("{end}{lead}"))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64ct::{Base64, Encoding};
+    Base64::encode_string(bytes)
+}
+
+/// A text that is cut anywhere, in one process or several, gives the same.
+fn same_however_cut(
+    view: &Arc<View>,
+    level: Level,
+    input: &[u8],
+    pieces: &[usize],
+) -> Result<String, TestCaseError> {
+    let whole = text(&redact(view, level, input));
+    for save in [false, true] {
+        let cut = in_pieces(view, level, input, pieces, save, |_, redactor| {
+            assert!(redactor.held() <= view.longest().max(4096));
+        });
+        prop_assert_eq!(&text(&cut), &whole, "{} in {:?}", text(input), pieces);
+    }
+    Ok(whole)
+}
+
+proptest! {
+    #![proptest_config(cases(1_000))]
+
+    /// Base64 of a file that contains the value, in lines of any length and ended in any way.
+    #[test]
+    fn wrapped_base64_is_found(
+        value in "[ -~]{12,60}",
+        lead in vec(any::<u8>(), 0..90), tail in vec(any::<u8>(), 0..40),
+        width in select(vec![16_usize, 24, 60, 64, 76]), end in line_break(),
+        url in any::<bool>(), pieces in vec(1..90_usize, 1..6),
+    ) {
+        let value = value.trim();
+        prop_assume!(value.len() >= 12 && !value.bytes().all(|b| b == value.as_bytes()[0]));
+        let view = view(&[value.as_bytes()]);
+        let mut encoded = base64(&[&lead[..], value.as_bytes(), &tail].concat());
+        if url {
+            encoded = encoded.replace('+', "-").replace('/', "_");
+        }
+        let lines: Vec<&str> = encoded
+            .as_bytes()
+            .chunks(width)
+            .map(|line| std::str::from_utf8(line).unwrap())
+            .collect();
+        let input = format!("data:\n{end}{}\nend of it", lines.join(&end));
+        let out = same_however_cut(&view, Level::Values, input.as_bytes(), &pieces)?;
+        prop_assert!(out.contains("[REDACTED:N0]") && out.ends_with("\nend of it"), "{}", out);
+        // At most three characters of it, before a break, and two at its end stand there still.
+        let kept: String = out.split("[REDACTED:N0]").collect::<Vec<_>>().join("");
+        prop_assert!(kept.len() <= input.len() - value.len() * 4 / 3 + 8, "{} -> {}", input, out);
+    }
+
+    /// A value of several lines, indented, quoted or escaped.
+    #[test]
+    fn a_value_of_several_lines_is_found_however_its_lines_are_ended(
+        lines in vec("[a-z0-9]{1,6}( [a-z]{1,4})?", 2..6), end in line_break(), own in line_break(),
+        pieces in vec(1..30_usize, 1..6),
+    ) {
+        prop_assume!(lines.join("\n").len() >= 8);
+        let own = if own.contains('\\') { "\n".to_owned() } else { own };
+        let value = lines.join(&own);
+        let view = view(&[value.as_bytes()]);
+        let input = format!("key:{end}{}{end}and on", lines.join(&end));
+        let out = same_however_cut(&view, Level::Values, input.as_bytes(), &pieces)?;
+        prop_assert_eq!(out, format!("key:{end}[REDACTED:N0]{end}and on"));
+    }
+
+    /// Texts that are nearly wrapped, nearly quoted and nearly anything.
+    #[test]
+    fn breaks_leave_no_trace_of_cuts(
+        parts in vec((0..7_usize, 0..80_usize, 0..80_usize, line_break()), 1..14),
+        pieces in vec(1..60_usize, 1..8),
+    ) {
+        let values: [&[u8]; 3] = [b"Zk8Wq2LmN5rT7yU0pX3cAA", b"ab\nab ab\nba", b"nab\\> +r\n+ n"];
+        let view = view(&values);
+        let encoded = base64(b"Zk8Wq2LmN5rT7yU0pX3cAA--ab\nab ab\nba##");
+        let mut input = String::new();
+        for (kind, a, b, end) in parts {
+            let piece = match kind {
+                0 | 1 => encoded.as_str(),
+                2 => std::str::from_utf8(values[0]).unwrap(),
+                3 => std::str::from_utf8(values[1]).unwrap(),
+                4 => "nab\\> +r\\n> + n",
+                5 => "\\\\\\n\n\r > > + |\\r \\\\\\\\\\n+ab\nab",
+                _ => "                                                                 \n",
+            };
+            let (a, b) = (a.min(piece.len()), b.min(piece.len()));
+            input.push_str(&piece[a.min(b)..a.max(b)]);
+            input.push_str(&end[..end.len().min(a % 5)]);
+        }
+        same_however_cut(&view, Level::Values, input.as_bytes(), &pieces)?;
+    }
+}
+
+#[test]
+fn a_line_that_ends_in_a_digest_is_out_at_once_also_with_a_thousand_values() {
+    let values: Vec<Vec<u8>> = (0..1000_u32)
+        .map(|n| format!("Key{n}-Zk8Wq2Lm-{:x}", n.wrapping_mul(0x9e37_79b9)).into_bytes())
+        .collect();
+    let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+    let view = view(&values);
+    let mut redactor = Redactor::new(view, Level::Values);
+    for n in 0..500_u64 {
+        let line = format!(
+            "layer {:016x}{:016x} done {:016x}\n",
+            n * 7,
+            n << 40,
+            n.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        );
+        redactor.push(line.as_bytes(), &mut Collect::default());
+        assert_eq!(redactor.held(), 0, "{line}");
+    }
+}

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::detect::Detector;
+use super::lens::{self, Search};
 use super::part::{Hit, Part, Text};
 use crate::secret::SecretBytes;
 
@@ -26,21 +27,41 @@ pub struct Value<'a> {
 
 /// A set of values. Cheap to share, and to extend by a few.
 pub struct Index {
-    main: Arc<Part>,
-    delta: Arc<Part>,
+    main: Arc<Parts>,
+    delta: Arc<Parts>,
     /// What the delta was made of.
     added: Arc<Vec<(u32, SecretBytes)>>,
     gone: Arc<HashSet<u32>>,
 }
 
-fn part<'a>(values: impl IntoIterator<Item = Value<'a>>) -> Arc<Part> {
-    Arc::new(Part::build(values.into_iter().map(|value| (value.id, value.bytes))))
+/// Needles of the same values: in what is written, and in what a lens shows of several lines.
+struct Parts {
+    plain: Part,
+    lines: Part,
+}
+
+impl Parts {
+    fn build<'a>(values: impl IntoIterator<Item = Value<'a>>) -> Arc<Self> {
+        let values: Vec<_> = values.into_iter().map(|value| (value.id, value.bytes)).collect();
+        let several = |(_, bytes): &(u32, &[u8])| bytes.iter().any(|b| matches!(b, b'\n' | b'\\'));
+        let lines = Part::of_lines(values.iter().copied().filter(several));
+        Arc::new(Self { plain: Part::build(values), lines })
+    }
+
+    fn both(&self) -> [&Part; 2] {
+        [&self.plain, &self.lines]
+    }
 }
 
 impl Index {
     /// With these values.
     pub fn build<'a>(values: impl IntoIterator<Item = Value<'a>>) -> Self {
-        Self { main: part(values), delta: part([]), added: Arc::default(), gone: Arc::default() }
+        Self {
+            main: Parts::build(values),
+            delta: Parts::build([]),
+            added: Arc::default(),
+            gone: Arc::default(),
+        }
     }
 
     /// This and a few more. An id that was there before is replaced.
@@ -59,7 +80,7 @@ impl Index {
             gone.remove(&value.id);
             all.push((value.id, SecretBytes::copy_of(value.bytes)));
         }
-        let delta = part(all.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() }));
+        let delta = Parts::build(all.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() }));
         Self { main: self.main.clone(), delta, added: Arc::new(all), gone: Arc::new(gone) }
     }
 
@@ -81,19 +102,23 @@ impl Index {
         self.added.len() + self.gone.len()
     }
 
+    fn each_part(&self) -> impl Iterator<Item = &Part> {
+        [&self.main, &self.delta].into_iter().flat_map(|parts| parts.both())
+    }
+
     /// How many needles there are.
     pub fn needles(&self) -> usize {
-        self.main.len() + self.delta.len()
+        self.each_part().map(Part::len).sum()
     }
 
     /// Bytes of the needles themselves.
     pub fn own_bytes(&self) -> usize {
-        self.main.own_bytes() + self.delta.own_bytes()
+        self.each_part().map(Part::own_bytes).sum()
     }
 
     /// Bytes of memory beside those.
     pub fn overhead(&self) -> usize {
-        self.main.overhead() + self.delta.overhead()
+        self.each_part().map(Part::overhead).sum()
     }
 }
 
@@ -114,13 +139,17 @@ pub enum Others {
 
 /// An index as one writer meets it.
 pub struct View {
-    parts: Vec<Arc<Part>>,
-    gone: Vec<Arc<HashSet<u32>>>,
+    layers: Vec<Layer>,
     names: HashMap<u32, Arc<str>>,
     others: Others,
     longest: usize,
     numbers: bool,
     detector: Arc<Detector>,
+}
+
+struct Layer {
+    parts: Arc<Parts>,
+    gone: Arc<HashSet<u32>>,
 }
 
 /// What may stand in a marker.
@@ -142,20 +171,20 @@ impl View {
         names: HashMap<u32, Arc<str>>,
         others: Others,
     ) -> Self {
-        let (mut parts, mut gone) = (Vec::new(), Vec::new());
+        let mut layers = Vec::new();
         for index in indexes {
-            for part in [&index.main, &index.delta] {
-                if part.len() > 0 {
-                    parts.push(part.clone());
-                    gone.push(index.gone.clone());
+            for parts in [&index.main, &index.delta] {
+                if parts.plain.len() > 0 {
+                    layers.push(Layer { parts: parts.clone(), gone: index.gone.clone() });
                 }
             }
         }
         let names = names.into_iter().map(|(id, name)| (id, marker_name(&name))).collect();
-        let longest = parts.iter().map(|p| p.longest()).max().unwrap_or(0);
-        let numbers = parts.iter().any(|p| p.has_numbers());
+        let all = || layers.iter().flat_map(|layer| layer.parts.both());
+        let longest = all().map(Part::longest).max().map_or(0, lens::span);
+        let numbers = all().any(Part::has_numbers);
         let detector = Detector::usual();
-        Self { parts, gone, names, others, longest, numbers, detector }
+        Self { layers, names, others, longest, numbers, detector }
     }
 
     /// Without any value: formats alone.
@@ -178,7 +207,7 @@ impl View {
         self.numbers
     }
 
-    /// Bytes of the longest needle.
+    /// The longest range that one needle may take, with line breaks in it.
     pub fn longest(&self) -> usize {
         self.longest
     }
@@ -191,30 +220,53 @@ impl View {
         !gone.contains(&id) && (self.others == Others::Unnamed || self.names.contains_key(&id))
     }
 
-    pub(super) fn find(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
-        for (part, gone) in self.parts.iter().zip(&self.gone) {
-            part.find(text, &mut |hit| {
-                if self.sees(gone, hit.id) {
+    /// What is looked for in the text as it is.
+    pub(super) fn plain(&self) -> impl Search {
+        Needles { view: self, of: |parts| &parts.plain }
+    }
+
+    /// What is looked for in what a lens shows of several lines, if anything is.
+    pub(super) fn lines(&self) -> Option<impl Search> {
+        let some = self.layers.iter().any(|layer| layer.parts.lines.len() > 0);
+        some.then_some(Needles { view: self, of: |parts| &parts.lines })
+    }
+
+    /// Whether there is nothing to look for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+}
+
+/// Needles of one kind, as far as a view sees them.
+struct Needles<'a> {
+    view: &'a View,
+    of: fn(&Parts) -> &Part,
+}
+
+impl Search for Needles<'_> {
+    fn find(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
+        for Layer { parts, gone } in &self.view.layers {
+            (self.of)(parts).find(text, &mut |hit| {
+                if self.view.sees(gone, hit.id) {
                     each(hit);
                 }
             });
         }
     }
 
-    /// The first byte of `text`, but for those before `from`, from which on it could become a value.
-    pub(super) fn open_from(&self, text: &[u8], from: usize) -> usize {
-        let open = |(part, gone): (&Arc<Part>, &Arc<HashSet<u32>>)| {
-            part.open_from(text, from, &|id| self.sees(gone, id))
+    fn open_from(&self, text: &[u8], from: usize) -> usize {
+        let open = |Layer { parts, gone }: &Layer| {
+            (self.of)(parts).open_from(text, from, &|id| self.view.sees(gone, id))
         };
-        self.parts.iter().zip(&self.gone).filter_map(open).min().unwrap_or(text.len())
+        self.view.layers.iter().filter_map(open).min().unwrap_or(text.len())
     }
 
-    /// The earliest end of `text` that is the larger part of a named value, once for each of them.
-    pub(super) fn cut_off(&self, text: &[u8], from: usize) -> Vec<Hit> {
+    /// Of named values alone; the earliest, once for each of them.
+    fn cut_off(&self, text: &[u8], from: usize) -> Vec<Hit> {
         let mut all = Vec::new();
-        for (part, gone) in self.parts.iter().zip(&self.gone) {
-            let counts = |id: u32| self.names.contains_key(&id) && !gone.contains(&id);
-            all.extend(part.cut_off(text, from, &beyond_public, &counts));
+        for Layer { parts, gone } in &self.view.layers {
+            let counts = |id: u32| self.view.names.contains_key(&id) && !gone.contains(&id);
+            all.extend((self.of)(parts).cut_off(text, from, &beyond_public, &counts));
         }
         if let Some(first) = all.iter().map(|hit| hit.start).min() {
             all.retain(|hit| hit.start == first);

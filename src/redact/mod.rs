@@ -18,6 +18,7 @@
 pub mod detect;
 mod found;
 mod index;
+mod lens;
 mod needle;
 mod part;
 mod redactor;
@@ -27,6 +28,7 @@ mod variant;
 use std::sync::Arc;
 
 pub use index::{Index, Others, Value, View};
+use lens::Search;
 use part::Text;
 pub use redactor::{BadState, Redactor, Sink};
 use zeroize::Zeroizing;
@@ -70,6 +72,13 @@ impl Level {
     }
 }
 
+/// Overwrites bytes that stay allocated.
+fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    // Whatever looks like a read keeps the writes; byte by byte they would cost as much as the search.
+    std::hint::black_box(bytes);
+}
+
 struct Collect(Vec<u8>);
 
 impl Sink for Collect {
@@ -102,6 +111,6 @@ pub fn needles(value: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
 pub fn contains(view: &View, text: &[u8]) -> bool {
     let mut found = Vec::new();
     let text = Text { bytes: text, from: 0, at: 0, end: true };
-    view.find(text, &mut |hit| found.push(hit));
+    view.plain().find(text, &mut |hit| found.push(hit));
     found.iter().any(|hit| view.name(hit.id).is_some())
 }

@@ -6,6 +6,7 @@
 
 use zeroize::Zeroizing;
 
+use super::lens;
 use super::strength::{self, Weakness};
 use super::variant::{self, FORM_BYTES_MIN, Form};
 
@@ -102,6 +103,18 @@ impl Maker {
             self.ends.push(self.all.len());
             each(&self.one, Shape { caseless: form.is_caseless(), boundary, literal });
         }
+    }
+}
+
+/// A value of several lines as a lens shows it; nothing for others.
+pub(super) fn folded(value: &[u8], out: &mut Zeroizing<Vec<u8>>) {
+    out.clear();
+    let whole = value.trim_ascii();
+    if strength::weakness(whole).is_none() {
+        lens::fold(whole, out);
+    }
+    if out.len() < FORM_BYTES_MIN {
+        out.clear();
     }
 }
 

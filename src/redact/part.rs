@@ -12,7 +12,7 @@
 
 use zeroize::Zeroizing;
 
-use super::needle::{Maker, Shape};
+use super::needle::{self, Maker, Shape};
 
 /// Bytes of a window.
 const WINDOW: usize = 8;
@@ -44,6 +44,8 @@ pub(super) struct Hit {
     pub id: u32,
     /// As the value itself is written.
     pub literal: bool,
+    /// Only between bytes that are no part of a word.
+    pub weak: bool,
 }
 
 /// A text of which a part is looked at.
@@ -271,25 +273,46 @@ const CLASSES: [(usize, usize); 3] = [(8, 15), (4, 11), (1, 8)];
 impl Part {
     /// Of the needles of these values, each with its id.
     pub(super) fn build<'a>(values: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
-        let mut part = Self {
-            alphabet: vec![false; 256],
-            pairs: vec![0; 1 << 10],
-            seed: Self::new_seed(),
-            ..Self::default()
-        };
+        let mut part = Self::empty();
         let mut maker = Maker::default();
         for (id, value) in values {
             maker.each(value, &mut |bytes, shape| part.take(id, bytes, shape));
         }
+        part.ready()
+    }
+
+    /// Of the same values as a lens shows those of several lines.
+    pub(super) fn of_lines<'a>(values: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
+        let mut part = Self::empty();
+        let mut folded = Zeroizing::default();
+        for (id, value) in values {
+            needle::folded(value, &mut folded);
+            let shape = Shape { caseless: false, boundary: false, literal: false };
+            part.take(id, &folded, shape);
+        }
+        part.ready()
+    }
+
+    fn empty() -> Self {
+        Self {
+            alphabet: vec![false; 256],
+            pairs: vec![0; 1 << 10],
+            seed: Self::new_seed(),
+            ..Self::default()
+        }
+    }
+
+    fn ready(mut self) -> Self {
+        let part = &mut self;
         // Caseless needles are entered in lower case.
         for byte in b'a'..=b'z' {
             if part.alphabet[usize::from(byte)] {
                 part.alphabet[usize::from(byte.to_ascii_uppercase())] = true;
             }
         }
-        part.enter();
-        part.sort();
-        part
+        self.enter();
+        self.sort();
+        self
     }
 
     fn take(&mut self, id: u32, bytes: &[u8], shape: Shape) {
@@ -553,7 +576,8 @@ impl Part {
         if !self.same(known, found) {
             return;
         }
-        let hit = Hit { start, end, id: known.id, literal: known.literal };
+        let (id, literal, weak) = (known.id, known.literal, known.boundary);
+        let hit = Hit { start, end, id, literal, weak };
         if known.boundary {
             let next = text.bytes.get(end);
             if is_in_word(text.bytes, start) || next.is_some_and(|b| is_word(*b)) {
@@ -677,8 +701,8 @@ impl Part {
                 let bytes = self.bytes_of(known);
                 let could = bytes.len() > rest.len() && !(known.boundary && in_word);
                 if could && rest.len() >= beyond(bytes) && counts(known.id) {
-                    let (id, literal) = (known.id, known.literal);
-                    hits.push(Hit { start, end: text.len(), id, literal });
+                    let (id, literal, weak) = (known.id, known.literal, known.boundary);
+                    hits.push(Hit { start, end: text.len(), id, literal, weak });
                 }
                 false
             });

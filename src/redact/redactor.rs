@@ -17,12 +17,14 @@ use super::Level;
 use super::detect::{self, Open};
 use super::found::{Found, Grade, Range, Reader};
 use super::index::View;
+use super::lens::{self, Lens, Search};
 use super::part::{Hit, Text};
 
 /// What a detector may look back.
 const DETECTOR_BYTES: usize = 64;
 /// What is kept of the bytes that are decided.
 const CONTEXT_BYTES: usize = 192;
+const _: () = assert!(CONTEXT_BYTES >= lens::REACH_BYTES && CONTEXT_BYTES >= DETECTOR_BYTES);
 /// Decided bytes beyond that are dropped when there are so many.
 const SLACK_BYTES: usize = 1024;
 /// Input is looked at in pieces of this size, which the processor's caches hold.
@@ -82,6 +84,7 @@ struct Scratch {
     hits: Vec<Hit>,
     found: Vec<Found>,
     marker: String,
+    lens: Lens,
 }
 
 impl Redactor {
@@ -209,7 +212,8 @@ impl Redactor {
         let at = self.base - self.lead as u64;
         let text = Text { bytes: &self.text, from: self.lead, at, end };
         let mut limit = self.text.len();
-        self.view.find(text, &mut |hit| {
+        let plain = self.view.plain();
+        plain.find(text, &mut |hit| {
             if hit.end > text.bytes.len() {
                 limit = limit.min(hit.start);
             } else {
@@ -217,9 +221,20 @@ impl Redactor {
             }
         });
         if end {
-            hits.extend(self.view.cut_off(&self.text, self.lead));
+            hits.extend(plain.cut_off(&self.text, self.lead));
         } else {
-            limit = limit.min(self.view.open_from(&self.text, self.lead));
+            limit = limit.min(plain.open_from(&self.text, self.lead));
+        }
+        if !self.view.is_empty() {
+            let lens = &mut self.scratch.lens;
+            let wrapped = lens.wrapped(text, &plain, &mut |hit| hits.push(hit));
+            limit = limit.min(wrapped);
+            if let Some(lines) = self.view.lines() {
+                limit = limit.min(lens.lines(text, &lines, &mut |hit| hits.push(hit)));
+            }
+            lens.forget();
+        }
+        if !end {
             // The byte before a range that may begin goes with it.
             if limit > self.lead && self.is_escaped(limit) {
                 limit -= 1;
@@ -388,7 +403,7 @@ impl Redactor {
             self.odd = self.is_escaped(cut);
             let rest = self.text.len() - cut;
             self.text.copy_within(cut.., 0);
-            wipe(&mut self.text[rest..]);
+            super::wipe(&mut self.text[rest..]);
             self.text.truncate(rest);
             self.lead -= cut;
         }
@@ -466,13 +481,6 @@ impl Redactor {
                 .is_none_or(|open| open.start < open.end && open.end <= redactor.emitted);
         (is_possible && from.0.is_empty()).then_some(redactor)
     }
-}
-
-/// Overwrites bytes that stay allocated.
-fn wipe(bytes: &mut [u8]) {
-    bytes.fill(0);
-    // Whatever looks like a read keeps the writes; byte by byte they would cost as much as the search.
-    std::hint::black_box(bytes);
 }
 
 /// One byte further in a line of JSON: whether in a string, and whether the next byte is escaped.
