@@ -43,6 +43,10 @@ impl Daemon {
         if panics > 0 {
             warnings.push(format!("{panics} handlers of the mount panicked"));
         }
+        let unseen = self.core.needles.unseen();
+        if unseen > 0 {
+            warnings.push(format!("{unseen} values are too weak to be looked for by redaction"));
+        }
         proto::Status {
             state: self.state(),
             version: NAME_AND_VERSION.to_owned(),

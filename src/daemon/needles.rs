@@ -18,7 +18,7 @@ use crate::catalog::resolve::Asker;
 use crate::clock::Timestamp;
 use crate::events::Outside;
 use crate::execution::registry::Registry;
-use crate::redact::{self, Index, Others, Value, View};
+use crate::redact::{self, Index, Others, Value, View, Weakness};
 use crate::secret::SecretBytes;
 use crate::vault::Vault;
 use crate::vault::crypto::Key;
@@ -65,6 +65,67 @@ struct Known {
     /// By the vault's record of the value, in hex.
     numbers: HashMap<String, u32>,
     next: u32,
+    /// Those that are too weak to be looked for at all.
+    unseen: HashSet<u32>,
+}
+
+impl Known {
+    /// Without any value.
+    fn new() -> Self {
+        Self {
+            index: Arc::new(Index::build([])),
+            guessable: BTreeMap::new(),
+            numbers: HashMap::new(),
+            next: 0,
+            unseen: HashSet::new(),
+        }
+    }
+
+    /// A number for the value of this record.
+    fn number(&mut self, id: String, bytes: &SecretBytes) -> u32 {
+        let number = self.next;
+        self.next += 1;
+        self.numbers.insert(id, number);
+        if redact::weakness(bytes.expose()).is_some_and(Weakness::is_unseen) {
+            self.unseen.insert(number);
+        }
+        number
+    }
+
+    /// Takes in what was just stored, but for what is `plain`; whether it is better built anew.
+    fn follow(&mut self, batch: &Batch, plain: &HashSet<String>) -> bool {
+        let mut added: Vec<(u32, &SecretBytes)> = Vec::new();
+        let mut gone = Vec::new();
+        for (id, bytes) in batch.values() {
+            let id = id.to_string();
+            match bytes {
+                Some(bytes) if !plain.contains(&id) => {
+                    let number = self.number(id, bytes);
+                    if redact::unguessable(bytes.expose()) {
+                        added.push((number, bytes));
+                    } else {
+                        self.guessable.insert(number, SecretBytes::copy_of(bytes.expose()));
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    if let Some(number) = self.numbers.remove(&id) {
+                        self.guessable.remove(&number);
+                        self.unseen.remove(&number);
+                        gone.push(number);
+                    }
+                }
+            }
+        }
+        if !gone.is_empty() {
+            self.index = Arc::new(self.index.without(&gone));
+        }
+        if !added.is_empty() {
+            let values = added.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() });
+            self.index = Arc::new(self.index.with(values));
+        }
+        self.index.changes() > MAX_CHANGES
+    }
 }
 
 /// See the module.
@@ -94,6 +155,11 @@ impl Needles {
         self.changed();
     }
 
+    /// How many values are too weak to be looked for, as far as the values are known now.
+    pub fn unseen(&self) -> usize {
+        self.lock().known.as_ref().map_or(0, |known| known.unseen.len())
+    }
+
     /// Grows with everything that may change a view.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -104,42 +170,7 @@ impl Needles {
         let mut state = self.lock();
         let stores = batch.values().any(|(_, bytes)| bytes.is_some());
         let plain = if stores { plain_values(catalog) } else { HashSet::new() };
-        let mut stale = false;
-        if let Some(known) = &mut state.known {
-            let mut added: Vec<(u32, &SecretBytes)> = Vec::new();
-            let mut gone = Vec::new();
-            for (id, bytes) in batch.values() {
-                let id = id.to_string();
-                match bytes {
-                    Some(bytes) if !plain.contains(&id) => {
-                        let number = known.next;
-                        known.next += 1;
-                        known.numbers.insert(id, number);
-                        if redact::unguessable(bytes.expose()) {
-                            added.push((number, bytes));
-                        } else {
-                            let copy = SecretBytes::copy_of(bytes.expose());
-                            known.guessable.insert(number, copy);
-                        }
-                    }
-                    Some(_) => {}
-                    None => {
-                        if let Some(number) = known.numbers.remove(&id) {
-                            known.guessable.remove(&number);
-                            gone.push(number);
-                        }
-                    }
-                }
-            }
-            if !gone.is_empty() {
-                known.index = Arc::new(known.index.without(&gone));
-            }
-            if !added.is_empty() {
-                let values = added.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() });
-                known.index = Arc::new(known.index.with(values));
-            }
-            stale = known.index.changes() > MAX_CHANGES;
-        }
+        let stale = state.known.as_mut().is_some_and(|known| known.follow(batch, &plain));
         if stale {
             state.known = None;
         }
@@ -260,12 +291,7 @@ fn plain_values(catalog: &Catalog) -> HashSet<String> {
 /// Values of all versions that exist, with the name of their secret.
 fn read_all(vault: &Vault, catalog: &Catalog) -> Result<Known, Refusal> {
     let mut all: Vec<(u32, SecretBytes)> = Vec::new();
-    let mut known = Known {
-        index: Arc::new(Index::build([])),
-        guessable: BTreeMap::new(),
-        numbers: HashMap::new(),
-        next: 0,
-    };
+    let mut known = Known::new();
     for secret in catalog.each_secret().filter(|secret| !secret.plain) {
         for value in secret.versions.iter().filter_map(|v| v.value.as_ref()) {
             let id = value.parse().map_err(|_| Refusal::Fault)?;
@@ -278,9 +304,7 @@ fn read_all(vault: &Vault, catalog: &Catalog) -> Result<Known, Refusal> {
                     return Err(Refusal::Fault);
                 }
             };
-            let number = known.next;
-            known.next += 1;
-            known.numbers.insert(value.clone(), number);
+            let number = known.number(value.clone(), &bytes);
             if redact::unguessable(bytes.expose()) {
                 all.push((number, bytes));
             } else {
@@ -466,5 +490,87 @@ impl Outside for Around {
 impl std::fmt::Debug for Around {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Around").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redact::Level;
+    use crate::vault::record::RecordId;
+
+    fn view(known: &Known) -> Arc<View> {
+        let names = known.numbers.values().map(|n| (*n, format!("N{n}").into())).collect();
+        let own = known.guessable.iter();
+        let own = Index::build(own.map(|(id, b)| Value { id: *id, bytes: b.expose() }));
+        Arc::new(View::of([&*known.index, &own], names, Others::Unnamed))
+    }
+
+    fn put(known: &mut Known, id: RecordId, bytes: &[u8]) {
+        let mut batch = Batch::new();
+        batch.put(RecordKind::Value, id, SecretBytes::copy_of(bytes));
+        known.follow(&batch, &HashSet::new());
+    }
+
+    fn redacted(known: &Known, text: &str) -> String {
+        let out = redact::redact(&view(known), Level::Values, text.as_bytes());
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_value_is_looked_for_from_its_commit_until_it_is_destroyed() {
+        let mut known = Known::new();
+        let ids: Vec<RecordId> = (0..4).map(|_| RecordId::random().unwrap()).collect();
+        let (old, new) = ("k7Hq2ZpX9vLm4TnB8sRd3WfY", "Zk8Wq2LmN5rT7yU0pX3cAb9d");
+        put(&mut known, ids[0], old.as_bytes());
+        // A new version; the old one is retired or revoked, and its record stays.
+        put(&mut known, ids[1], new.as_bytes());
+        put(&mut known, ids[2], b"hunter2hunter2");
+        put(&mut known, ids[3], b"abc");
+        let text = format!("{old} {new} hunter2hunter2 abc");
+        assert_eq!(redacted(&known, &text), "[REDACTED:N0] [REDACTED:N1] [REDACTED:N2] abc");
+        assert_eq!(known.unseen.len(), 1);
+        let mut batch = Batch::new();
+        for id in [ids[0], ids[2], ids[3]] {
+            batch.delete(RecordKind::Value, id);
+        }
+        known.follow(&batch, &HashSet::new());
+        assert_eq!(redacted(&known, &text), format!("{old} [REDACTED:N1] hunter2hunter2 abc"));
+        assert!(known.unseen.is_empty());
+    }
+
+    #[test]
+    fn a_stream_that_is_open_follows_what_is_stored_and_many_changes_are_noticed() {
+        let mut known = Known::new();
+        let mut redactor = redact::Redactor::new(view(&known), Level::Values);
+        struct Out(Vec<u8>);
+        impl redact::Sink for Out {
+            fn clear(&mut self, bytes: &[u8]) {
+                self.0.extend_from_slice(bytes);
+            }
+            fn hidden(&mut self, _: &[u8]) {}
+            fn marker(&mut self, text: &str, _: u64) {
+                self.0.extend_from_slice(text.as_bytes());
+            }
+        }
+        let mut out = Out(Vec::new());
+        redactor.push(b"before ", &mut out);
+        put(&mut known, RecordId::random().unwrap(), b"k7Hq2ZpX9vLm4TnB8sRd3WfY");
+        redactor.set_view(view(&known));
+        redactor.push(b"k7Hq2ZpX9vLm", &mut out);
+        // What is held is still looked at when more values come.
+        put(&mut known, RecordId::random().unwrap(), b"X9vLm-Zk8Wq2LmN5rT7yU0");
+        redactor.set_view(view(&known));
+        redactor.push(b"-Zk8Wq2LmN5rT7yU0 after", &mut out);
+        redactor.finish(&mut out);
+        assert_eq!(String::from_utf8(out.0).unwrap(), "before k7Hq2Zp[REDACTED:N1] after");
+        let mut stale = false;
+        for n in 0..=MAX_CHANGES {
+            let mut batch = Batch::new();
+            let bytes = SecretBytes::copy_of(format!("k7Hq2ZpX9v{n:06}Lm4TnB8sRd3WfY").as_bytes());
+            batch.put(RecordKind::Value, RecordId::random().unwrap(), bytes);
+            stale = known.follow(&batch, &HashSet::new());
+        }
+        assert!(stale);
     }
 }

@@ -13,6 +13,7 @@ use crate::config::Permission;
 use crate::control::Caller;
 use crate::execution::exposure::{Channel, Exposure};
 use crate::proto::{self, Code, Problem, Value};
+use crate::redact;
 use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
 use crate::vault::record::{Batch, RecordId, RecordKind};
 
@@ -72,11 +73,8 @@ pub(super) fn check_value(value: &SecretBytes) -> Result<(), Problem> {
 
 /// What a person should know of a value that redaction cannot find.
 pub(super) fn notes_on(value: &SecretBytes, plain: bool) -> Vec<String> {
-    if !plain && value.len() < 8 {
-        vec!["a value of fewer than 8 bytes can hardly be recognised in outputs".to_owned()]
-    } else {
-        Vec::new()
-    }
+    let weakness = redact::weakness(value.expose()).filter(|_| !plain);
+    weakness.map(|weakness| weakness.note().to_owned()).into_iter().collect()
 }
 
 pub(super) fn shown(secret: &Secret, notes: Vec<String>) -> proto::SecretShown {

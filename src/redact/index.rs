@@ -25,12 +25,18 @@ pub struct Value<'a> {
     pub bytes: &'a [u8],
 }
 
+/// So many values are added before they are put together with those that were added earlier.
+const MAX_RECENT: usize = 32;
+
 /// A set of values. Cheap to share, and to extend by a few.
 pub struct Index {
     main: Arc<Parts>,
-    delta: Arc<Parts>,
-    /// What the delta was made of.
-    added: Arc<Vec<(u32, SecretBytes)>>,
+    /// What was added since: most of it, and the last few, which are quick to make anew.
+    older: Arc<Parts>,
+    recent: Arc<Parts>,
+    /// What those two were made of, and how much of it is in the first.
+    added: Arc<Vec<Arc<(u32, SecretBytes)>>>,
+    merged: usize,
     gone: Arc<HashSet<u32>>,
 }
 
@@ -56,44 +62,50 @@ impl Parts {
 impl Index {
     /// With these values.
     pub fn build<'a>(values: impl IntoIterator<Item = Value<'a>>) -> Self {
+        let none = Parts::build([]);
         Self {
             main: Parts::build(values),
-            delta: Parts::build([]),
+            older: none.clone(),
+            recent: none,
             added: Arc::default(),
+            merged: 0,
             gone: Arc::default(),
         }
     }
 
-    /// This and a few more. An id that was there before is replaced.
+    /// This and a few more. What an id stood for before it still does.
     #[must_use]
-    pub fn with<'a>(&self, added: impl IntoIterator<Item = Value<'a>>) -> Self {
-        let new: Vec<_> = added.into_iter().collect();
-        let mut gone = (*self.gone).clone();
-        let mut all: Vec<(u32, SecretBytes)> = Vec::new();
-        for (id, bytes) in self.added.iter() {
-            if !new.iter().any(|v| v.id == *id) {
-                all.push((*id, SecretBytes::copy_of(bytes.expose())));
+    pub fn with<'a>(&self, more: impl IntoIterator<Item = Value<'a>>) -> Self {
+        let (mut gone, mut added) = (self.gone.clone(), Vec::clone(&self.added));
+        for value in more {
+            if gone.contains(&value.id) {
+                Arc::make_mut(&mut gone).remove(&value.id);
             }
+            added.push(Arc::new((value.id, SecretBytes::copy_of(value.bytes))));
         }
-        for value in &new {
-            // What the main part still has of it is covered by the same id.
-            gone.remove(&value.id);
-            all.push((value.id, SecretBytes::copy_of(value.bytes)));
+        let made = |of: &[Arc<(u32, SecretBytes)>]| {
+            Parts::build(of.iter().map(|one| Value { id: one.0, bytes: one.1.expose() }))
+        };
+        let (mut older, mut merged) = (self.older.clone(), self.merged);
+        if added.len() - merged > MAX_RECENT {
+            (older, merged) = (made(&added), added.len());
         }
-        let delta = Parts::build(all.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() }));
-        Self { main: self.main.clone(), delta, added: Arc::new(all), gone: Arc::new(gone) }
+        let recent = made(&added[merged..]);
+        Self { main: self.main.clone(), older, recent, added: Arc::new(added), merged, gone }
     }
 
     /// This without some.
     #[must_use]
     pub fn without(&self, ids: &[u32]) -> Self {
-        let mut gone = (*self.gone).clone();
-        gone.extend(ids);
+        let mut gone = self.gone.clone();
+        Arc::make_mut(&mut gone).extend(ids);
         Self {
             main: self.main.clone(),
-            delta: self.delta.clone(),
+            older: self.older.clone(),
+            recent: self.recent.clone(),
             added: self.added.clone(),
-            gone: Arc::new(gone),
+            merged: self.merged,
+            gone,
         }
     }
 
@@ -103,7 +115,7 @@ impl Index {
     }
 
     fn each_part(&self) -> impl Iterator<Item = &Part> {
-        [&self.main, &self.delta].into_iter().flat_map(|parts| parts.both())
+        [&self.main, &self.older, &self.recent].into_iter().flat_map(|parts| parts.both())
     }
 
     /// How many needles there are.
@@ -173,7 +185,7 @@ impl View {
     ) -> Self {
         let mut layers = Vec::new();
         for index in indexes {
-            for parts in [&index.main, &index.delta] {
+            for parts in [&index.main, &index.older, &index.recent] {
                 if parts.plain.len() > 0 {
                     layers.push(Layer { parts: parts.clone(), gone: index.gone.clone() });
                 }

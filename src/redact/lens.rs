@@ -100,6 +100,7 @@ fn break_at(text: &[u8], start: usize, at: usize, end_of_stream: bool) -> Option
 }
 
 /// Whether a line of wrapped text may end before `at`.
+#[inline]
 fn ends_run(text: &[u8], at: usize) -> bool {
     // Most lines end with a shorter word: few bytes tell.
     let Some(run) = at.checked_sub(RUN_BYTES_MIN).and_then(|from| text.get(from..at)) else {
@@ -115,8 +116,10 @@ fn ends_run(text: &[u8], at: usize) -> bool {
 fn breaks(text: Text<'_>, all: bool, found: &mut Vec<Break>) {
     let bytes = text.bytes;
     found.clear();
-    let mut after = 0;
-    for at in memchr::memchr2_iter(b'\n', b'\\', bytes) {
+    let mut after = text.from.saturating_sub(REACH_BYTES);
+    let from = after;
+    for at in memchr::memchr2_iter(b'\n', b'\\', &bytes[from..]) {
+        let at = from + at;
         if at < after {
             continue;
         }

@@ -30,6 +30,36 @@ pub enum Weakness {
     TooShort,
 }
 
+impl Weakness {
+    /// What a person should know of such a value.
+    pub fn note(self) -> &'static str {
+        match self {
+            Self::CommonWord => {
+                "an ordinary word: redaction hides it where it stands alone, and there it hides the \
+                 ordinary word as well"
+            }
+            Self::FewDigits => {
+                "fewer than 8 digits: redaction hides them only between bytes that are no part of a \
+                 word"
+            }
+            Self::InMarker => "it stands in redaction's own markers and is never looked for",
+            Self::Repeated => {
+                "one character repeated: redaction hides it only between bytes that are no part of \
+                 a word"
+            }
+            Self::Short => {
+                "fewer than 8 bytes: redaction hides it only between bytes that are no part of a word"
+            }
+            Self::TooShort => "a value of 4 bytes or fewer is never looked for by redaction",
+        }
+    }
+
+    /// Whether such a value is not looked for at all.
+    pub fn is_unseen(self) -> bool {
+        matches!(self, Self::InMarker | Self::TooShort)
+    }
+}
+
 /// Words that values are set to and that ordinary text is full of (5 bytes and more).
 const COMMON: &[&str] = &[
     "12345678",
