@@ -350,6 +350,11 @@ pub(super) fn fold(value: &[u8], out: &mut Zeroizing<Vec<u8>>) {
         at = line.end;
     }
     lens.show(value, at, value.len());
-    reserve(out, lens.shown.len());
-    out.extend_from_slice(&lens.shown);
+    // One that begins or ends with a break is found without it.
+    let shown = lens.shown.trim_ascii();
+    if !shown.contains(&b'\n') {
+        return;
+    }
+    reserve(out, shown.len());
+    out.extend_from_slice(shown);
 }
