@@ -45,7 +45,7 @@ fn take<'a>(data: &mut &'a [u8], len: usize) -> &'a [u8] {
 }
 
 /// Values, then pieces of a text. Pieces above 127 stand for a value, or a part of it.
-pub fn redact(mut data: &[u8]) {
+pub(crate) fn redact(mut data: &[u8]) {
     let header = take(&mut data, 2).to_vec();
     let [how, count] = header[..] else { return };
     let mut values = Vec::new();
@@ -99,7 +99,7 @@ pub fn redact(mut data: &[u8]) {
 }
 
 /// A saved state in which bytes were changed, or any bytes in its place.
-pub fn resume(mut data: &[u8]) {
+pub(crate) fn resume(mut data: &[u8]) {
     let header = take(&mut data, 2).to_vec();
     let [how, len] = header[..] else { return };
     let view = view(&[b"Zk8Wq2LmN5rT7yU0pX3c", b"48151623421", b"two\nlines-of it"]);
