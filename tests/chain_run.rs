@@ -157,3 +157,25 @@ fn a_trial_that_is_killed_leaves_no_agent_behind() {
         home.json(&["execution", "show", "t3"])["ended_reason"] == "owner died"
     });
 }
+
+#[test]
+fn a_short_agent_has_all_of_its_output_in_its_log() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let lines = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 3";
+    apply(&home, &[("Quick", Some("echo at once; exit 7"))]);
+    for number in 0..5 {
+        let id = format!("q{number}");
+        assert_eq!(trial(&home, &["--id", &id]).status.code(), Some(7));
+        let log = fs::read_to_string(folder(&home, &id).join("Quick.log")).unwrap();
+        assert_eq!(log, "at once\n");
+    }
+    apply(&home, &[("Quick", Some(lines))]);
+    let output = trial(&home, &["--id", "many"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let log = fs::read_to_string(folder(&home, "many").join("Quick.log")).unwrap();
+    assert_eq!(log.lines().count(), 3000);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), log);
+}

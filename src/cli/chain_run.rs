@@ -1,25 +1,30 @@
 //! `chain run`: the agents of a chain that have a command, one after the other, for trials.
 //!
 //! Each is a `strongroom run` of its own; what it prints is shown, and lands in the execution's events
-//! as `AGENT.log`. Between the command and its output stand two processes of the agent's own that
-//! copy (`tee`), so the log is written through the mount, with all that holds there. Invariant: the
+//! as `AGENT.log`. Between `run` and the command stands a process of the agent's own (`tee`), so the
+//! log is written through the mount, with all that holds there. Invariant: the
 //! first failure ends it, with that agent's status; nothing of the execution is left behind.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command};
 
 use clap::Args;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
 
 use crate::config::Period;
 use crate::proto;
+use crate::sys::pidfd::PidFd;
 
 use super::output::{note, show};
 use super::{Context, Failure, Outcome, exit};
@@ -180,107 +185,159 @@ pub(super) struct TeeArgs {
     /// The name of the log in the agent's events directory.
     #[arg(long)]
     log: OsString,
-    /// Copies stdin to stdout and the log.
-    #[arg(long, conflicts_with = "command")]
-    copy: bool,
-    /// As its child, so that it is none of the command's.
-    #[arg(long, conflicts_with = "command")]
-    aside: bool,
     /// The command and its arguments.
-    #[arg(last = true)]
+    #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
 
+/// What a pipe holds at most, pipe(7), unless root makes it larger.
+const MAX_PIPE_BYTES: usize = 1 << 20;
+/// `SI_KERNEL`, sigaction(2): sent by the terminal to the whole process group.
+const SI_KERNEL: i32 = 0x80;
+
+/// Runs the command; what it prints goes to where it would, and to the log. This process ends after
+/// the command, when all that was printed is in both: afterwards it is no agent's any more.
 pub(super) fn tee(args: &TeeArgs) -> Outcome {
-    if args.copy {
-        return copy(&args.log).map(|()| exit::OK).map_err(|e| anyhow::Error::from(e).into());
-    }
-    let own = std::env::current_exe().map_err(anyhow::Error::from)?;
-    if args.aside {
-        let mut child = Command::new(own);
-        child.args(["tee", "--copy", "--log"]).arg(&args.log);
-        child.spawn().map_err(anyhow::Error::from)?;
-        return Ok(exit::OK);
-    }
     let [program, words @ ..] = &args.command[..] else {
         return Err(Failure::new("there is no command to run").hint("tee --log NAME -- CMD"));
     };
-    let copier = |to: Stdio| -> io::Result<io::PipeWriter> {
-        let (reading, writing) = io::pipe()?;
-        let status = Command::new(&own)
-            .args(["tee", "--aside", "--log"])
-            .arg(&args.log)
-            .stdin(reading)
-            .stdout(to)
-            .status()?;
-        if status.success() { Ok(writing) } else { Err(io::Error::other("no process to copy")) }
-    };
-    let stdout = copier(Stdio::inherit()).map_err(anyhow::Error::from)?;
+    let mut tee = Tee { log: open_log(&args.log), ways: Vec::new() };
+    let stdout = tee.way(io::stdout().as_fd()).map_err(anyhow::Error::from)?;
     // What leads to one place goes through one pipe, so that its order stays.
     let stderr = if is_one_place().map_err(anyhow::Error::from)? {
         stdout.try_clone()
     } else {
-        io::stderr().as_fd().try_clone_to_owned().and_then(|to| copier(Stdio::from(to)))
+        tee.way(io::stderr().as_fd())
     };
     let stderr = stderr.map_err(anyhow::Error::from)?;
-    let error = Command::new(program).args(words).stdout(stdout).stderr(stderr).exec();
-    let missing = error.kind() == io::ErrorKind::NotFound;
-    Err(Failure::new(format!("{}: {error}", program.to_string_lossy()))
-        .hint("the command of this agent stands in the chain's definition")
-        .status(if missing { exit::RUN_MISSING } else { exit::RUN_CANNOT }))
+    // Before signals are held back, which the command must not inherit.
+    let child = Command::new(program).args(words).stdout(stdout).stderr(stderr).spawn();
+    let mut child = child.map_err(|error| {
+        let missing = error.kind() == io::ErrorKind::NotFound;
+        Failure::new(format!("{}: {error}", program.to_string_lossy()))
+            .hint("the command of this agent stands in the chain's definition")
+            .status(if missing { exit::RUN_MISSING } else { exit::RUN_CANNOT })
+    })?;
+    tee.follow(&child).map_err(anyhow::Error::from)?;
+    let status = child.wait().map_err(anyhow::Error::from)?;
+    let status = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok(u8::try_from(status).unwrap_or(exit::RUN_FAILED))
+}
+
+fn open_log(name: &OsString) -> Option<File> {
+    let events = std::env::var_os("STRONGROOM_EVENTS_DIR").unwrap_or_default();
+    match File::options().append(true).create(true).open(Path::new(&events).join(name)) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            note(&format!("warning: the log cannot be written: {error}"));
+            None
+        }
+    }
 }
 
 /// Whether stdout and stderr are the same terminal, pipe or file.
 fn is_one_place() -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
-    let place = |fd: std::os::fd::BorrowedFd<'_>| {
+    let place = |fd: BorrowedFd<'_>| {
         let found = File::from(fd.try_clone_to_owned()?).metadata()?;
         Ok::<_, io::Error>((found.dev(), found.ino()))
     };
     Ok(place(io::stdout().as_fd())? == place(io::stderr().as_fd())?)
 }
 
-/// Copies until nobody writes any more, whoever wants it to end before.
-fn copy(log: &OsString) -> io::Result<()> {
-    let mut unwanted = SigSet::empty();
-    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
-        unwanted.add(signal);
+/// A pipe of the command's, and where what comes out of it is shown.
+struct Way {
+    source: Option<io::PipeReader>,
+    shown: Option<File>,
+}
+
+struct Tee {
+    log: Option<File>,
+    ways: Vec<Way>,
+}
+
+impl Tee {
+    fn way(&mut self, to: BorrowedFd<'_>) -> io::Result<io::PipeWriter> {
+        let (source, writing) = io::pipe()?;
+        let shown = Some(File::from(to.try_clone_to_owned()?));
+        fcntl(&source, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        self.ways.push(Way { source: Some(source), shown });
+        Ok(writing)
     }
-    unwanted.thread_block()?;
-    let events = std::env::var_os("STRONGROOM_EVENTS_DIR").unwrap_or_default();
-    let path = Path::new(&events).join(log);
-    let mut file = match File::options().append(true).create(true).open(&path) {
-        Ok(file) => Some(file),
-        Err(error) => {
-            note(&format!("warning: the log cannot be written: {error}"));
-            None
+
+    /// Copies until the command has ended and its pipes are empty; signals are passed on to it.
+    fn follow(&mut self, child: &Child) -> io::Result<()> {
+        let command = PidFd::open(child.id())?;
+        let mut passed = SigSet::empty();
+        for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+            passed.add(signal);
         }
-    };
-    let mut source = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut shown = Some(File::from(io::stdout().as_fd().try_clone_to_owned()?));
-    let mut buffer = zeroize::Zeroizing::new(vec![0; 64 << 10]);
-    loop {
-        let count = match source.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        if let Some(to) = &mut file
-            && let Err(error) = to.write_all(&buffer[..count])
-        {
-            note(&format!("warning: the log ends here: {error}"));
-            file = None;
+        passed.thread_block()?;
+        let signals =
+            SignalFd::with_flags(&passed, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        loop {
+            let open = self.ways.iter().filter_map(|way| way.source.as_ref());
+            let mut fds: Vec<_> = [command.as_fd(), signals.as_fd()]
+                .into_iter()
+                .chain(open.map(AsFd::as_fd))
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            // Asked before the pipes are emptied: nothing comes after the end.
+            let ended = !command.is_alive();
+            while let Some(info) = signals.read_signal()? {
+                let signal = i32::try_from(info.ssi_signo).ok();
+                let signal = signal.and_then(|number| Signal::try_from(number).ok());
+                // The terminal has told the command already: it is in our process group.
+                if let Some(signal) = signal.filter(|_| info.ssi_code != SI_KERNEL) {
+                    // It may be gone in this moment.
+                    let _gone = command.signal(signal);
+                }
+            }
+            for number in 0..self.ways.len() {
+                self.empty(number)?;
+            }
+            if ended {
+                return Ok(());
+            }
         }
-        if let Some(to) = &mut shown
-            && to.write_all(&buffer[..count]).is_err()
-        {
-            // Who watched has gone; the log goes on.
-            shown = None;
+    }
+
+    /// Copies what is in a pipe now: not more than one can hold, since who writes without end must
+    /// not keep signals and the end waiting.
+    fn empty(&mut self, number: usize) -> io::Result<()> {
+        let way = &mut self.ways[number];
+        let mut buffer = zeroize::Zeroizing::new(vec![0; 64 << 10]);
+        for _ in 0..MAX_PIPE_BYTES / buffer.len() {
+            let Some(source) = &mut way.source else { return Ok(()) };
+            let count = match source.read(&mut buffer) {
+                Ok(0) => {
+                    way.source = None;
+                    return Ok(());
+                }
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            if let Some(log) = &mut self.log
+                && let Err(error) = log.write_all(&buffer[..count])
+            {
+                note(&format!("warning: the log ends here: {error}"));
+                self.log = None;
+            }
+            if let Some(shown) = &mut way.shown
+                && shown.write_all(&buffer[..count]).is_err()
+            {
+                // Who watched has gone: the command is told as by its own closed pipe.
+                way.shown = None;
+                way.source = None;
+            }
         }
-        if file.is_none() && shown.is_none() {
-            return Ok(());
-        }
+        Ok(())
     }
 }
 
