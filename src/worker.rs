@@ -34,6 +34,7 @@ use crate::execution::registry::Registry;
 use crate::execution::state::State;
 use crate::fs::tree::Tree;
 use crate::fuse::adapter::{Adapter, Alarms};
+use crate::fuse::gate::Gate;
 use crate::fuse::session::{self, Takeover};
 use crate::identity::attestor::{CgroupAttestor, TreeAttestor};
 use crate::identity::resolver::Resolver;
@@ -127,8 +128,10 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
     );
     let tree = Arc::new(Tree::new(broker).with_events(events.clone()));
     let alarms = Arc::new(Alarms::default());
+    let gate = Gate::start(config.mount.threads, config.events.patience.0)
+        .map_err(part("no threads for the event store"))?;
     let (session, takeover) = session::take_over(
-        Adapter::new(tree.clone(), alarms.clone()),
+        Adapter::new(tree.clone(), alarms.clone()).with_gate(gate),
         &state,
         device.as_fd(),
         config.mount.threads,
@@ -182,6 +185,12 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         .name("measure".into())
         .spawn(move || events.measure())
         .map_err(part("no thread to measure the event store"))?;
+    // Not waited for at the stop: the store may hang.
+    let files = daemon.clone();
+    std::thread::Builder::new()
+        .name("files".into())
+        .spawn(move || files.keep_files())
+        .map_err(part("no thread for event files"))?;
     let house = daemon.clone();
     let housekeeper = std::thread::Builder::new()
         .name("house".into())

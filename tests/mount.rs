@@ -233,15 +233,60 @@ fn an_ended_execution_reads_nothing_through_what_it_still_holds() {
     assert_eq!(shown["survivors"].as_array().unwrap().len(), 0);
 }
 
+/// Files of events that are written in blocks of 128 KiB, with values across them.
+const WRITER: &str = r#"
+import os, sys
+name, stop, ready = sys.argv[1:]
+key = open(os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY", "rb").read()
+block = 128 << 10
+text = bytearray()
+while len(text) < 16 * block:
+    text += b"line %07d of the log\n" % len(text)
+    if len(text) % block < 500 or len(text) % 97 == 0:
+        text += key + b"\n"
+text = bytes(text[:16 * block - len(key)]) + key
+shown = text.replace(key, b"*" * len(key))
+path = os.environ["STRONGROOM_EVENTS_DIR"] + "/" + name
+n = 0
+while not os.path.exists(stop):
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC)
+    for at in range(0, len(text), block):
+        assert os.write(fd, text[at:at + block]) == block
+    assert os.fstat(fd).st_size == len(text)
+    back = b"".join(os.pread(fd, block, at) for at in range(0, len(text), block))
+    assert back == shown, "read back otherwise"
+    os.close(fd)
+    if n == 0:
+        open(ready + name, "w").close()
+    n += 1
+"#;
+
+/// What [`WRITER`] leaves in the store.
+fn written() -> Vec<u8> {
+    let (block, key) = (128 << 10, OPENAI.as_bytes());
+    let mut text = Vec::new();
+    while text.len() < 16 * block {
+        text.extend_from_slice(format!("line {:07} of the log\n", text.len()).as_bytes());
+        if text.len() % block < 500 || text.len().is_multiple_of(97) {
+            text.extend_from_slice(&[key, b"\n"].concat());
+        }
+    }
+    text.truncate(16 * block - key.len());
+    text.extend_from_slice(key);
+    String::from_utf8(text).unwrap().replace(OPENAI, "[REDACTED:OPENAI_API_KEY]").into_bytes()
+}
+
 #[test]
-fn no_read_fails_and_each_is_recorded_once_while_workers_are_killed() {
+fn no_read_or_write_fails_and_each_is_done_once_while_workers_are_killed() {
     if !may_mount() {
         return;
     }
     let kills: u32 =
         std::env::var("STRONGROOM_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(60);
     let home = Home::deployed();
+    home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", "k"]);
     let stop = home.dir.path().join("stop");
+    let ready = home.dir.path().join("ready.");
     let reader = format!(
         r#"
 import os, sys
@@ -255,24 +300,34 @@ while not os.path.exists("{}"):
     n += 1
 os.write(1, b"%d\n" % n)
 "#,
-        home.dir.path().join("reads.").display(),
+        ready.display(),
         stop.display(),
         OPENAI.len()
     );
     let file = home.dir.path().join("reader.py");
     std::fs::write(&file, reader).unwrap();
+    let writer = home.dir.path().join("writer.py");
+    std::fs::write(&writer, WRITER).unwrap();
     let view = home.dir.path().join("view");
-    let script = format!("for i in 1 2 3 4 5 6 7 8; do python3 {} & done; wait", file.display());
+    let writers = format!(
+        "for i in 1 2; do python3 {} w$i {} {} || exit 1 & p=\"$p $!\"; done",
+        writer.display(),
+        stop.display(),
+        ready.display()
+    );
+    let script = format!(
+        "{writers}; for i in 1 2 3 4 5 6 7 8; do python3 {} & p=\"$p $!\"; done; \
+         for q in $p; do wait $q || bad=1; done; exit ${{bad:-0}}",
+        file.display()
+    );
     let child = home
         .command(&[
             "run",
             "--no-redact",
-            "--chain",
-            "deploy-pipeline",
+            "--execution",
+            "k",
             "--agent",
             "CodeAnalyzer",
-            "--env",
-            "prod",
             "--secrets-path",
             view.to_str().unwrap(),
             "--",
@@ -285,11 +340,11 @@ os.write(1, b"%d\n" % n)
         .spawn()
         .unwrap();
     // A launch is no request of the mount: it is over before the first death.
-    wait_until("eight readers", Duration::from_secs(20), || {
+    wait_until("eight readers and two writers", Duration::from_secs(60), || {
         let entries = std::fs::read_dir(home.dir.path()).unwrap();
-        let readers = entries
-            .filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with("reads."));
-        readers.count() == 8
+        let all = entries
+            .filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with("ready."));
+        all.count() == 10
     });
     let keeper = std::fs::read_to_string(home.home().join("run/keeper.pid")).unwrap();
     let children = format!("/proc/{0}/task/{0}/children", keeper.trim());
@@ -301,10 +356,17 @@ os.write(1, b"%d\n" % n)
             std::thread::yield_now();
             continue;
         }
+        if killed == kills / 2 {
+            // A new worker in order, in the middle of it.
+            home.ok(&["reload"]);
+            killed += 1;
+            continue;
+        }
         // From its first instructions to some milliseconds of service.
         std::thread::park_timeout(Duration::from_micros(u64::from(killed % 30) * 700));
         let pid: i32 = now.trim().parse().unwrap();
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        // It may just have ended for the reload.
+        let _killed = kill(Pid::from_raw(pid), Signal::SIGKILL);
         last = now;
         killed += 1;
     }
@@ -314,7 +376,14 @@ os.write(1, b"%d\n" % n)
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     let counts: Vec<u64> = told.lines().map(|l| l.parse().unwrap()).collect();
     assert_eq!(counts.len(), 8, "{}", text(&output));
-    let reads: u64 = counts.iter().sum();
+    // Each writer read the secret once.
+    let reads: u64 = counts.iter().sum::<u64>() + 2;
+    home.ok(&["execution", "end", "k"]);
+    for name in ["w1", "w2"] {
+        let stored =
+            std::fs::read(home.home().join("events/deploy-pipeline/prod/k").join(name)).unwrap();
+        assert!(stored == written(), "{name} is not what was written");
+    }
     let recorded = home.records("secret_accessed").len() as u64;
     println!("{reads} reads over {kills} kills");
     assert_eq!(recorded, reads);

@@ -304,6 +304,8 @@ pub struct Events {
     pub max_total: u64,
     /// The most that is held back in memory.
     pub max_held: u64,
+    /// How long the store may take for a request, which then gets `EIO`.
+    pub patience: Period,
 }
 
 impl Default for Events {
@@ -317,6 +319,7 @@ impl Default for Events {
             max_file: 1 << 30,
             max_total: 16 << 30,
             max_held: 64 << 20,
+            patience: Period::secs(20),
         }
     }
 }

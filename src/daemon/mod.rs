@@ -196,12 +196,25 @@ impl Daemon {
                 self.housekeeping();
                 self.keep_versions();
                 self.keep_sealed();
-                self.keep_events();
-                self.keep_stored();
+                self.tell_probes();
                 self.tree.broker().record_counts(false);
             }));
             if turn.is_err() {
                 tracing::error!("a turn of housekeeping panicked");
+            }
+            std::thread::park_timeout(HOUSEKEEPING);
+        }
+    }
+
+    /// Looks after event files until the daemon stops: apart from the rest, since the store may hang.
+    pub fn keep_files(self: &Arc<Self>) {
+        while !self.is_stopping() {
+            let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.keep_events();
+                self.keep_stored();
+            }));
+            if turn.is_err() {
+                tracing::error!("a turn of looking after event files panicked");
             }
             std::thread::park_timeout(HOUSEKEEPING);
         }
@@ -234,8 +247,8 @@ impl Daemon {
 }
 
 impl Daemon {
-    /// Completes what nobody writes any more, and tells of those who try to guess.
-    fn keep_events(&self) {
+    /// Tells of those who try to guess.
+    fn tell_probes(&self) {
         for probe in self.around.take_probes() {
             self.alert(alert::Alert {
                 event: "redaction_probe",
@@ -248,6 +261,10 @@ impl Daemon {
                 at: probe.at,
             });
         }
+    }
+
+    /// Completes what nobody writes any more.
+    fn keep_events(&self) {
         self.events.tidy();
         let principals = self.registry.principals();
         self.events.forget_places(&principals.iter().map(|p| p.events_folder.as_str()).collect());

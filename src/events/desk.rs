@@ -75,6 +75,16 @@ impl Events {
         inode: u64,
         fresh: Option<&Writer>,
     ) -> Result<Option<Shared>, Refusal> {
+        self.desk_of(inode, fresh, None)
+    }
+
+    /// The same; `new` is the file's place in the store if it was just made.
+    pub(super) fn desk_of(
+        &self,
+        inode: u64,
+        fresh: Option<&Writer>,
+        mut new: Option<Stored>,
+    ) -> Result<Option<Shared>, Refusal> {
         loop {
             let shared = lock(&self.desks).entry(inode).or_default().clone();
             let mut guard = lock(&shared);
@@ -86,7 +96,7 @@ impl Events {
                 *guard = self.load(inode)?;
             }
             if let (None, Some(writer)) = (&*guard, fresh) {
-                *guard = Some(self.reopen(inode, writer)?);
+                *guard = Some(self.reopen(inode, writer, new.take())?);
             }
             if guard.is_some() {
                 drop(guard);
@@ -198,10 +208,18 @@ impl Events {
     }
 
     /// A draft of a file as it is stored.
-    pub(super) fn reopen(&self, inode: u64, writer: &Writer) -> Result<Desk, Refusal> {
+    pub(super) fn reopen(
+        &self,
+        inode: u64,
+        writer: &Writer,
+        new: Option<Stored>,
+    ) -> Result<Desk, Refusal> {
         let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
         let view = self.outside.view(&writer.place)?;
-        let store = self.folder.file(&node.path).map_err(|e| os(&e))?;
+        let store = match new {
+            Some(new) => new,
+            None => self.folder.file(&node.path).map_err(|e| os(&e))?,
+        };
         let kept = match &node.what {
             What::File { kept: Some((stored, tail, sealed)), .. } => {
                 let key = self.outside.key()?;

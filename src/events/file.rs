@@ -19,7 +19,7 @@ use crate::redact::View;
 use super::codec::Encoder;
 use super::desk::{Desk, OPERATION, key_of};
 use super::draft::{Draft, Operation, Store};
-use super::folder::Sort;
+use super::folder::{Sort, Stored};
 use super::node::{Node, What};
 use super::{At, Attributes, Change, Events, full, lock, os, refusal, stale};
 
@@ -37,8 +37,8 @@ impl Events {
         writing: bool,
         request: Request,
     ) -> Result<(Attributes, u64), Refusal> {
-        let made = self.make_file(writer, parent, name, exclusive, request)?;
-        let fh = self.open_file(writer, made.inode, writing, request)?;
+        let (made, new) = self.make(writer, parent, name, exclusive, request)?;
+        let fh = self.open_as(writer, made.inode, writing, new, request)?;
         Ok((made, fh))
     }
 
@@ -54,18 +54,32 @@ impl Events {
         exclusive: bool,
         request: Request,
     ) -> Result<Attributes, Refusal> {
+        self.make(writer, parent, name, exclusive, request).map(|(made, _)| made)
+    }
+
+    fn make(
+        &self,
+        writer: &Writer,
+        parent: u64,
+        name: &OsStr,
+        exclusive: bool,
+        request: Request,
+    ) -> Result<(Attributes, Option<Stored>), Refusal> {
         self.check_name(writer, name)?;
         let path = self.directory_node(writer, parent)?.path.join(name);
-        match self.folder.create(&path) {
+        let new = match self.folder.create(&path) {
             Err(e)
-                if e.kind() == io::ErrorKind::AlreadyExists && (!exclusive || request.resent) => {}
-            other => drop(other.map_err(|e| os(&e))?),
-        }
+                if e.kind() == io::ErrorKind::AlreadyExists && (!exclusive || request.resent) =>
+            {
+                None
+            }
+            other => Some(other.map_err(|e| os(&e))?),
+        };
         let entry = self.folder.entry(&path).map_err(|e| os(&e))?;
         if entry.sort == Sort::Directory {
             return Err(refusal(Errno::EISDIR));
         }
-        self.found(writer, &path, entry)
+        Ok((self.found(writer, &path, entry)?, new))
     }
 
     /// Opens a file.
@@ -79,6 +93,19 @@ impl Events {
         writing: bool,
         request: Request,
     ) -> Result<u64, Refusal> {
+        self.open_as(writer, inode, writing, None, request)
+    }
+
+    /// Opens a file; `new` is its place in the store if it was just made, which stays open: a close
+    /// would tell those who watch the folder that it is complete.
+    fn open_as(
+        &self,
+        writer: &Writer,
+        inode: u64,
+        writing: bool,
+        new: Option<Stored>,
+        request: Request,
+    ) -> Result<u64, Refusal> {
         if matches!(self.node(writer, inode)?.what, What::Directory { .. }) {
             return Err(refusal(Errno::EISDIR));
         }
@@ -88,7 +115,7 @@ impl Events {
         let opened = match self.node(writer, inode).map(|node| node.what) {
             // The name has another number by now, which the kernel looks up.
             Ok(What::File { is_old: true, .. }) => Err(refusal(Errno::ESTALE)),
-            Ok(_) if writing => self.desk(inode, Some(writer)).map(drop),
+            Ok(_) if writing => self.desk_of(inode, Some(writer), new).map(drop),
             other => other.map(drop),
         };
         match opened {
@@ -122,7 +149,7 @@ impl Events {
         if matches!(node.what, What::File { is_old: true, .. }) {
             return Err(refusal(Errno::ESTALE));
         }
-        let store = self.folder.file(&node.path).map_err(|e| os(&e))?;
+        let store = self.folder.reader(&node.path).map_err(|e| os(&e))?;
         let mut buffer = vec![0; size];
         let mut done = 0;
         while done < size {
@@ -192,7 +219,7 @@ impl Events {
                 desk.store.set_modified(modified).map_err(|e| os(&e))?;
                 self.save_with(inode, &mut desk.draft, Some(modified))?;
             } else {
-                let store = self.folder.file(&node.path).map_err(|e| os(&e))?;
+                let store = self.folder.reader(&node.path).map_err(|e| os(&e))?;
                 store.set_modified(modified).map_err(|e| os(&e))?;
             }
         }
@@ -486,11 +513,12 @@ impl Events {
         if frozen.has_hidden() && !node.is_unlinked() {
             // What is stored is not what writers saw: a new number.
             let new = self.new_inode()?;
+            let reader = self.folder.reader(&node.path).map_err(|e| os(&e))?;
             let mut nodes = lock(&self.nodes);
             if self.is_open(inode) {
                 let what = What::File { store_inode, kept: None, is_old: true };
                 nodes.put(inode, Node { what, ..node }).map_err(full)?;
-                lock(&self.frozen).insert(inode, Arc::new((frozen, desk.store)));
+                lock(&self.frozen).insert(inode, Arc::new((frozen, reader)));
             } else {
                 nodes.remove(inode).map_err(full)?;
             }

@@ -205,9 +205,19 @@ impl Folder {
         Ok(Stored(File::from(fd)))
     }
 
-    /// Opens a file.
+    /// Opens a file for writing. Its close is an event to those who watch the folder, who take the
+    /// file for complete then.
     pub(super) fn file(&self, path: &Path) -> io::Result<Stored> {
-        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK;
+        self.open_file(path, OFlag::O_RDWR)
+    }
+
+    /// Opens a file to read it.
+    pub(super) fn reader(&self, path: &Path) -> io::Result<Stored> {
+        self.open_file(path, OFlag::O_RDONLY)
+    }
+
+    fn open_file(&self, path: &Path, access: OFlag) -> io::Result<Stored> {
+        let flags = access | OFlag::O_NONBLOCK;
         let fd = nix::fcntl::openat2(&self.root, path, how(flags, Mode::empty())).map_err(error)?;
         let file = File::from(fd);
         let metadata = file.metadata()?;
@@ -239,7 +249,7 @@ impl Folder {
 
     /// Sets permission bits; those of the store's own look stay.
     pub(super) fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
-        let stored = self.file(path)?;
+        let stored = self.reader(path)?;
         let mode = Mode::from_bits_truncate(mode & 0o777 | self.look.mode);
         nix::sys::stat::fchmod(&stored.0, mode).map_err(error)
     }

@@ -34,6 +34,14 @@ impl Events {
         self.shown(self.directory_inode(writer, &path)?, entry)
     }
 
+    /// The number of the writer's own events directory, whether it is made yet or not.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn root_number(&self, writer: &Writer) -> Result<u64, Refusal> {
+        self.directory_inode(writer, Path::new(&writer.place.folder))
+    }
+
     /// Finds `name` in a directory.
     ///
     /// # Errors

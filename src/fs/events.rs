@@ -61,6 +61,12 @@ impl<B: Broker> Tree<B> {
         Ok(event_entry(&writer, events.root(&writer)?))
     }
 
+    /// The number of an agent's events directory, without a look at the store.
+    pub(super) fn events_number(&self, principal: PrincipalNumber) -> Option<u64> {
+        let writer = self.broker().writer(principal)?;
+        self.events()?.root_number(&writer).ok()
+    }
+
     pub(super) fn list_events(
         events: &Events,
         writer: &Writer,

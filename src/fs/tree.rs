@@ -296,8 +296,8 @@ impl<B: Broker> Tree<B> {
                 if self.events.is_some() {
                     let events = match inode {
                         ROOT => Some((EVENTS_LINK, Kind::Link)),
-                        // Locked, or the disk is full: the secrets are listed all the same.
-                        _ => self.events_root(principal).ok().map(|a| (a.inode, Kind::Directory)),
+                        // Whatever the store does, the secrets are listed.
+                        _ => self.events_number(principal).map(|n| (n, Kind::Directory)),
                     };
                     listed.extend(events.map(|(inode, kind)| Listed {
                         name: EVENTS_NAME.into(),

@@ -23,14 +23,17 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 
+use zeroize::Zeroizing;
+
 use crate::broker::{Broker, Range, Refusal, Request};
 use crate::events::Change;
 use crate::fs::errno;
 use crate::fs::events::Write;
-use crate::fs::tree::{Attributes, Kind, Listed, OpenFile, Opened, Tree};
+use crate::fs::tree::{Attributes, EVENTS_NAME, Kind, Listed, OpenFile, Opened, Tree};
 use crate::identity::Caller;
 use crate::sys::device::UNIQUE_RESEND;
 
+use super::gate::{Answer, Gate, Refuse};
 use super::requests::{Operation, Requests};
 
 /// The largest WRITE that the kernel may send, in bytes; the request buffers are populated for it.
@@ -51,10 +54,40 @@ pub struct Alarms {
 /// The filesystem that fuser drives.
 #[derive(Debug)]
 pub struct Adapter<B> {
+    inner: Arc<Inner<B>>,
+    /// Before the events directories.
+    gate: Option<Gate>,
+}
+
+/// What handlers need, on whatever thread they run.
+#[derive(Debug)]
+struct Inner<B> {
     tree: Arc<Tree<B>>,
     alarms: Arc<Alarms>,
     listings: Listings,
 }
+
+macro_rules! refuse {
+    ($($reply:ty),*) => {
+        $(impl Refuse for $reply {
+            fn refuse(self, errno: Errno) {
+                self.error(errno);
+            }
+        })*
+    };
+}
+
+refuse!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyLseek,
+    ReplyOpen,
+    ReplyWrite
+);
 
 /// Directories that are being read, as they were when the reading began.
 #[derive(Debug, Default)]
@@ -66,13 +99,48 @@ struct Listings {
 impl<B: Broker> Adapter<B> {
     /// Serves `tree`.
     pub fn new(tree: Arc<Tree<B>>, alarms: Arc<Alarms>) -> Self {
-        Self { tree, alarms, listings: Listings::default() }
+        let inner = Arc::new(Inner { tree, alarms, listings: Listings::default() });
+        Self { inner, gate: None }
+    }
+
+    /// With a gate before the events directories.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = Some(gate);
+        self
     }
 
     fn count(&self, operation: Operation) {
-        self.alarms.requests.count(operation);
+        self.inner.alarms.requests.count(operation);
     }
 
+    /// Whether requests of this inode may wait for the event store.
+    fn is_event(&self, inode: INodeNo) -> bool {
+        self.inner.tree.is_changeable(inode.0)
+    }
+
+    /// Carries a request out: at once, or where it cannot keep others waiting.
+    fn serve<R: Refuse>(
+        &self,
+        is_event: bool,
+        reply: R,
+        work: impl FnOnce(&Inner<B>, Answer<R>) + Send + 'static,
+    ) {
+        let Some(gate) = self.gate.as_ref().filter(|_| is_event) else {
+            return work(&self.inner, Answer::direct(reply));
+        };
+        let answer = gate.watch(reply);
+        match gate.pass() {
+            Some(_pass) => work(&self.inner, answer),
+            None => {
+                let inner = self.inner.clone();
+                gate.leave(answer, 0, move |answer| work(&inner, answer));
+            }
+        }
+    }
+}
+
+impl<B: Broker> Inner<B> {
     /// The listing of an open directory. A worker that did not open it takes it anew.
     fn listing(
         &self,
@@ -107,6 +175,23 @@ impl<B: Broker> Adapter<B> {
                 Err(number(Refusal::Fault))
             }
         }
+    }
+}
+
+impl<B: Broker> Adapter<B> {
+    fn remove(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        kind: Kind,
+        reply: ReplyEmpty,
+    ) {
+        self.count(Operation::Other);
+        let (caller, request, name) = (caller(req), request(req), name.to_owned());
+        self.serve(self.is_event(parent), reply, move |to, answer| {
+            empty(to.guard(|| to.tree.remove(caller, parent.0, &name, kind, request)), answer);
+        });
     }
 }
 
@@ -156,20 +241,14 @@ fn file_type(kind: Kind) -> FileType {
 }
 
 /// Answers with an entry; the kernel asks for it anew each time.
-fn entry(made: Result<Attributes, Errno>, reply: ReplyEntry) {
-    match made {
-        Ok(made) => {
-            reply.entry_with_ttls(&made.timeout, &ENTRY_TIMEOUT, &file_attr(&made), Generation(0))
-        }
-        Err(errno) => reply.error(errno),
-    }
+fn entry(made: Result<Attributes, Errno>, answer: Answer<ReplyEntry>) {
+    answer.give(made, |reply, made| {
+        reply.entry_with_ttls(&made.timeout, &ENTRY_TIMEOUT, &file_attr(&made), Generation(0));
+    });
 }
 
-fn empty(outcome: Result<(), Errno>, reply: ReplyEmpty) {
-    match outcome {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
+fn empty(outcome: Result<(), Errno>, answer: Answer<ReplyEmpty>) {
+    answer.give(outcome, |reply, ()| reply.ok());
 }
 
 fn open_flags(opened: Opened) -> FopenFlags {
@@ -214,7 +293,12 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Operation::Lookup);
-        entry(self.guard(|| self.tree.lookup(caller(req), parent.0, name.as_bytes())), reply);
+        // An agent's events directory is made in the store when it is first looked up.
+        let is_event = name == EVENTS_NAME || self.is_event(parent);
+        let (caller, name) = (caller(req), name.to_owned());
+        self.serve(is_event, reply, move |to, answer| {
+            entry(to.guard(|| to.tree.lookup(caller, parent.0, name.as_bytes())), answer);
+        });
     }
 
     // Inodes live as long as their principal or version, so counts are not kept.
@@ -228,10 +312,11 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyAttr,
     ) {
         self.count(Operation::Getattr);
-        match self.guard(|| self.tree.attributes(caller(req), ino.0)) {
-            Ok(found) => reply.attr(&found.timeout, &file_attr(&found)),
-            Err(errno) => reply.error(errno),
-        }
+        let caller = caller(req);
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            let found = to.guard(|| to.tree.attributes(caller, ino.0));
+            answer.give(found, |reply, found| reply.attr(&found.timeout, &file_attr(&found)));
+        });
     }
 
     fn setattr(
@@ -255,22 +340,24 @@ impl<B: Broker> Filesystem for Adapter<B> {
         self.count(Operation::Other);
         // Owners are not the agent's to give away, nor is it told that they stayed: tar and cp -p go on.
         let change = Change { size, mode, modified: mtime.map(seconds) };
-        match self.guard(|| self.tree.change(caller(req), ino.0, change)) {
-            Ok(found) => reply.attr(&found.timeout, &file_attr(&found)),
-            Err(errno) => return reply.error(errno),
-        }
-        if size.is_some() {
-            // Answered already; what goes wrong is told by the log.
-            let _done = self.guard(|| {
-                self.tree.changed(ino.0);
-                Ok(())
-            });
-        }
+        let caller = caller(req);
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            let found = to.guard(|| to.tree.change(caller, ino.0, change));
+            let has_new_size = size.is_some() && found.is_ok();
+            answer.give(found, |reply, found| reply.attr(&found.timeout, &file_attr(&found)));
+            if has_new_size {
+                // Answered already; what goes wrong is told by the log.
+                let _done = to.guard(|| {
+                    to.tree.changed(ino.0);
+                    Ok(())
+                });
+            }
+        });
     }
 
     fn readlink(&self, req: &fuser::Request, ino: INodeNo, reply: ReplyData) {
         self.count(Operation::Other);
-        match self.guard(|| self.tree.link_target(caller(req), ino.0)) {
+        match self.inner.guard(|| self.inner.tree.link_target(caller(req), ino.0)) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(errno) => reply.error(errno),
         }
@@ -287,11 +374,14 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEntry,
     ) {
         self.count(Operation::Other);
-        let made = self.guard(|| match mode & libc::S_IFMT {
-            libc::S_IFREG | 0 => self.tree.make_file(caller(req), parent.0, name, request(req)),
-            _ => self.tree.make_other(caller(req), parent.0).and(Err(Refusal::Unsupported)),
+        let (caller, request, name) = (caller(req), request(req), name.to_owned());
+        self.serve(self.is_event(parent), reply, move |to, answer| {
+            let made = to.guard(|| match mode & libc::S_IFMT {
+                libc::S_IFREG | 0 => to.tree.make_file(caller, parent.0, &name, request),
+                _ => to.tree.make_other(caller, parent.0).and(Err(Refusal::Unsupported)),
+            });
+            entry(made, answer);
         });
-        entry(made, reply);
     }
 
     fn mkdir(
@@ -304,27 +394,18 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEntry,
     ) {
         self.count(Operation::Other);
-        let made =
-            self.guard(|| self.tree.make_directory(caller(req), parent.0, name, request(req)));
-        entry(made, reply);
+        let (caller, request, name) = (caller(req), request(req), name.to_owned());
+        self.serve(self.is_event(parent), reply, move |to, answer| {
+            entry(to.guard(|| to.tree.make_directory(caller, parent.0, &name, request)), answer);
+        });
     }
 
     fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count(Operation::Other);
-        empty(
-            self.guard(|| self.tree.remove(caller(req), parent.0, name, Kind::File, request(req))),
-            reply,
-        );
+        self.remove(req, parent, name, Kind::File, reply);
     }
 
     fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count(Operation::Other);
-        empty(
-            self.guard(|| {
-                self.tree.remove(caller(req), parent.0, name, Kind::Directory, request(req))
-            }),
-            reply,
-        );
+        self.remove(req, parent, name, Kind::Directory, reply);
     }
 
     fn symlink(
@@ -336,7 +417,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEntry,
     ) {
         self.count(Operation::Other);
-        let refused = self.guard(|| self.tree.make_other(caller(req), parent.0));
+        let refused = self.inner.guard(|| self.inner.tree.make_other(caller(req), parent.0));
         reply.error(refused.err().unwrap_or(Errno::EPERM));
     }
 
@@ -356,13 +437,14 @@ impl<B: Broker> Filesystem for Adapter<B> {
             libc::RENAME_NOREPLACE => true,
             _ => return reply.error(Errno::EINVAL),
         };
-        empty(
-            self.guard(|| {
-                let (from, to) = ((parent.0, name), (newparent.0, newname));
-                self.tree.rename(caller(req), from, to, exclusive, request(req))
-            }),
-            reply,
-        );
+        let (caller, request) = (caller(req), request(req));
+        let (old, new) = (name.to_owned(), newname.to_owned());
+        let is_event = self.is_event(parent) || self.is_event(newparent);
+        self.serve(is_event, reply, move |inner, answer| {
+            let (from, to) = ((parent.0, &*old), (newparent.0, &*new));
+            let done = inner.guard(|| inner.tree.rename(caller, from, to, exclusive, request));
+            empty(done, answer);
+        });
     }
 
     fn link(
@@ -374,18 +456,19 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEntry,
     ) {
         self.count(Operation::Other);
-        let refused = self.guard(|| self.tree.make_other(caller(req), newparent.0));
+        let refused = self.inner.guard(|| self.inner.tree.make_other(caller(req), newparent.0));
         reply.error(refused.err().unwrap_or(Errno::EPERM));
     }
 
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count(Operation::Open);
-        let opened =
-            self.guard(|| self.tree.open(caller(req), ino.0, is_writing(flags), request(req)));
-        match opened {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
-            Err(errno) => reply.error(errno),
-        }
+        let (caller, request) = (caller(req), request(req));
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            let opened = to.guard(|| to.tree.open(caller, ino.0, is_writing(flags), request));
+            answer.give(opened, |reply, opened| {
+                reply.opened(FileHandle(opened.handle), open_flags(opened));
+            });
+        });
     }
 
     fn read(
@@ -400,24 +483,19 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyData,
     ) {
         self.count(Operation::Read);
-        let mut reply = Some(reply);
-        let mut send = |bytes: &[u8]| {
-            if let Some(reply) = reply.take() {
-                reply.data(bytes);
-            }
-        };
-        let outcome = self.guard(|| {
-            self.tree.read(
-                caller(req),
-                OpenFile { inode: ino.0, handle: fh.0, owned: lock_owner.is_some() },
-                Range { offset, size },
-                request(req),
-                &mut send,
-            )
+        let (caller, request) = (caller(req), request(req));
+        let file = OpenFile { inode: ino.0, handle: fh.0, owned: lock_owner.is_some() };
+        self.serve(self.is_event(ino), reply, move |to, mut answer| {
+            let mut send = |bytes: &[u8]| {
+                if let Some(reply) = answer.take() {
+                    reply.data(bytes);
+                }
+            };
+            let range = Range { offset, size };
+            let read = to.guard(|| to.tree.read(caller, file, range, request, &mut send));
+            // Sent already, where it went well.
+            answer.give(read, |reply, ()| reply.data(&[]));
         });
-        if let (Err(errno), Some(reply)) = (outcome, reply) {
-            reply.error(errno);
-        }
     }
 
     fn write(
@@ -433,18 +511,27 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyWrite,
     ) {
         self.count(Operation::Write);
-        let write = Write {
-            inode: ino.0,
-            handle: fh.0,
-            offset,
-            append: flags.0 & libc::O_APPEND != 0,
-            owned: !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-            bytes: data,
-        };
-        match self.guard(|| self.tree.write(caller(req), write, request(req))) {
+        let (caller, request) = (caller(req), request(req));
+        let append = flags.0 & libc::O_APPEND != 0;
+        let owned = !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let work = move |to: &Inner<B>, data: &[u8], answer: Answer<ReplyWrite>| {
+            let write = Write { inode: ino.0, handle: fh.0, offset, append, owned, bytes: data };
+            let written = to.guard(|| to.tree.write(caller, write, request));
             // Never more than max_write.
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
-            Err(errno) => reply.error(errno),
+            let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            answer.give(written, |reply, ()| reply.written(len));
+        };
+        let Some(gate) = self.gate.as_ref().filter(|_| self.is_event(ino)) else {
+            return work(&self.inner, data, Answer::direct(reply));
+        };
+        let answer = gate.watch(reply);
+        match gate.pass() {
+            Some(_pass) => work(&self.inner, data, answer),
+            None => {
+                // The request's buffer is this thread's own.
+                let (inner, data) = (self.inner.clone(), Zeroizing::new(data.to_vec()));
+                gate.leave(answer, data.len(), move |answer| work(&inner, &data, answer));
+            }
         }
     }
 
@@ -457,13 +544,16 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Flush);
-        empty(self.guard(|| self.tree.flush(caller(req), ino.0, fh.0)), reply);
+        let caller = caller(req);
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            empty(to.guard(|| to.tree.flush(caller, ino.0, fh.0)), answer);
+        });
     }
 
     fn release(
         &self,
         _req: &fuser::Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -471,14 +561,13 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Release);
-        let released = self.guard(|| {
-            self.tree.release(fh.0);
-            Ok(())
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            let released = to.guard(|| {
+                to.tree.release(fh.0);
+                Ok(())
+            });
+            empty(released, answer);
         });
-        match released {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
     }
 
     fn fsync(
@@ -490,20 +579,24 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Other);
-        empty(self.guard(|| self.tree.sync(caller(req), ino.0, fh.0)), reply);
+        let caller = caller(req);
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            empty(to.guard(|| to.tree.sync(caller, ino.0, fh.0)), answer);
+        });
     }
 
     // A listing is for one caller, and never cached. It is taken once for each reading: names that are
     // removed meanwhile must not shift those that are still to come.
     fn opendir(&self, req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count(Operation::Opendir);
-        match self.guard(|| self.tree.list(caller(req), ino.0)) {
-            Ok(_) => {
-                let number = self.listings.next.fetch_add(1, Ordering::Relaxed);
+        let caller = caller(req);
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            let listed = to.guard(|| to.tree.list(caller, ino.0));
+            answer.give(listed, |reply, _| {
+                let number = to.listings.next.fetch_add(1, Ordering::Relaxed);
                 reply.opened(FileHandle(number), FopenFlags::empty());
-            }
-            Err(errno) => reply.error(errno),
-        }
+            });
+        });
     }
 
     fn readdir(
@@ -512,11 +605,13 @@ impl<B: Broker> Filesystem for Adapter<B> {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
         self.count(Operation::Readdir);
-        match self.guard(|| self.listing(caller(req), ino.0, fh.0, offset)) {
-            Ok(listed) => {
+        let caller = caller(req);
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            let listed = to.guard(|| to.listing(caller, ino.0, fh.0, offset));
+            answer.give(listed, |mut reply, listed| {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
                 for (index, entry) in listed.iter().enumerate().skip(from) {
                     let next = index as u64 + 1;
@@ -525,9 +620,8 @@ impl<B: Broker> Filesystem for Adapter<B> {
                     }
                 }
                 reply.ok();
-            }
-            Err(errno) => reply.error(errno),
-        }
+            });
+        });
     }
 
     // Not negotiated, so the kernel does not ask.
@@ -552,7 +646,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Releasedir);
-        self.listings.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
+        self.inner.listings.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
         reply.ok();
     }
 
@@ -584,7 +678,8 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Other);
-        empty(self.guard(|| self.tree.change_other(caller(req), ino.0)), reply);
+        let refused = self.inner.guard(|| self.inner.tree.change_other(caller(req), ino.0));
+        empty(refused, Answer::direct(reply));
     }
 
     // ENOSYS on purpose: `ls` would send three of these for each file, for nothing.
@@ -608,7 +703,8 @@ impl<B: Broker> Filesystem for Adapter<B> {
 
     fn removexattr(&self, req: &fuser::Request, ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         self.count(Operation::Other);
-        empty(self.guard(|| self.tree.change_other(caller(req), ino.0)), reply);
+        let refused = self.inner.guard(|| self.inner.tree.change_other(caller(req), ino.0));
+        empty(refused, Answer::direct(reply));
     }
 
     // ENOSYS on purpose: the kernel then stops asking, and every open is judged all the same.
@@ -629,16 +725,19 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Other);
         let how = (flags & libc::O_EXCL != 0, is_writing(OpenFlags(flags)));
-        match self.guard(|| self.tree.create(caller(req), parent.0, name, how, request(req))) {
-            Ok((made, opened)) => reply.created(
-                &ENTRY_TIMEOUT,
-                &file_attr(&made),
-                Generation(0),
-                FileHandle(opened.handle),
-                open_flags(opened),
-            ),
-            Err(errno) => reply.error(errno),
-        }
+        let (caller, request, name) = (caller(req), request(req), name.to_owned());
+        self.serve(self.is_event(parent), reply, move |to, answer| {
+            let made = to.guard(|| to.tree.create(caller, parent.0, &name, how, request));
+            answer.give(made, |reply, (made, opened)| {
+                reply.created(
+                    &ENTRY_TIMEOUT,
+                    &file_attr(&made),
+                    Generation(0),
+                    FileHandle(opened.handle),
+                    open_flags(opened),
+                );
+            });
+        });
     }
 
     fn getlk(
@@ -727,8 +826,10 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Other);
-        let end = offset.saturating_add(length);
-        empty(self.guard(|| self.tree.allocate(caller(req), ino.0, end, mode)), reply);
+        let (caller, end) = (caller(req), offset.saturating_add(length));
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            empty(to.guard(|| to.tree.allocate(caller, ino.0, end, mode)), answer);
+        });
     }
 
     fn lseek(
@@ -741,14 +842,14 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyLseek,
     ) {
         self.count(Operation::Other);
-        let found = self.guard(|| {
-            let offset = u64::try_from(offset).map_err(|_| Refusal::Os(libc::ENXIO))?;
-            self.tree.seek(caller(req), ino.0, offset, whence)
+        let caller = caller(req);
+        self.serve(self.is_event(ino), reply, move |to, answer| {
+            let found = to.guard(|| {
+                let offset = u64::try_from(offset).map_err(|_| Refusal::Os(libc::ENXIO))?;
+                to.tree.seek(caller, ino.0, offset, whence)
+            });
+            answer.give(found, |reply, at| reply.offset(at.cast_signed()));
         });
-        match found {
-            Ok(at) => reply.offset(at.cast_signed()),
-            Err(errno) => reply.error(errno),
-        }
     }
 
     fn copy_file_range(

@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+pub mod gate;
 pub mod requests;
 pub mod session;

@@ -179,8 +179,9 @@
 //!
 //! # Numbers
 //!
-//! `STRONGROOM_KILLS=1000 cargo test --test mount no_read_fails -- --nocapture` kills the worker a
-//! thousand times under eight readers: no failed read, as many records as reads.
+//! `STRONGROOM_KILLS=1000 cargo test --test mount no_read_or_write -- --nocapture` kills the worker a
+//! thousand times under eight readers and two writers of 128 KiB: no failed request, as many records
+//! as reads, and each file as its writer made it.
 //!
 //! `cargo bench --bench mount [-- ROW...]` (root; rows `read`, `fresh`, `peers`, `kill`, `run`,
 //! `start`, `scale`) prints each figure with its baseline of the same run and whether the aim of the

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value as Json, json};
 use strongroom::redact::{Index, Level, Others, Redactor, Sink, Value, View, redact};
 
-use crate::common::Home;
+use crate::common::{Home, wait_until};
 use crate::tools::Talker;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -567,7 +567,10 @@ impl Stage {
             let (rest, good) = agent.end();
             assert!(good, "{rest:?}");
         }
-        home.ok(&["execution", "end", id]);
+        // A worker that dies meanwhile does not answer; asking again is fine.
+        wait_until("the execution's end", LIMIT, || {
+            home.run(&["execution", "end", id]).status.success()
+        });
         self.compared
     }
 }

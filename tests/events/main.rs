@@ -9,3 +9,5 @@ mod hand;
 mod oracle;
 #[path = "../tools/mod.rs"]
 mod tools;
+mod trouble;
+mod watch;
