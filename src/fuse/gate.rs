@@ -95,9 +95,12 @@ impl<R: Refuse> Drop for Answer<R> {
     }
 }
 
-/// Who waits, until when.
+/// Until when, and for what.
+type Waiting = (Instant, Arc<dyn Late>);
+
+/// Who waits.
 struct Watch {
-    waiting: Mutex<HashMap<u64, (Instant, Arc<dyn Late>)>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
     next: AtomicU64,
     is_awake: AtomicBool,
     watchdog: Mutex<Option<Thread>>,
@@ -327,7 +330,7 @@ mod tests {
         let gate = Gate::start(1, Duration::from_secs(60)).unwrap();
         assert!(gate.pass().is_none(), "the only thread is for secrets");
         let (tell, told) = channel();
-        gate.leave(gate.watch(Told(tell)), MAX_JOB_BYTES + 1, |answer| drop(answer));
+        gate.leave(gate.watch(Told(tell)), MAX_JOB_BYTES + 1, drop);
         assert_eq!(told.recv().unwrap(), "refused");
     }
 }
