@@ -109,8 +109,14 @@ fn the_store_never_holds_a_part_of_a_secret_while_agents_write_and_workers_die()
             let mut agents: Vec<_> =
                 [("1", "TestRunner"), ("2", "TestRunner"), ("3", "CodeAnalyzer")]
                     .map(|(number, agent)| {
-                        let mut command =
-                            home.command(&["run", "--execution", "w", "--agent", agent]);
+                        let mut command = home.command(&[
+                            "run",
+                            "--no-redact",
+                            "--execution",
+                            "w",
+                            "--agent",
+                            agent,
+                        ]);
                         command.arg("--secrets-path").arg(&view).args(["--", "python3"]);
                         command.arg(&file).args([number, &secs, "OPENAI_API_KEY"]);
                         if agent == "TestRunner" {
