@@ -39,6 +39,7 @@ use crate::fuse::session::{self, Takeover};
 use crate::identity::attestor::{CgroupAttestor, TreeAttestor};
 use crate::identity::resolver::Resolver;
 use crate::keeper::{mount_note, worker_status};
+use crate::redact::detect::{BadRules, Detector};
 use crate::sys::mount::{self, OwnMount};
 use crate::sys::pidfd::PidFd;
 use crate::sys::process::{self, Achieved};
@@ -76,6 +77,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The configuration's rules for known formats are none.
+    #[error(transparent)]
+    Rules(#[from] BadRules),
     /// The runtime state is not one.
     #[error(transparent)]
     State(#[from] crate::execution::state::Error),
@@ -113,6 +117,7 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
     let environments: Vec<EnvName> =
         config.environments.iter().filter_map(|e| e.parse().ok()).collect();
     let core = Arc::new(Core::new(log.clone(), clock.clone(), environments));
+    core.needles.set_detector(Arc::new(Detector::of_config(&config.redaction)?));
     let registry = Arc::new(Registry::open(Journal::open(&state)));
     let handles = Arc::new(Handles::open(&state));
     let around = Arc::new(Around::new(core.clone(), registry.clone()));

@@ -365,6 +365,10 @@ fn dispatch(cli: Cli) -> Outcome {
     };
     let paths = paths.with(&config);
     config.check(&paths).map_err(config_failure)?;
+    Detector::of_config(&config.redaction).map_err(|error| {
+        let file = paths.config_file.display();
+        Failure::new(format!("configuration {file}: {error}")).hint(error.hint())
+    })?;
     let context = Context { paths, config, home, json: cli.json };
     match cli.command {
         Command::Alert(AlertCommand::Test) => version::test_alerts(&context),

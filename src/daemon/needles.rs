@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::audit::record::Event;
 use crate::broker::{Place, Refusal};
@@ -18,6 +18,7 @@ use crate::catalog::resolve::Asker;
 use crate::clock::Timestamp;
 use crate::events::Outside;
 use crate::execution::registry::Registry;
+use crate::redact::detect::Detector;
 use crate::redact::{self, Index, Others, Value, View, Weakness};
 use crate::secret::SecretBytes;
 use crate::vault::Vault;
@@ -136,9 +137,22 @@ pub struct Needles {
     generation: AtomicU64,
     /// Grows with the values alone.
     values: AtomicU64,
+    /// Rules for known formats, when not the usual ones.
+    detector: OnceLock<Arc<Detector>>,
 }
 
 impl Needles {
+    /// Looks for known formats by these rules; only before anything was looked for.
+    pub fn set_detector(&self, detector: Arc<Detector>) {
+        if self.detector.set(detector).is_err() {
+            tracing::error!("rules for known formats were set twice");
+        }
+    }
+
+    fn detector(&self) -> Arc<Detector> {
+        self.detector.get().cloned().unwrap_or_else(Detector::usual)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,7 +239,8 @@ impl Needles {
         named.extend(now.named.iter().map(|(value, name)| (value.clone(), name.clone())));
         let vault = core.vault().ok_or(Refusal::Locked)?;
         let catalog = core.catalog();
-        let view = Arc::new(known(&mut self.lock(), &vault, &catalog)?.view_of(&named));
+        let view = known(&mut self.lock(), &vault, &catalog)?.view_of(&named);
+        let view = Arc::new(view.with_detector(self.detector()));
         let named = if named == **before { before.clone() } else { Arc::new(named) };
         Ok(Seen { view, named })
     }
@@ -250,7 +265,8 @@ impl Needles {
             }
         }
         let own = known.guessable.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() });
-        let view = Arc::new(View::of([&*known.index, &Index::build(own)], names, Others::Unseen));
+        let view = View::of([&*known.index, &Index::build(own)], names, Others::Unseen);
+        let view = Arc::new(view.with_detector(self.detector()));
         state.full = Some((generation, view.clone()));
         Ok(view)
     }
@@ -416,6 +432,11 @@ impl Around {
             return Err(Refusal::Locked);
         }
         self.core.needles.seen_keeping(before, place, &self.core, &self.registry)
+    }
+
+    /// Known formats alone.
+    pub(super) fn formats(&self) -> Arc<View> {
+        Arc::new(View::empty().with_detector(self.core.needles.detector()))
     }
 
     /// What is looked for by those who may see all names.

@@ -228,7 +228,7 @@ impl Stream {
                 }
                 self.redactor.set_view(seen.view);
             }
-            (Scope::Formats, _) => {}
+            (Scope::Formats, _) => self.redactor.set_view(self.around.formats()),
             (Scope::Launch, None) => return Err(not_ours()),
         }
         self.generation = Some(generation);

@@ -273,7 +273,31 @@ impl Detector {
             entropy: None,
             keyword: None,
         };
-        // One's own first: they are more special.
+        // Rules that are off keep their numbers, which saved states may name.
+        for rule in rules::all() {
+            let (number, on) = (detector.rule(rule.id), is_on(rule.id));
+            let bad = |why| BadRules::Pattern { id: rule.id.to_owned(), why };
+            match rule.how {
+                How::Coded(coded) => detector.add_coded(coded, number, on).map_err(bad)?,
+                How::Labelled(labels, patterns) => {
+                    for text in patterns {
+                        let pattern = Pattern::parse(text).map_err(bad)?;
+                        detector.pattern(pattern, number, labels, on);
+                    }
+                }
+                How::Pattern(patterns) => {
+                    for text in patterns {
+                        let pattern = Pattern::parse(text).map_err(bad)?;
+                        pattern.needs_head().map_err(bad)?;
+                        detector.pattern(pattern, number, &[], on);
+                    }
+                }
+            }
+        }
+        detector.entropy = Some(detector.rule(HIGH_ENTROPY)).filter(|_| is_on(HIGH_ENTROPY));
+        detector.keyword = Some(detector.rule(KEYWORD)).filter(|_| is_on(KEYWORD));
+        // One's own go before: they are more special.
+        let heads = std::mem::replace(&mut detector.heads, vec![Vec::new(); 256]);
         for (index, rule) in config.rules.iter().enumerate() {
             let id = rule.id.clone();
             let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -292,32 +316,13 @@ impl Detector {
             let bad = |why| BadRules::Pattern { id: id.clone(), why };
             let pattern = Pattern::parse(&rule.pattern).map_err(bad)?;
             pattern.needs_head().map_err(bad)?;
-            if is_on(&id) {
-                let number = detector.rule(&id);
-                detector.pattern(pattern, number, &[]);
-            }
+            let number = detector.rule(&id);
+            detector.pattern(pattern, number, &[], is_on(&id));
         }
-        for rule in rules::all().filter(|rule| is_on(rule.id)) {
-            let number = detector.rule(rule.id);
-            let bad = |why| BadRules::Pattern { id: rule.id.to_owned(), why };
-            match rule.how {
-                How::Coded(coded) => detector.add_coded(coded, number).map_err(bad)?,
-                How::Labelled(labels, patterns) => {
-                    for text in patterns {
-                        detector.pattern(Pattern::parse(text).map_err(bad)?, number, labels);
-                    }
-                }
-                How::Pattern(patterns) => {
-                    for text in patterns {
-                        let pattern = Pattern::parse(text).map_err(bad)?;
-                        pattern.needs_head().map_err(bad)?;
-                        detector.pattern(pattern, number, &[]);
-                    }
-                }
-            }
+        for (all, more) in detector.heads.iter_mut().zip(heads) {
+            all.extend(more);
         }
-        detector.entropy = is_on(HIGH_ENTROPY).then(|| detector.rule(HIGH_ENTROPY));
-        detector.keyword = is_on(KEYWORD).then(|| detector.rule(KEYWORD));
+
         Ok(detector)
     }
 
@@ -334,19 +339,28 @@ impl Detector {
         self.ids.len() - 1
     }
 
-    fn pattern(&mut self, pattern: Pattern, rule: usize, labels: &'static [&'static str]) -> usize {
+    fn pattern(
+        &mut self,
+        pattern: Pattern,
+        rule: usize,
+        labels: &'static [&'static str],
+        on: bool,
+    ) {
         let number = self.patterns.len();
-        if !labels.is_empty() {
+        if !on {
+            // It has a number, and nothing more.
+        } else if !labels.is_empty() {
             self.labelled.push(number);
         } else if let Some(first) = pattern.head().first() {
             self.heads[usize::from(*first)].push(number);
         }
         self.patterns.push(Compiled { pattern, rule, labels });
-        number
     }
 
-    fn add_coded(&mut self, coded: Coded, rule: usize) -> Result<(), BadPattern> {
-        self.coded.push((coded, rule));
+    fn add_coded(&mut self, coded: Coded, rule: usize, on: bool) -> Result<(), BadPattern> {
+        if on {
+            self.coded.push((coded, rule));
+        }
         let mut bare = |text: &str| {
             let pattern = Pattern::parse(text)?;
             self.patterns.push(Compiled { pattern, rule, labels: &[] });
@@ -355,7 +369,7 @@ impl Detector {
         match coded {
             Coded::TelegramToken => self.telegram = bare("AA[A-Za-z0-9_-]{33}")?,
             Coded::DiscordToken => self.discord = bare("[A-Za-z0-9_-]{27,38}")?,
-            Coded::PrivateKey => self.private_key = Some(rule),
+            Coded::PrivateKey => self.private_key = Some(rule).filter(|_| on),
             _ => {}
         }
         Ok(())
