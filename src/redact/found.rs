@@ -136,7 +136,8 @@ impl Range {
 }
 
 fn rank(found: &Found) -> (bool, Grade, u64, std::cmp::Reverse<u64>) {
-    let len = found.end - found.start;
+    // A token may come in pieces, so its length would tell of cuts: of tokens the first one names.
+    let len = if found.grade > Grade::Format { found.end - found.start } else { 0 };
     (found.name.is_some(), found.grade, len, std::cmp::Reverse(found.start))
 }
 

@@ -30,8 +30,8 @@ pub(super) enum Going {
     Armour(Place),
     /// So many bytes more.
     Count(usize),
-    /// As long as bytes of the class of its last piece follow.
-    Rest(Class),
+    /// So many bytes, and then as long as bytes of the class of its last piece follow.
+    Rest(usize, Class),
 }
 
 /// Bytes that a token goes on with.
@@ -53,8 +53,19 @@ pub(super) struct Token {
     /// The rule's number; none for what is public and hides nothing.
     pub rule: Option<usize>,
     pub continues: bool,
-    /// How it would go on if it were cut anywhere inside, given where.
+    /// How it goes on after its end.
     pub going: Going,
+}
+
+impl Token {
+    /// How it goes on after a cut at `at`, inside it.
+    pub(super) fn cut(&self, at: usize) -> Going {
+        match self.going {
+            Going::Armour(place) => Going::Armour(place),
+            Going::Count(_) => Going::Count(self.end - at),
+            Going::Rest(_, class) => Going::Rest(self.end - at, class),
+        }
+    }
 }
 
 /// What was found, and how it goes on.
@@ -153,9 +164,13 @@ impl Detector {
                 (len, Some(Going::Count(count - len)).filter(|_| !text.end))
             }
             Going::Count(count) => (count, None),
-            Going::Rest(class) => {
-                let more = text.bytes.iter().take_while(|b| self.class_has(class, **b)).count();
-                (more, Some(going).filter(|_| text.is_cut(more)))
+            Going::Rest(count, class) if count > len => {
+                (len, Some(Going::Rest(count - len, class)).filter(|_| !text.end))
+            }
+            Going::Rest(count, class) => {
+                let rest = text.bytes[count..].iter();
+                let end = count + rest.take_while(|b| self.class_has(class, **b)).count();
+                (end, Some(Going::Rest(0, class)).filter(|_| text.is_cut(end)))
             }
         }
     }
@@ -278,7 +293,7 @@ impl Detector {
                     return Outcome::No;
                 }
                 let going = if goes_on {
-                    Going::Rest(Class::Pattern(number))
+                    Going::Rest(0, Class::Pattern(number))
                 } else {
                     Going::Count(end - at)
                 };
@@ -390,7 +405,7 @@ fn rest(text: &Text<'_>, at: usize, least: usize, basic: bool) -> Outcome {
     if len < least || is_placeholder(value) || !fits {
         return Outcome::No;
     }
-    let going = Going::Rest(Class::Token);
+    let going = Going::Rest(0, Class::Token);
     Outcome::Yes { end, going, open: text.is_cut(end) }
 }
 
@@ -440,7 +455,7 @@ fn jwt(text: &Text<'_>, at: usize) -> Outcome {
     let yes = || {
         let end =
             at + bytes.iter().take_while(|b| is_url_safe(**b) || matches!(b, b'.' | b'=')).count();
-        Outcome::Yes { end, going: Going::Rest(Class::Jwt), open: text.is_cut(end) }
+        Outcome::Yes { end, going: Going::Rest(0, Class::Jwt), open: text.is_cut(end) }
     };
     if head == JWT_HEAD_BYTES_MAX {
         return if names_algorithm() { yes() } else { Outcome::No };
@@ -528,7 +543,7 @@ fn url_password(text: &Text<'_>, at: usize) -> Outcome {
     let is_none = password.is_empty()
         || NONE.contains(&password)
         || password.contains(&b'{') && password.contains(&b'}')
-        || password.starts_with(b"$")
+        || is_variable(password)
         || password.starts_with(b"<")
         || password.starts_with(b"[REDACTED")
         || password.starts_with(b"%") && !password.get(1).is_some_and(|b| class::is_hex(*b))
@@ -538,6 +553,13 @@ fn url_password(text: &Text<'_>, at: usize) -> Outcome {
         return Outcome::No;
     }
     Outcome::Yes { end: at + end, going: Going::Count(end), open: false }
+}
+
+/// `$NAME` or `$(command)`.
+fn is_variable(text: &[u8]) -> bool {
+    let Some(name) = text.strip_prefix(b"$") else { return false };
+    name.starts_with(b"(")
+        || name.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || *b == b'_')
 }
 
 /// The number of a bot before its token (core.telegram.org/bots/api, "Authorizing your bot").
@@ -553,10 +575,9 @@ fn is_discord_id(back: &[u8]) -> bool {
     let (Some(time), Some(user)) = (parts.next(), parts.next()) else { return false };
     let len = user.iter().rev().take_while(|b| is_url_safe(**b)).count();
     let user = &user[user.len() - len..];
-    time.len() == 6
-        && time.iter().all(|b| is_url_safe(*b))
-        && (23..=30).contains(&len)
-        && matches!(user.first(), Some(b'M' | b'N' | b'O'))
+    // The colour of a terminal may stand before it.
+    let begins = |count: usize| len >= count && matches!(user[len - count], b'M' | b'N' | b'O');
+    time.len() == 6 && time.iter().all(|b| is_url_safe(*b)) && len < 34 && (23..=28).any(begins)
 }
 
 /// `Private-Lines: 14` of a PuTTY key file, directly before its body.

@@ -114,13 +114,17 @@ impl Label {
         }
         let lead = start.checked_sub(1).map(|at| back[at]);
         if is_flag && scheme.is_none() && !back[start..end].starts_with(b"--") {
-            // `password is VALUE`
+            // `ENV NAME VALUE`, `password is VALUE`
+            let is_set =
+                [b"ENV ".as_slice(), b"setenv "].iter().any(|w| back[..start].ends_with(w));
             let said = [b"is".as_slice(), b"was", b"to"].contains(&&back[start..end]);
-            if !said || start == 0 {
-                return None;
+            if !is_set {
+                if !said || start == 0 {
+                    return None;
+                }
+                end = strip(start, &blank, 3);
+                start = strip(end, &is_name, BACK_BYTES);
             }
-            end = strip(start, &blank, 3);
-            start = strip(end, &is_name, BACK_BYTES);
         }
         if is_tag && lead != Some(b'<') || back.len() - end > DISTANCE_MAX {
             return None;
@@ -375,6 +379,7 @@ mod tests {
             ("setPassword(\"", "set_password"),
             ("the password is ", "password"),
             ("X-Api-Key: ", "x_api_key"),
+            ("ENV API_KEY ", "api_key"),
         ] {
             let expected = expected.rsplit('"').next().unwrap();
             assert_eq!(name(back).as_deref(), Some(expected), "{back}");

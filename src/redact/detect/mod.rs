@@ -80,7 +80,8 @@ impl Open {
     /// For storing.
     pub fn to_bits(self) -> u64 {
         use formats::{Class, Going};
-        let count = |n: usize| u64::try_from(n).unwrap_or(0).min(0xffff);
+        let count = |n: usize| u64::try_from(n).unwrap_or(0).min(0x1ff);
+        let number = |n: usize| u64::try_from(n).unwrap_or(0).min(0xffe);
         let format = match self.format {
             None => 0,
             Some((rule, going)) => {
@@ -88,11 +89,11 @@ impl Open {
                     Going::Armour(pem::Place::Between) => (1, 0),
                     Going::Armour(pem::Place::Inside) => (1, 1),
                     Going::Count(n) => (2, count(n)),
-                    Going::Rest(Class::Token) => (3, 0),
-                    Going::Rest(Class::Jwt) => (3, 1),
-                    Going::Rest(Class::Pattern(number)) => (3, 2 + count(number)),
+                    Going::Rest(n, Class::Token) => (3, count(n)),
+                    Going::Rest(n, Class::Jwt) => (4, count(n)),
+                    Going::Rest(n, Class::Pattern(of)) => (5, count(n) | number(of) << 9),
                 };
-                kind | argument << 3 | rule.map_or(NO_RULE, count) << 24
+                kind | argument << 3 | rule.map_or(NO_RULE, number) << 24
             }
         };
         let keyword = |kind: guesses::Kind| u64::from(kind == guesses::Kind::Keyword);
@@ -115,9 +116,9 @@ impl Open {
             (1, 0) => Some(Going::Armour(pem::Place::Between)),
             (1, 1) => Some(Going::Armour(pem::Place::Inside)),
             (2, n) => Some(Going::Count(n)),
-            (3, 0) => Some(Going::Rest(Class::Token)),
-            (3, 1) => Some(Going::Rest(Class::Jwt)),
-            (3, n) => Some(Going::Rest(Class::Pattern(n - 2))),
+            (3, n) => Some(Going::Rest(n, Class::Token)),
+            (4, n) => Some(Going::Rest(n, Class::Jwt)),
+            (5, n) => Some(Going::Rest(n & 0x1ff, Class::Pattern(n >> 9))),
             _ => return None,
         };
         let rule = Some(bits >> 24 & NO_RULE).filter(|n| *n != NO_RULE);
@@ -322,7 +323,6 @@ impl Detector {
         for (all, more) in detector.heads.iter_mut().zip(heads) {
             all.extend(more);
         }
-
         Ok(detector)
     }
 
@@ -416,11 +416,7 @@ impl Detector {
                 continue;
             }
             if token.end > limit {
-                let going = match token.going {
-                    formats::Going::Count(_) => formats::Going::Count(token.end - limit),
-                    going => going,
-                };
-                format = Some((token.rule, going));
+                format = Some((token.rule, token.cut(limit)));
             }
             let Some(rule) = token.rule else { continue };
             hits.push(Hit {

@@ -81,7 +81,7 @@ pub(super) fn begin(text: &Text<'_>, at: usize) -> Begin {
     let label = &bytes[start..after];
     let private = label.windows(11).any(|w| w == b"PRIVATE KEY");
     let body = after + DASHES.len();
-    match step(text, body, HEADERS_BYTES_MAX) {
+    match step(text, body, true) {
         Step::Piece(piece) => Begin::Yes { private, reach: go_on(text, piece, Place::Inside) },
         Step::Maybe => Begin::Maybe,
         Step::End(_) | Step::Stop => Begin::No,
@@ -99,7 +99,7 @@ pub(super) fn go_on(text: &Text<'_>, at: usize, place: Place) -> Reach {
                 return Reach::Open(at, Place::Inside);
             }
         }
-        match step(text, at, GAP_BYTES_MAX) {
+        match step(text, at, false) {
             Step::Piece(piece) => (at, place) = (piece, Place::Inside),
             Step::End(end) => return Reach::Done(end),
             Step::Stop => return Reach::Done(at),
@@ -119,12 +119,13 @@ fn is_piece(piece: &[u8]) -> bool {
         && !piece.windows(8).any(|w| w.iter().all(|b| *b == w[0] && *b != b'A'))
 }
 
-/// Looks for the next piece in at most `room` bytes.
-fn step(text: &Text<'_>, from: usize, room: usize) -> Step {
+/// Looks for the next piece; after BEGIN, headers may stand before it.
+fn step(text: &Text<'_>, from: usize, begins: bool) -> Step {
+    let room = if begins { HEADERS_BYTES_MAX } else { GAP_BYTES_MAX };
     let bytes = text.bytes;
     let mut at = from;
     // Whether a line ended since, and whether letters stand before the piece on its line.
-    let (mut new_line, mut prefixed) = (false, false);
+    let (mut new_line, mut prefixed) = (begins, false);
     let more = |at: usize| if text.is_cut(at) { Step::Maybe } else { Step::Stop };
     loop {
         let Some(byte) = bytes.get(at) else { return more(at) };
@@ -188,7 +189,7 @@ fn step(text: &Text<'_>, from: usize, room: usize) -> Step {
                 let line_ends =
                     len == PIECE_BYTES_MAX || matches!(last, None | Some(b'\n' | b'\r' | b'\\'));
                 let fits = if prefixed {
-                    len >= PREFIXED_BYTES_MIN && line_ends
+                    len >= PREFIXED_BYTES_MIN && (line_ends || begins)
                 } else {
                     // A short last line ends with padding.
                     len >= PIECE_BYTES_MIN || (len >= 2 && piece.ends_with(b"=") && line_ends)

@@ -300,6 +300,7 @@ pub(super) fn is_declared_public(back: &[u8]) -> bool {
         || ends(b"SHA256:")
         || ends(b"base64,")
         || ends(b"go:")
+        || ends(b"W/\"")
         || ends(b"md5:")
         || ends(b"sha384:")
     {
@@ -320,6 +321,10 @@ pub(super) fn is_declared_public(back: &[u8]) -> bool {
         .rposition(|b| !(is_alnum(*b) || matches!(b, b'_' | b'-')))
         .map_or(0, |at| at + 1);
     let label = &line[start..end];
+    // The public parts of a JSON web key (RFC 7518, 6).
+    if matches!(label, b"n" | b"x" | b"y") && line[..start].ends_with(b"\"") {
+        return true;
+    }
     let cut = |label: &[u8], word: &[u8]| {
         label.len() >= word.len() && label[label.len() - word.len()..].eq_ignore_ascii_case(word)
     };
@@ -369,7 +374,9 @@ pub(super) fn is_public_head(block: &[u8]) -> bool {
 
 /// What looks random in a piece of base64: the range of it.
 pub(super) fn find_random(block: &[u8]) -> Option<(usize, usize)> {
-    if block.len() < ENTROPY_BYTES_MIN || is_hex_number(block) || is_path(block) {
+    // The hash of a content in IPFS.
+    let is_content_id = block.len() == 46 && block.starts_with(b"Qm");
+    if block.len() < ENTROPY_BYTES_MIN || is_hex_number(block) || is_path(block) || is_content_id {
         return None;
     }
     let of_standard = block.iter().all(|b| is_base64(*b));

@@ -168,9 +168,9 @@ fn states_survive_being_stored() {
         Going::Armour(pem::Place::Between),
         Going::Armour(pem::Place::Inside),
         Going::Count(399),
-        Going::Rest(Class::Token),
-        Going::Rest(Class::Jwt),
-        Going::Rest(Class::Pattern(301)),
+        Going::Rest(3, Class::Token),
+        Going::Rest(0, Class::Jwt),
+        Going::Rest(255, Class::Pattern(301)),
     ];
     let guesses = [
         guesses::Going::None,

@@ -212,7 +212,14 @@ pub(super) const RULES: &[Rule] = &[
     pattern(
         "vercel-token",
         "Vercel tokens of stores and users",
-        &["vercel_blob_rw_[A-Za-z0-9]{16}_[A-Za-z0-9]{24,}", "vcp_[A-Za-z0-9]{40,}"],
+        &[
+            "vercel_blob_rw_[A-Za-z0-9]{16}_[A-Za-z0-9]{24,}",
+            "vcp_[A-Za-z0-9]{24,}",
+            "vci_[A-Za-z0-9]{24,}",
+            "vca_[A-Za-z0-9]{24,}",
+            "vcr_[A-Za-z0-9]{24,}",
+            "vck_[A-Za-z0-9]{24,}",
+        ],
         &["vercel_blob_rw_<a16>_<a30>"],
         &["vercel_blob_rw_<a4>"],
     ),

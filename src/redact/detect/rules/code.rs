@@ -295,4 +295,28 @@ pub(super) const RULES: &[Rule] = &[
         &["PrivateKey = <b43>=", "PresharedKey = <b43>="],
         &["PublicKey = <b43>="],
     ),
+    pattern(
+        "openshift-token",
+        "OpenShift tokens",
+        &["sha256~[A-Za-z0-9_-]{43}"],
+        &["oc login --token=sha256~<u43>"],
+        &["sha256:<h64>", "sha256~<u9>"],
+    ),
+    pattern(
+        "octopus-api-key",
+        "Octopus Deploy keys",
+        &["API-[A-Z0-9]{25,32}"],
+        &["API-<c26>"],
+        &["API-<c9>"],
+    ),
+    pattern(
+        "harness-token",
+        "Harness tokens",
+        &[
+            "pat\\.[A-Za-z0-9_-]{22}\\.[A-Za-z0-9]{24}\\.[A-Za-z0-9]{20}",
+            "sat\\.[A-Za-z0-9_-]{22}\\.[A-Za-z0-9]{24}\\.[A-Za-z0-9]{20}",
+        ],
+        &["pat.<u22>.<h24>.<a20>"],
+        &["pat.<u22>"],
+    ),
 ];
