@@ -159,7 +159,9 @@ impl Detector {
         let room_for_value = run.is_open || run.end - here >= KEYWORD_BYTES_MIN;
         if self.keyword.is_some() && room_for_value {
             let previous = text.back(here, 1);
-            let after_sign = matches!(previous, Some(b'=' | b':'));
+            // Not in a path of names, like `Token::Number1`.
+            let after_sign = matches!(previous, Some(b'=' | b':'))
+                && !(previous == Some(b':') && text.back(here, 2) == Some(b':'));
             let at_start = previous.is_none_or(|b| !is_token(b)) || text.is_after_escape(here);
             let value = &bytes[here..run.end.min(here + VALUE_BYTES)];
             let undecided = run.is_open && value.len() < VALUE_BYTES;
