@@ -91,6 +91,20 @@ class! {
     is_name: CELL;
 }
 
+/// Bytes that may come second.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pairs([u64; 4]);
+
+impl Pairs {
+    pub(super) fn add(&mut self, byte: u8) {
+        self.0[usize::from(byte) / 64] |= 1 << (byte % 64);
+    }
+
+    pub(super) fn has(&self, byte: u8) -> bool {
+        self.0[usize::from(byte) / 64] >> (byte % 64) & 1 == 1
+    }
+}
+
 /// A text with what stands before it.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'a> {
@@ -165,6 +179,9 @@ impl Text<'_> {
         (start + 1..end.min(start + 6)).find(|at| self.is_after_escape(*at)).unwrap_or(start)
     }
 }
+
+/// An escape or a colour that a run begins with is no longer than this.
+pub(super) const ESCAPE_BYTES_MAX: usize = 12;
 
 /// A run of token bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,9 @@
 
 use memchr::memmem;
 
-use super::class::{self, BACK_BYTES, Run, Text, is_alnum, is_base64, is_token, is_url_safe};
+use super::class::{
+    self, BACK_BYTES, ESCAPE_BYTES_MAX, Run, Text, is_alnum, is_base64, is_token, is_url_safe,
+};
 use super::label::{Label, Scheme};
 use super::pattern::{DECIDING_BYTES, Match};
 use super::pem::{self, Begin, Place, Reach};
@@ -219,12 +221,19 @@ impl Detector {
         found: &mut Formats,
     ) -> bool {
         let mut here = from;
+        let before_run = text.back(run.start, 1);
+        let may_open = before_run.is_some_and(|b| matches!(b, b'\\' | b'[' | b';') || is_token(b));
         while here < to {
             let previous = text.back(here, 1);
             let is_inside = previous.is_some_and(is_alnum);
-            if is_inside && !text.is_after_escape(here) {
-                here += 1;
-                continue;
+            if is_inside {
+                // An escape stands at the start of the run, or is one of a URL.
+                let near = may_open && here - run.start <= ESCAPE_BYTES_MAX
+                    || text.back(here, 3) == Some(b'%');
+                if !near || !text.is_after_escape(here) {
+                    here += 1;
+                    continue;
+                }
             }
             let (rule, outcome) = self.at(text, run, here, previous);
             match outcome {
@@ -258,11 +267,14 @@ impl Detector {
         previous: Option<u8>,
     ) -> (Option<usize>, Outcome) {
         let bytes = text.bytes;
-        for number in &self.heads[usize::from(bytes[at])] {
-            let compiled = &self.patterns[*number];
-            match self.check(text, at, *number, compiled) {
-                Outcome::No => {}
-                outcome => return (Some(compiled.rule), outcome),
+        let first = usize::from(bytes[at]);
+        if bytes.get(at + 1).is_none_or(|second| self.pairs[first].has(*second)) {
+            for number in &self.heads[first] {
+                let compiled = &self.patterns[*number];
+                match self.check(text, at, *number, compiled) {
+                    Outcome::No => {}
+                    outcome => return (Some(compiled.rule), outcome),
+                }
             }
         }
         if let Some(rule) = self.coded(Coded::Jwt)
@@ -310,6 +322,7 @@ impl Detector {
         at: usize,
         previous: Option<u8>,
     ) -> (Option<usize>, Outcome) {
+        let bytes = text.bytes;
         let mut room = [0; BACK_BYTES];
         let back = text.before(at, &mut room);
         if previous == Some(b':') {
@@ -346,7 +359,14 @@ impl Detector {
         if !run.is_open && run.end - at < self.shortest_value {
             return (None, Outcome::No);
         }
+        // A secret has a digit or a capital; most words have neither.
+        let value = &bytes[at..run.end.min(at + DECIDING_BYTES)];
+        let is_open = run.is_open && value.len() < DECIDING_BYTES;
+        if !is_open && !value.iter().any(|b| b.is_ascii_digit() || b.is_ascii_uppercase()) {
+            return (None, Outcome::No);
+        }
         if let Some(rule) = self.private_key
+            && matches!(previous, Some(b'\n' | b'n'))
             && is_putty(back)
         {
             let reach = pem::go_on(text, at, Place::Inside);
@@ -361,12 +381,23 @@ impl Detector {
     }
 
     fn labelled(&self, text: &Text<'_>, at: usize, label: &Label) -> (Option<usize>, Outcome) {
-        for number in &self.labelled {
-            let compiled = &self.patterns[*number];
-            if !compiled.labels.iter().any(|word| label.has(word.as_bytes())) {
-                continue;
+        let mut numbers: Vec<usize> = Vec::new();
+        let name = label.name();
+        let mut start = 0;
+        while start < name.len() {
+            for (word, number) in &self.words[usize::from(name[start])] {
+                if label.has(word.as_bytes(), start) {
+                    numbers.push(*number);
+                }
             }
-            match self.check(text, at, *number, compiled) {
+            let rest = name[start..].iter().position(|b| *b == b'_');
+            start += rest.map_or(name.len(), |at| at + 1);
+        }
+        // The table's order decides.
+        numbers.sort_unstable();
+        for number in numbers {
+            let compiled = &self.patterns[number];
+            match self.check(text, at, number, compiled) {
                 Outcome::No => {}
                 outcome => return (Some(compiled.rule), outcome),
             }
@@ -475,11 +506,10 @@ fn jwt(text: &Text<'_>, at: usize) -> Outcome {
 
 /// `scheme://user:` (RFC 3986, 3.2.1), where the user may be missing.
 fn is_url_user(back: &[u8]) -> bool {
-    let Some(slashes) = memmem::rfind(back, b"://") else { return false };
-    let user = &back[slashes + 3..back.len() - 1];
     let is_user = |b: &u8| is_token(*b) && !matches!(b, b'/' | b'@' | b':' | b'?' | b'#');
-    let scheme = slashes.checked_sub(1).map(|at| back[at]);
-    user.iter().all(is_user) && scheme.is_some_and(is_alnum)
+    let end = back.len() - 1;
+    let slashes = end - back[..end].iter().rev().take_while(|b| is_user(b)).count();
+    back[..slashes].ends_with(b"://") && slashes > 3 && is_alnum(back[slashes - 4])
 }
 
 /// The password of a URL: up to the last `@` before the host.

@@ -34,17 +34,14 @@ impl Label {
         &self.name[..self.len]
     }
 
-    /// Whether `word` stands in it between the bounds of words; after `=`, whether it is all of it.
-    pub(super) fn has(&self, word: &[u8]) -> bool {
-        let name = self.name();
+    /// Whether `word` stands at `start`, where a word begins, up to the end of a word; after `=`,
+    /// whether it is all of the name.
+    pub(super) fn has(&self, word: &[u8], start: usize) -> bool {
         if let Some(whole) = word.strip_prefix(b"=") {
-            return name == whole;
+            return self.name() == whole;
         }
-        name.windows(word.len()).enumerate().any(|(at, window)| {
-            window == word
-                && (at == 0 || name[at - 1] == b'_')
-                && name.get(at + word.len()).is_none_or(|b| *b == b'_')
-        })
+        let rest = self.name()[start..].strip_prefix(word);
+        rest.is_some_and(|rest| rest.first().is_none_or(|b| *b == b'_'))
     }
 
     /// Reads what `back` ends with.

@@ -213,8 +213,10 @@ pub struct Detector {
     patterns: Vec<Compiled>,
     /// Patterns by their first byte, in the table's order.
     heads: Vec<Vec<usize>>,
-    /// Patterns of values with a name.
-    labelled: Vec<usize>,
+    /// The first two bytes that some pattern begins with.
+    pairs: Vec<class::Pairs>,
+    /// Words in names, by their first byte, with the patterns of the values.
+    words: Vec<Vec<(&'static str, usize)>>,
     /// The fewest bytes of such a value.
     shortest_value: usize,
     private_key: Option<usize>,
@@ -266,7 +268,8 @@ impl Detector {
             coded: Vec::new(),
             patterns: Vec::new(),
             heads: vec![Vec::new(); 256],
-            labelled: Vec::new(),
+            pairs: vec![class::Pairs::default(); 256],
+            words: vec![Vec::new(); 256],
             shortest_value: CODED_VALUE_BYTES_MIN,
             private_key: None,
             telegram: 0,
@@ -350,9 +353,13 @@ impl Detector {
         if !on {
             // It has a number, and nothing more.
         } else if !labels.is_empty() {
-            self.labelled.push(number);
-        } else if let Some(first) = pattern.head().first() {
+            for word in labels {
+                let first = word.bytes().find(|b| *b != b'=').unwrap_or(b'=');
+                self.words[usize::from(first)].push((word, number));
+            }
+        } else if let [first, second, ..] = pattern.head() {
             self.heads[usize::from(*first)].push(number);
+            self.pairs[usize::from(*first)].add(*second);
         }
         self.patterns.push(Compiled { pattern, rule, labels });
     }

@@ -17,33 +17,45 @@ const CHANGES_MIN: f32 = 0.42;
 const KEYWORD_BITS_MIN: f32 = 3.3;
 pub(super) const KEYWORD_BYTES_MIN: usize = 16;
 
+/// Words of text that stands for a secret.
+const PLACEHOLDERS: &[&[u8]] = &[
+    b"example",
+    b"xxxx",
+    b"****",
+    b"....",
+    b"____",
+    b"----",
+    b"your",
+    b"placeholder",
+    b"redacted",
+    b"changeme",
+    b"change-me",
+    b"change_me",
+    b"dummy",
+    b"00000000",
+    b"1234567",
+    b"abcdefg",
+    b"insert",
+    b"replace",
+    b"process.env",
+    b"os.environ",
+    b"todo",
+    b"fake",
+];
+
+/// What those begin with.
+const FIRST: [bool; 256] = {
+    let mut first = [false; 256];
+    let mut at = 0;
+    while at < PLACEHOLDERS.len() {
+        first[PLACEHOLDERS[at][0] as usize] = true;
+        at += 1;
+    }
+    first
+};
+
 /// Text that stands where a secret would in documents and templates.
 pub(super) fn is_placeholder(text: &[u8]) -> bool {
-    const WORDS: &[&[u8]] = &[
-        b"example",
-        b"xxxx",
-        b"****",
-        b"....",
-        b"....",
-        b"____",
-        b"----",
-        b"your",
-        b"placeholder",
-        b"redacted",
-        b"changeme",
-        b"change-me",
-        b"change_me",
-        b"dummy",
-        b"00000000",
-        b"1234567",
-        b"abcdefg",
-        b"insert",
-        b"replace",
-        b"process.env",
-        b"os.environ",
-        b"todo",
-        b"fake",
-    ];
     let text = &text[..text.len().min(128)];
     let mut lower = [0_u8; 128];
     let lower = &mut lower[..text.len()];
@@ -59,9 +71,11 @@ pub(super) fn is_placeholder(text: &[u8]) -> bool {
             return true;
         }
     }
-    let has = |word: &&[u8]| lower.windows(word.len()).any(|w| w == *word);
     // Random text has a word of four letters once in some ten thousand times.
-    WORDS.iter().any(has)
+    lower.iter().enumerate().any(|(at, byte)| {
+        FIRST[usize::from(*byte)]
+            && PLACEHOLDERS.iter().any(|word| word[0] == *byte && lower[at..].starts_with(word))
+    })
 }
 
 /// Whether the body of a token varies as a random one does.
@@ -216,11 +230,11 @@ fn is_reference(value: &[u8]) -> bool {
 /// A value in running text after a word that tells: more than a name with a number in it.
 pub(super) fn is_striking_value(value: &[u8]) -> bool {
     let (lower, upper, digit) = kinds(value);
-    is_secret_value(value)
-        && !is_hex_number(value)
-        && digit >= 2
+    digit >= 2
         && (lower > 0 && upper > 0 || value.iter().any(|b| b"!#$%*+?@^~".contains(b)))
         && changes(value) >= CHANGES_MIN
+        && !is_hex_number(value)
+        && is_secret_value(value)
 }
 
 /// Base64 that starts like this is something public: images, archives, fonts, public keys,
