@@ -156,6 +156,8 @@
 //! number that is a value becomes a string. A document that is nothing but a number is not told from a
 //! line of a log. A text that was redacted is redacted to itself, but for a weak value beside a marker.
 //!
+//! **Formats and entropy** have a page of their own: [`redaction`].
+//!
 //! **Not found**: what is compressed or encrypted; base64 of another encoding, such as base64 twice; values split by anything but a break; a constant prefix of each
 //! line of a log.
 //!
@@ -228,3 +230,5 @@
 //! See `SECURITY.md`, last section. Lookup counts of the kernel are not kept: inodes of secrets live as
 //! long as the keeper, those of a principal as long as its registration.
 #![forbid(unsafe_code)]
+
+pub mod redaction;

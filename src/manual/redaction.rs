@@ -1,0 +1,51 @@
+//! # Known formats and entropy
+//!
+//! What nobody put into the vault is found by how it looks. Three kinds, which never depend on how the
+//! text was cut:
+//!
+//! **Formats** (levels `formats` and `all`): about 160 rules for tokens of model providers, clouds, code
+//! hosts, chat, payment, registries, monitoring and other services, and for private keys (PEM, OpenSSH,
+//! PGP and PuTTY; on lines of their own, indented, quoted, behind a log's prefix, with `\n` for line ends or
+//! on one line), JSON web tokens, `scheme://user:PASSWORD@host`, `Basic` and `Bearer`, headers and
+//! parameters of URLs that carry a secret. The marker has the rule's id: `[REDACTED:github-token]`. The
+//! table is in `src/redact/detect/rules`, each rule with texts that it finds and texts that it does not.
+//! A token of a provider that cannot be told by itself is found as the value of a name that holds the
+//! provider's (`MISTRAL_API_KEY=`). Checksums inside tokens are not looked at. What stands in
+//! documents for a token (`EXAMPLE`, `xxxx`, `your`, `1234567`, ...) is none.
+//!
+//! **`keyword-secret`** (level `all`): a value of 16 bytes and more with a digit and 3.3 bits a byte
+//! (Shannon) after a name like `password`, `api_key`, `client_secret` or `--token`, at most 40 bytes
+//! before it on the same line, also in running text. Not: references (`${VAR}`, paths, URLs), UUIDs, names made of
+//! words.
+//!
+//! **`high-entropy`** (level `all`): runs of base64 of 40 characters and more, either alphabet, with small
+//! letters, capitals and digits, 4.5 bits a byte, whose neighbours differ in kind as often as in random
+//! text. Judged in blocks of 256 bytes. Not: hexadecimal (commits, digests, traces), integrity digests
+//! (`sha512-`, `h1:`, a name such as `integrity` or `etag`), data URLs and what begins as an image, font,
+//! archive or public key does, certificates, paths, and base64 of readable text.
+//!
+//! A hit holds no white space, quote or backslash (armoured keys hold white space and escaped line
+//! ends), so JSON that parsed parses after. At most about 600 bytes are held back.
+//!
+//! ```toml
+//! [redaction]
+//! off = ["high-entropy", "figma-token"]   # ids, as they stand in markers
+//!
+//! [[redaction.rule]]
+//! id = "acme-api-key"                      # a-z, 0-9 and -
+//! pattern = "acme_[A-Za-z0-9]{32}"
+//! ```
+//!
+//! A pattern is fixed text (at least two characters first) and classes with counts `{n}`, `{n,m}` or, at its end,
+//! `{n,}`; `\` makes the next character itself. It matches 15 to 400 bytes, begins where no letter or
+//! digit stands before it, and, unless it ends with `{n,}`, ends where none follows. An unknown id
+//! or a pattern that is none is an error of every command (`strongroom config check` shows it). Values
+//! cannot be allowed one by one.
+//!
+//! `cargo test --test detection -- --nocapture` prints recall and false hits on the labelled corpus in
+//! `tests/corpus`: forms of tokens from the providers' documents, in lines of logs, configurations, code,
+//! diffs and transcripts, and ordinary text. It was written by the same hands as the rules, but apart
+//! from them. Measured: tokens of known formats 100 %, keys, JWT and passwords of URLs 100 %, entropy
+//! 99.8 %, keyword 94 %; false hits in 0 % of 759 ordinary texts. In 107 MB of sources of Rust crates: 150
+//! hits, most of them keys and hashes in tests.
+#![forbid(unsafe_code)]
