@@ -23,6 +23,10 @@ use super::folder::{Sort, Stored};
 use super::node::{Node, What};
 use super::{At, Attributes, Change, Events, full, lock, os, refusal, stale};
 
+/// What is collected of one file at most, whatever is configured: a part of what the runtime state has
+/// for all of them.
+const MAX_HELD: u64 = 16 << 20;
+
 impl Events {
     /// Makes a file and opens it for writing; one that is there is opened, unless `exclusive`.
     ///
@@ -361,6 +365,9 @@ impl Events {
         {
             return Err(refusal(Errno::EDQUOT));
         }
+        if self.journal.is_crowded() {
+            return Err(refusal(Errno::ENOSPC));
+        }
         if !Arc::ptr_eq(desk.draft.view(), view) {
             desk.draft.set_view(view.clone());
         }
@@ -384,7 +391,8 @@ impl Events {
         desk: &mut Desk,
         operation: &Operation<'_>,
     ) -> Result<(), Refusal> {
-        if desk.draft.held_bytes > self.limits.max_held {
+        // Applied early rather than refused: a pass over the file makes room.
+        if desk.draft.held_bytes > self.limits.max_held.min(MAX_HELD) {
             self.rebuild(inode, place, desk)?;
         }
         let mut plain = Encoder::with_capacity(32);

@@ -68,6 +68,9 @@ impl Kind {
     }
 }
 
+/// What drafts of event files may use: agents must not fill what executions and pins need.
+const DRAFT_SHARE: usize = CAPACITY / 2;
+
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -87,6 +90,8 @@ type Entries = BTreeMap<(Kind, Vec<u8>), Vec<u8>>;
 struct Writer {
     entries: Entries,
     live_bytes: usize,
+    /// Of drafts of event files.
+    draft_bytes: usize,
     half: usize,
     tail: usize,
 }
@@ -142,7 +147,13 @@ impl Journal {
             at += len;
         }
         let live_bytes = entries.iter().map(|((_, key), value)| entry_bytes(key, value)).sum();
-        Self { region, writer: Mutex::new(Writer { entries, live_bytes, half, tail }) }
+        let draft_bytes = entries
+            .iter()
+            .filter(|((kind, _), _)| *kind == Kind::EventDraft)
+            .map(|((_, key), value)| entry_bytes(key, value))
+            .sum();
+        let writer = Writer { entries, live_bytes, draft_bytes, half, tail };
+        Self { region, writer: Mutex::new(writer) }
     }
 
     /// Sets `key` of `kind` to `value`.
@@ -158,9 +169,12 @@ impl Journal {
         self.make_room(&mut writer, len)?;
         self.append(&mut writer, kind, key_len, value_len, key, value);
         let old = writer.entries.insert((kind, key.to_vec()), value.to_vec());
+        let old_len = old.map_or(0, |old| entry_bytes(key, &old));
         writer.live_bytes += len;
-        if let Some(old) = old {
-            writer.live_bytes -= entry_bytes(key, &old);
+        writer.live_bytes -= old_len;
+        if kind == Kind::EventDraft {
+            writer.draft_bytes += len;
+            writer.draft_bytes -= old_len;
         }
         Ok(())
     }
@@ -179,7 +193,17 @@ impl Journal {
         self.append(&mut writer, kind, key_len, REMOVED, key, &[]);
         writer.entries.remove(&map_key);
         writer.live_bytes -= old_len;
+        if kind == Kind::EventDraft {
+            writer.draft_bytes -= old_len;
+        }
         Ok(())
+    }
+
+    /// Whether drafts of event files use their share: what would make more of them is to be refused,
+    /// what completes them is not.
+    pub fn is_crowded(&self) -> bool {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.draft_bytes > DRAFT_SHARE
     }
 
     /// The value of `key`.
@@ -341,6 +365,31 @@ mod tests {
         }
         assert!(matches!(refused, Some(Error::Full { .. })));
         assert_eq!(Journal::open(&state).get(Kind::Fact, &[0]).unwrap(), value);
+    }
+
+    #[test]
+    fn drafts_of_event_files_leave_room_for_everything_else() {
+        let state = State::create().unwrap();
+        let journal = Journal::open(&state);
+        let value = vec![7; 1 << 20];
+        let put = |journal: &Journal, n: u8| journal.put(Kind::EventDraft, &[n], &value).unwrap();
+        let mut count = 0;
+        while !journal.is_crowded() {
+            put(&journal, count);
+            count += 1;
+        }
+        assert!((40..50).contains(&count), "{count}");
+        journal.put(Kind::Execution, b"x", &value).unwrap();
+        // The next worker counts as this one; what is removed is free again.
+        let next = Journal::open(&state);
+        assert!(next.is_crowded());
+        next.remove(Kind::EventDraft, &[0]).unwrap();
+        assert!(!next.is_crowded());
+        // Again and again, without bound.
+        for n in 0..300_usize {
+            put(&next, 1 + (n % 30) as u8);
+            assert!(!next.is_crowded());
+        }
     }
 
     proptest! {

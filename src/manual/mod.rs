@@ -121,6 +121,39 @@
 //! changed (by ctime, which agents cannot set) for so long; of a shared folder they remove the old
 //! files while no execution of the chain runs. Each removal is an `events_pruned` record.
 //!
+//! **What an agent sees in `events`.** A directory as any other: create, write, append, truncate,
+//! rename (`RENAME_NOREPLACE` too), unlink, mkdir, rmdir, fsync, `fallocate` (without holes), reading
+//! back. While a file is open for writing, its sizes, offsets and bytes are its writers' own, held
+//! bytes included; what is redacted reads as `*`, also a whole value that is only held back. When the
+//! last writer has closed it the file is complete: it has a new inode number if anything was redacted,
+//! and shows what is stored; who had it open before goes on seeing what it saw. Opened anew, it starts
+//! from its stored bytes, and a secret that a later append completes is still caught.
+//! Appending is judged by each write: `O_APPEND` as the descriptor has it now, `RWF_APPEND`,
+//! and `RWF_NOAPPEND` by its offset. A size that is changed by name is complete when it is answered.
+//!
+//! Refused: symbolic and hard links, devices, fifos (`EPERM`), extended attributes (`EOPNOTSUPP`),
+//! shared mmap (`ENODEV`), a read that would fill the page cache (`EINVAL`), moving anything in or out
+//! (`EROFS`), names with a secret of the writer's own chain (`EPERM`), more than `[events] max_file` or
+//! `max_total` (`EDQUOT`), everything while the vault is locked (`ENOKEY`). Owner and group cannot be
+//! changed and nobody is told; modes of stored files are never less than `[events] mode`.
+//!
+//! **What the store gets.** The bytes that the redactor has decided, at once; a finished line needs no
+//! close. What is written elsewhere than at the end, or cut, is collected in the runtime state, sealed,
+//! and applied in one pass to a file in `.strongroom` that then takes the name: at fsync, at completion,
+//! and when more than `max_held` (16 MiB at most) of a file is collected. What is left of a match that
+//! a later write cut stays redacted. A file that its writer has closed and then renames is whole when
+//! the new name appears. inotify tells of `CLOSE_WRITE` when the file is complete; a worker that died
+//! closes its files early. All drafts together use half of the runtime state, then writers get `ENOSPC`.
+//!
+//! **A slow store.** At most half of the mount's threads carry out requests of events; the rest go to
+//! a bounded pool, and whatever is not done after `[events] patience` (20 s) gets `EIO`. Such a request
+//! may still be carried out when the store answers again.
+//!
+//! **The oracle.** `tests/events` plays random steps of several agents on the mount and on a tmpfs, with
+//! values of a two-letter alphabet, and compares every complete file with what the redactor makes of
+//! the plain one; again while workers are killed. `STRONGROOM_SEEDS=N` plays more of them,
+//! `STRONGROOM_SEED=S` one again, which a failing run names.
+//!
 //! # Redaction
 //!
 //! Every occurrence of every needle counts, also overlapping ones. Ranges that share a byte become one

@@ -5,6 +5,7 @@ mod basic;
 #[path = "../common/mod.rs"]
 mod common;
 mod crash;
+mod foreign;
 mod hand;
 mod oracle;
 #[path = "../tools/mod.rs"]

@@ -1,0 +1,153 @@
+//! What a writer can learn about secrets that are not its own: nothing, if they can be guessed.
+//!
+//! Two worlds, alike but for one foreign secret in the second; an agent does the same in both, tries
+//! out guesses in every way that the events directory has, and must not be able to tell which it is in.
+
+use std::fs;
+use std::path::Path;
+
+use crate::common::{Home, may_mount};
+use crate::tools::{execution, good, member, script};
+
+/// Values that a person could guess, as they are and by trying byte after byte.
+const PIN: &str = "481516";
+const WORDS: &str = "summer-2024-holiday";
+const NUMBER: &str = "4815162342108";
+
+/// Tries guesses, and prints all that can be seen of each.
+const GUESSER: &str = r#"
+import os, sys
+d = os.environ["STRONGROOM_EVENTS_DIR"]
+out = []
+def seen(name):
+    s = os.stat(name)
+    with open(name, "rb", buffering=0) as f:
+        return (s.st_size, f.read())
+def attempt(do):
+    try:
+        return do()
+    except OSError as e:
+        return e.errno
+def guesses():
+    for value in sys.argv[1:]:
+        for end in range(1, len(value) + 1):
+            yield value[:end]
+            yield value[:end - 1] + "~"
+        yield " " + value + " "
+        yield value + value
+        yield value.encode().hex()
+for n, guess in enumerate(guesses()):
+    name = "%s/f%d" % (d, n)
+    f = os.open(name, os.O_CREAT | os.O_RDWR)
+    # While it is open: sizes, bytes, positions.
+    for byte in guess.encode():
+        os.write(f, bytes([byte]))
+    out.append((os.fstat(f).st_size, os.pread(f, 4096, 0), os.lseek(f, 0, os.SEEK_CUR)))
+    os.fsync(f)
+    out.append(os.pread(f, 4096, 0))
+    os.close(f)
+    # Again, collected instead of streamed, and cut.
+    f = os.open(name + ".p", os.O_CREAT | os.O_RDWR)
+    os.pwrite(f, guess.encode()[1:], 1)
+    os.pwrite(f, guess.encode()[:1], 0)
+    out.append(os.pread(f, 4096, 0))
+    os.ftruncate(f, max(1, len(guess) - 1))
+    out.append(os.pread(f, 4096, 0))
+    os.close(f)
+    # As a name.
+    out.append(attempt(lambda: os.mkdir(d + "/n" + guess.replace(" ", "_") + str(n))))
+for name in sorted(os.listdir(d)):
+    out.append(name)
+print(repr(out))
+"#;
+
+/// What the agent printed, and what the store holds in the end.
+fn world(foreign: &[(&str, &str)]) -> (String, Vec<(String, Vec<u8>)>) {
+    let home = Home::deployed();
+    let definition = r#"{"chain": "other", "agents": [{"name": "A", "secrets": []}]}"#;
+    let file = home.dir.path().join("other.json");
+    fs::write(&file, definition).unwrap();
+    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    for (name, value) in foreign {
+        home.ok_with(&["secret", "set", name, "--scope", "chain:other"], value);
+    }
+    execution(&home, "g");
+    let guesser = script(&home, "guesser.py", GUESSER);
+    let view = home.dir.path().join("view");
+    let mut command = home.command(&["run", "--no-redact", "--execution", "g"]);
+    command.args(["--agent", "TestRunner", "--secrets-path"]).arg(&view);
+    command.args(["--", "/usr/bin/python3"]).arg(guesser).args([PIN, WORDS, NUMBER]);
+    let told = good(&command.output().unwrap());
+    home.ok(&["execution", "end", "g"]);
+    let store = home.home().join("events/deploy-pipeline/prod/g");
+    let mut files: Vec<_> = fs::read_dir(&store)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| (name_of(&path), fs::read(&path).unwrap()))
+        .collect();
+    files.sort();
+    assert!(home.records("event_redacted").is_empty());
+    (told, files)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn nothing_tells_a_writer_that_it_guessed_a_foreign_value() {
+    if !may_mount() {
+        return;
+    }
+    let without = world(&[]);
+    let with = world(&[("PIN", PIN), ("WORDS", WORDS), ("NUMBER", NUMBER)]);
+    assert_eq!(without.0, with.0, "the agent saw a difference");
+    assert!(without.1 == with.1, "the store differs");
+}
+
+/// What is in the store after each byte of a guess.
+fn stored_after_each_byte(foreign: &[(&str, &str)]) -> (Home, Vec<Vec<u8>>) {
+    let home = Home::deployed();
+    let definition = r#"{"chain": "other", "agents": [{"name": "A", "secrets": []}]}"#;
+    let file = home.dir.path().join("other.json");
+    fs::write(&file, definition).unwrap();
+    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    for (name, value) in foreign {
+        home.ok_with(&["secret", "set", name, "--scope", "chain:other"], value);
+    }
+    execution(&home, "h");
+    let stored = home.home().join("events/deploy-pipeline/prod/h/f");
+    let mut agent = member(&home, "h", "TestRunner", &[]);
+    let open = "keep('f', os.open(d + '/events/f', os.O_CREAT | os.O_RDWR)) > 0";
+    assert_eq!(agent.ask(open), "True");
+    let mut seen = Vec::new();
+    for byte in WORDS.bytes() {
+        assert_eq!(agent.ask(&format!("os.write(held['f'], bytes([{byte}]))")), "1");
+        seen.push(fs::read(&stored).unwrap());
+    }
+    (home, seen)
+}
+
+#[test]
+fn no_byte_is_held_back_for_a_foreign_value_and_names_with_it_are_not_refused() {
+    if !may_mount() {
+        return;
+    }
+    // Nobody can guess this one.
+    let strong = "Zk8Wq2LmN5rT7yU0pX3cVb9sQ1dF4gH6";
+    let (_without, expected) = stored_after_each_byte(&[]);
+    let (home, seen) = stored_after_each_byte(&[("WORDS", WORDS), ("STRONG", strong)]);
+    assert_eq!(seen, expected);
+    let mut agent = member(&home, "h", "TestRunner", &[]);
+    assert_eq!(agent.ask(&format!("os.mkdir(d + '/events/{WORDS}')")), "None");
+    // A name is judged by the writer's own secrets alone.
+    assert_eq!(agent.ask(&format!("os.mkdir(d + '/events/{strong}')")), "None");
+    // In a file it is hidden all the same, and without its name.
+    let write = format!("open(d + '/events/g', 'w').write('it is {strong} now')");
+    assert_eq!(agent.ask(&write), (strong.len() + 10).to_string());
+    drop(agent);
+    home.ok(&["execution", "end", "h"]);
+    let stored = home.home().join("events/deploy-pipeline/prod/h/g");
+    assert_eq!(fs::read_to_string(stored).unwrap(), "it is [REDACTED] now");
+}
