@@ -142,8 +142,11 @@ fn explains(stored: &[u8], plain: &[u8], must: &[bool], may: &[bool]) -> bool {
         if at < stored.len() && of < plain.len() && stored[at] == plain[of] && !must[of] {
             reached.insert((at + 1, of + 1));
         }
-        if stored[at..].starts_with(b"[REDACTED") {
-            let end = at + stored[at..].iter().position(|b| *b == b']').unwrap() + 1;
+        // What a later write left of a marker is none.
+        if stored[at..].starts_with(b"[REDACTED")
+            && let Some(len) = stored[at..].iter().position(|b| *b == b']')
+        {
+            let end = at + len + 1;
             let run = may[of..].iter().take_while(|m| **m).count();
             reached.extend((1..=run).map(|n| (end, of + n)));
         }
