@@ -54,6 +54,8 @@ pub enum Event {
     KeyRemoved,
     /// Secrets were kept out of an agent's output, or out of a text that somebody gave.
     OutputRedacted,
+    /// A secret was found in what an agent left, or it could not be searched.
+    OutputFound,
     /// A rotation policy was applied, or removed.
     PolicyApplied,
     /// A project was set.
@@ -139,6 +141,7 @@ impl Event {
             Self::EventNameRefused => "event_name_refused",
             Self::EventRedacted => "event_redacted",
             Self::EventsPruned => "events_pruned",
+            Self::OutputFound => "output_found",
             Self::ExecutionEnded => "execution_ended",
             Self::ExecutionStarted => "execution_started",
             Self::GroupSet => "group_set",

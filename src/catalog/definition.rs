@@ -5,6 +5,8 @@
 //! Danger: a misspelt `secrets` that silently grants nothing, a key pasted where a name belongs.
 #![forbid(unsafe_code)]
 
+use std::path::{Component, Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -53,6 +55,30 @@ impl std::str::FromStr for Deliver {
     }
 }
 
+/// What becomes of a secret in what an agent leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFinding {
+    /// The agent has failed.
+    Fail,
+    /// A marker takes its place.
+    Redact,
+    /// It is told.
+    #[default]
+    Report,
+}
+
+impl OnFinding {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Redact => "redact",
+            Self::Report => "report",
+        }
+    }
+}
+
 /// A secret or group that an agent wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reference {
@@ -86,6 +112,12 @@ pub struct Agent {
     pub rotates: Vec<SecretKey>,
     /// Agents that it may launch itself.
     pub may_launch: Vec<AgentName>,
+    /// What it leaves: searched when it has ended, beneath its launcher's working directory.
+    #[serde(default)]
+    pub outputs: Vec<PathBuf>,
+    /// What becomes of secrets in it.
+    #[serde(default)]
+    pub on_finding: OnFinding,
 }
 
 /// A chain.
@@ -200,6 +232,39 @@ impl Source<'_> {
         }
     }
 
+    fn outputs(&self, map: &Map<String, Value>) -> Result<Vec<PathBuf>, Error> {
+        let plain = |path: &Path| {
+            let fits = |c| matches!(c, Component::Normal(_) | Component::CurDir);
+            !path.as_os_str().is_empty() && path.components().all(fits)
+        };
+        let all = self.strings(map, "outputs")?.into_iter().map(PathBuf::from);
+        all.map(|path| {
+            if plain(&path) {
+                return Ok(path);
+            }
+            let mut error = self.at(
+                "outputs",
+                "\"outputs\" are paths beneath the directory that \
+                the agent is started in",
+            );
+            error.hint = Some("write them like \"./out\"".to_owned());
+            Err(error)
+        })
+        .collect()
+    }
+
+    fn on_finding(&self, map: &Map<String, Value>) -> Result<OnFinding, Error> {
+        match map.get("on_finding") {
+            None => Ok(OnFinding::default()),
+            Some(value) => match self.string("on_finding", value)? {
+                "fail" => Ok(OnFinding::Fail),
+                "redact" => Ok(OnFinding::Redact),
+                "report" => Ok(OnFinding::Report),
+                _ => Err(self.at("on_finding", "\"on_finding\" is report, redact or fail")),
+            },
+        }
+    }
+
     fn references(&self, map: &Map<String, Value>) -> Result<Vec<Reference>, Error> {
         self.array(map, "secrets")?.iter().map(|item| self.reference(item)).collect()
     }
@@ -288,6 +353,8 @@ impl Source<'_> {
                 .iter()
                 .map(|text| self.parsed("rotates", text))
                 .collect::<Result<_, _>>()?,
+            outputs: self.outputs(map)?,
+            on_finding: self.on_finding(map)?,
             may_launch: self
                 .strings(map, "may_launch")?
                 .iter()

@@ -50,6 +50,10 @@ pub(super) struct ChainRunArgs {
     /// Where the agents see their secrets, instead of /run/secrets.
     #[arg(long, value_name = "DIR")]
     secrets_path: Option<PathBuf>,
+    /// What is kept out of what is shown: values, formats, all or off. The logs have all of it out.
+    #[arg(long, value_name = "HOW MUCH", default_value = "formats",
+        value_parser = ["values", "formats", "all", "off"])]
+    redact: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -155,6 +159,7 @@ fn run_all(
         let mut command = Command::new(program);
         command.args(context.home_args()).arg("run");
         command.args(["--execution", &trial.execution, "--agent", agent]);
+        command.args(["--redact", &args.redact]);
         if let Some(path) = &args.secrets_path {
             command.arg("--secrets-path").arg(path);
         }

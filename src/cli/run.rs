@@ -155,7 +155,10 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
         command: &args.command,
         env: &env,
     };
-    let replaces = level == Level::Off && launched.attestor != "tree" && !args.keep_background;
+    let replaces = level == Level::Off
+        && launched.attestor != "tree"
+        && !args.keep_background
+        && !launched.outputs;
     if replaces {
         // Its end is noticed as that of this process.
         let failure = failure_of(&host::become_command(&plan));
@@ -182,7 +185,7 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
     if let Some(outputs) = &outputs {
         outputs.left();
     }
-    end(context, args, &launched, Some(status));
+    let clean = end(context, args, &launched, Some(status));
     if let Some(outputs) = outputs {
         if !args.keep_background {
             outputs.over();
@@ -197,27 +200,58 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
             return Ok(exit::RUN_FAILED);
         }
     }
+    if !clean && status == 0 {
+        return Ok(exit::RUN_FAILED);
+    }
     Ok(u8::try_from(status).unwrap_or(exit::RUN_FAILED))
 }
 
-/// Tells the daemon that the main process has ended, or was never there.
-fn end(context: &Context, args: &RunArgs, launched: &proto::AgentLaunched, status: Option<i32>) {
+/// Tells the daemon that the main process has ended, or was never there; whether what it left is as
+/// its definition wants it.
+fn end(
+    context: &Context,
+    args: &RunArgs,
+    launched: &proto::AgentLaunched,
+    status: Option<i32>,
+) -> bool {
     let request = proto::AgentEnd {
         launch: launched.launch.clone(),
         status,
         keep_background: args.keep_background,
     };
-    let ended: Result<proto::Done, _> = context.client().post_again("/v1/agents/end", &request);
+    let client = context.client();
+    let ended: Result<proto::AgentEnded, _> = if launched.outputs {
+        client.post_patiently("/v1/agents/end", &request)
+    } else {
+        client.post_again("/v1/agents/end", &request)
+    };
     match ended {
         Ok(done) => {
             for left in done.notes {
                 note(&format!("warning: {left} could not be ended"));
             }
+            for found in &done.findings {
+                let name = found.name.as_deref().unwrap_or("a secret of others");
+                note(&format!("warning: {} held {name}, {} times", found.path, found.count));
+            }
+            for missed in &done.unsearched {
+                note(&format!("warning: not searched for secrets: {missed}"));
+            }
+            if done.failed {
+                note(&format!("error: agent {} left secrets in its outputs", launched.agent));
+                note("hint: take them out; its definition says \"on_finding\": \"fail\"");
+            }
+            return !done.failed;
         }
         // Its execution was ended from elsewhere, or the daemon noticed the end by itself.
-        Err(problem) if problem.code == proto::Code::NotFound => {}
+        Err(problem) if problem.code == proto::Code::NotFound => {
+            if launched.outputs {
+                note("note: it was ended from elsewhere; the audit log tells of its outputs");
+            }
+        }
         Err(problem) => note(&format!("note: {problem}")),
     }
+    true
 }
 
 fn failure_of(error: &host::Error) -> Failure {

@@ -247,7 +247,7 @@ pub trait Api: Send + Sync + 'static {
     /// `POST /v1/agents/attach`
     fn agent_attach(&self, who: &Caller, req: proto::AgentAttach) -> Answer<proto::AgentAttached>;
     /// `POST /v1/agents/end`
-    fn agent_end(&self, who: &Caller, req: proto::AgentEnd) -> Answer<proto::Done>;
+    fn agent_end(&self, who: &Caller, req: proto::AgentEnd) -> Answer<proto::AgentEnded>;
     /// `POST /v1/tickets`
     fn ticket_create(&self, who: &Caller, req: proto::TicketCreate)
     -> Answer<proto::TicketCreated>;

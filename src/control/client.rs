@@ -108,6 +108,20 @@ impl Client {
         self.repeat(true, |client| client.once("POST", path, &body))
     }
 
+    /// The same for what may take its time.
+    ///
+    /// # Errors
+    /// The daemon's problem, or that it cannot be reached.
+    pub fn post_patiently<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Q,
+    ) -> Result<A, Problem> {
+        let body = wire::to_bytes(body)
+            .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+        self.repeat(true, |client| client.ask("POST", path, &body, None))
+    }
+
     /// Follows a stream of lines until it ends or `each` returns false.
     ///
     /// # Errors
@@ -201,7 +215,17 @@ impl Client {
         path: &str,
         body: &[u8],
     ) -> Result<A, Failure> {
-        let (_, mut reader) = self.send(method, path, body, Some(ANSWER_WAIT))?;
+        self.ask(method, path, body, Some(ANSWER_WAIT))
+    }
+
+    fn ask<A: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+        wait: Option<Duration>,
+    ) -> Result<A, Failure> {
+        let (_, mut reader) = self.send(method, path, body, wait)?;
         let answer = read_all(&mut reader).map_err(Failure::Broken)?;
         wire::from_bytes(&answer).map_err(|problem| Failure::Told(Box::new(problem)))
     }

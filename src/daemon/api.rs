@@ -422,7 +422,7 @@ impl Api for Daemon {
         self.attach_agent(who, &req)
     }
 
-    fn agent_end(&self, who: &Caller, req: proto::AgentEnd) -> Result<proto::Done, Problem> {
+    fn agent_end(&self, who: &Caller, req: proto::AgentEnd) -> Result<proto::AgentEnded, Problem> {
         self.end_agent(who, &req)
     }
 

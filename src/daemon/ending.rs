@@ -23,6 +23,7 @@ use crate::sys::pidfd::PidFd;
 
 use super::Daemon;
 use super::executions::registry_problem;
+use super::outputs::{self, Search};
 
 /// How long processes get between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(5);
@@ -34,7 +35,7 @@ impl Daemon {
         &self,
         who: &Caller,
         req: &proto::AgentEnd,
-    ) -> Result<proto::Done, Problem> {
+    ) -> Result<proto::AgentEnded, Problem> {
         let principal = self.by_launch(who, &req.launch)?;
         if req.keep_background || principal.keep_background {
             self.registry
@@ -43,11 +44,12 @@ impl Daemon {
                     p.lifeline = None;
                 })
                 .map_err(|e| registry_problem(&e))?;
-            return Ok(proto::Done::default());
+            return outputs::ended(Vec::new(), None);
         }
+        let search = self.output_search(&principal, Some(&who.peer));
         let notes = self.end_principal(&principal, GRACE)?;
         self.end_if_implicit(&principal.execution, "main process ended")?;
-        Ok(proto::Done { notes })
+        outputs::ended(notes, search.map(Search::run))
     }
 
     fn end_if_implicit(&self, id: &ExecutionId, reason: &str) -> Result<(), Problem> {
@@ -119,12 +121,15 @@ impl Daemon {
         grace: Duration,
     ) -> Result<Vec<String>, Problem> {
         let running = self.registry.execution(id).is_some_and(|e| e.ended.is_none());
+        let present = self.registry.principals_of(id);
+        let searches: Vec<_> = present.iter().filter_map(|p| self.output_search(p, None)).collect();
         let (execution, members) = self
             .registry
             .end(id, self.core.clock.now(), reason)
             .map_err(|e| registry_problem(&e))?;
         let survivors = members.iter().flat_map(|p| self.end_processes(p, grace)).collect();
         self.settle_events(&members.iter().map(|p| p.number.0).collect::<Vec<_>>());
+        searches.into_iter().for_each(Search::run_later);
         if let Some(root) = &self.cgroup_root {
             // Busy only while a survivor is in it.
             let _removed = cgroup::remove_tree(&root.join(id.as_str()));
@@ -164,11 +169,15 @@ impl Daemon {
                 None => principal.keep_background && self.is_empty(principal),
             };
             if over {
+                let search = self.output_search(principal, None);
                 let outcome = self
                     .end_principal(principal, Duration::ZERO)
                     .and_then(|_| self.end_if_implicit(&principal.execution, "main process ended"));
                 if let Err(error) = outcome {
                     tracing::error!(%error, "an agent could not be ended");
+                }
+                if let Some(search) = search {
+                    search.run_later();
                 }
             }
         }

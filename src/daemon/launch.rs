@@ -592,6 +592,7 @@ impl Daemon {
             lifeline,
             keep_background: wanted.keep_background,
             events_folder: self.events_folder(execution)?,
+            outputs: self.outputs_of(&execution.chain, agent, &who.peer),
             redact: Level::All,
         };
         let principal = self.registry.register(principal).map_err(|e| registry_problem(&e))?;
@@ -688,6 +689,7 @@ impl Daemon {
             .to_owned(),
             env,
             secret_env,
+            outputs: principal.outputs.is_some(),
             files: principal.files.keys().cloned().collect(),
             identity: identity.0,
             deadline,

@@ -25,6 +25,7 @@ pub mod keys;
 mod launch;
 pub mod needles;
 mod output;
+mod outputs;
 mod policy;
 mod revoke;
 mod revoked;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::definition::OnFinding;
 use crate::clock::Timestamp;
 use crate::identity::attestor::PrincipalNumber;
 use crate::redact::Level;
@@ -107,6 +108,17 @@ pub enum Membership {
     },
 }
 
+/// What an agent leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outputs {
+    /// Below `base`.
+    pub paths: Vec<PathBuf>,
+    /// What becomes of secrets in it.
+    pub on_finding: OnFinding,
+    /// The launcher's working directory.
+    pub base: PathBuf,
+}
+
 /// One agent of one execution.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
@@ -155,6 +167,9 @@ pub struct Principal {
     /// Its events folder below the store.
     #[serde(default)]
     pub events_folder: String,
+    /// What it leaves, to be searched when it has ended.
+    #[serde(default)]
+    pub outputs: Option<Outputs>,
     /// What is looked for in what it writes there.
     #[serde(default)]
     pub redact: Level,

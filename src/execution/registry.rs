@@ -601,6 +601,7 @@ mod tests {
             lifeline: None,
             keep_background: false,
             events_folder: String::new(),
+            outputs: None,
             redact: crate::redact::Level::All,
         }
     }

@@ -198,6 +198,20 @@
 //! statement of these rules; without it 1,000 to 2,000 of each kind. `tests/fuzz` has the same as
 //! targets for `cargo fuzz`.
 //!
+//! # Outputs
+//!
+//! `"outputs": ["./out"]` of an agent names files and directories beneath the directory that its
+//! launcher was started in. When the agent has ended (also by its execution's end, a deadline, or its
+//! launcher's death) they are searched at level `all` for what is looked for in its events. That is done
+//! with its user's rights on files (setfsuid(2) of one thread), through no link and onto no other file
+//! system, and each finding is an `output_found` record. `"on_finding"`: `"report"` (the default),
+//! `"redact"` (a file without secrets takes its place by rename, with its permission bits), or `"fail"`:
+//! `run` then leaves with 125 where the command itself succeeded, also when something could not be
+//! searched. `run` waits for the search; where the agent ends otherwise it goes on behind.
+//!
+//! `chain run` runs agents with a command in order, in one execution that ends with it. Each command
+//! is the child of a `tee` within the agent, which writes `AGENT.log` through the agent's own mount.
+//!
 //! # Filter and scan
 //!
 //! `redact` and `scan --values` send their text to the worker and get it back with markers; the values

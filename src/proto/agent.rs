@@ -146,6 +146,9 @@ pub struct AgentLaunched {
     /// Variables with values of secrets.
     #[serde(default)]
     pub secret_env: BTreeMap<String, Value>,
+    /// Whether what it leaves is searched at its end: the starter should wait for that.
+    #[serde(default)]
+    pub outputs: bool,
     /// Names of the files it sees.
     #[serde(default)]
     pub files: Vec<String>,
@@ -212,6 +215,34 @@ impl Request for AgentEnd {
     fn subject(&self) -> Subject<'_> {
         Subject::Inside
     }
+}
+
+/// What is left of an ended agent.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+pub struct AgentEnded {
+    /// Processes that could not be ended.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// Secrets in what it left.
+    #[serde(default)]
+    pub findings: Vec<OutputFinding>,
+    /// What it left and could not be searched, and why.
+    #[serde(default)]
+    pub unsearched: Vec<String>,
+    /// Whether its definition makes that a failure.
+    #[serde(default)]
+    pub failed: bool,
+}
+
+/// A secret in what an agent left.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct OutputFinding {
+    /// The file, as the definition names it.
+    pub path: String,
+    /// The secret's name, or a rule's id; none for a value of others.
+    pub name: Option<String>,
+    /// How often.
+    pub count: u64,
 }
 
 /// `POST /v1/tickets`: a launch that a process of another uid redeems once, without a role.

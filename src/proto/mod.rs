@@ -25,8 +25,8 @@ pub use access::{
     SelfShown,
 };
 pub use agent::{
-    AgentAttach, AgentAttached, AgentEnd, AgentLaunch, AgentLaunched, Hold, How, TicketCreate,
-    TicketCreated, TicketRedeem,
+    AgentAttach, AgentAttached, AgentEnd, AgentEnded, AgentLaunch, AgentLaunched, Hold, How,
+    OutputFinding, TicketCreate, TicketCreated, TicketRedeem,
 };
 pub use audit::{
     AuditHead, AuditPrune, AuditPruned, AuditQuery, AuditVerified, AuditVerify, FirstBad, Watch,

@@ -210,6 +210,35 @@ pub fn become_user(user: &nix::unistd::User) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes a user's rights on files for the calling thread alone, and for good: a thread that ends
+/// soon. Root's rights on files go with it.
+///
+/// # Errors
+/// Where the process may not, unless it is that user itself.
+pub fn take_file_rights(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    if nix::unistd::geteuid().as_raw() == uid && uid != 0 {
+        return Ok(());
+    }
+    // The system calls themselves: those of the C library change all threads.
+    // SAFETY: reads so many words of the slice, which lives.
+    let set = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: takes a number.
+    unsafe { libc::syscall(libc::SYS_setfsgid, libc::c_ulong::from(gid)) };
+    // SAFETY: takes a number.
+    unsafe { libc::syscall(libc::SYS_setfsuid, libc::c_ulong::from(uid)) };
+    // An id that is none changes nothing and tells what holds, setfsuid(2).
+    // SAFETY: takes a number.
+    let now = unsafe { libc::syscall(libc::SYS_setfsuid, -1_i64) };
+    if u32::try_from(now) == Ok(uid) {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EPERM))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
