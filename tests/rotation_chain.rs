@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -200,6 +201,222 @@ fn a_daemon_killed_at_any_step_discards_the_pending_version() {
         provider.apply_chain(MAKE, "true", "true");
         home.ok(&["rotation", "run", "PASSWORD", "--chain", "rotate"]);
     }
+}
+
+#[test]
+fn a_keeper_killed_at_any_step_leaves_nothing_in_the_way_of_the_next_try() {
+    if !may_mount() {
+        return;
+    }
+    for step in ["create", "set", "test"] {
+        let halt = |own: &str| if own == step { "sleep 100" } else { "true" };
+        let create = format!("{}; {MAKE}", halt("create"));
+        let provider = Provider::new("", &create, halt("set"), halt("test"));
+        let home = &provider.home;
+        let mut run = home
+            .command(&["rotation", "run", "PASSWORD", "--chain", "rotate"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until("the step", LIMIT, || provider.log().last().is_some_and(|l| l == step));
+        let keeper = home.json(&["status"])["keeper_pid"].as_i64().unwrap();
+        let keeper = nix::unistd::Pid::from_raw(i32::try_from(keeper).unwrap());
+        nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).unwrap();
+        run.wait().unwrap();
+        wait_until("up again", LIMIT, || home.run(&["up"]).status.success());
+        wait_until("cleared", LIMIT, || provider.has_untouched_secret());
+        if step != "create" {
+            wait_until("recorded", LIMIT, || home.records("rotation_failed").len() == 1);
+        }
+        provider.apply_chain(MAKE, "true", "true");
+        home.ok(&["rotation", "run", "PASSWORD", "--chain", "rotate"]);
+    }
+}
+
+#[test]
+fn a_pending_version_in_test_is_promoted_by_force_alone_and_given_up_by_rollback() {
+    if !may_mount() {
+        return;
+    }
+    let go = "while [ ! -e @DIR@/go ]; do sleep 0.05; done";
+    let provider = Provider::new("", MAKE, "true", "true");
+    let home = &provider.home;
+    let go = go.replace("@DIR@", provider.dir.to_str().unwrap());
+    provider.apply_chain(MAKE, "true", &go);
+    let run = home
+        .command(&["rotation", "run", "PASSWORD", "--chain", "rotate"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the test", LIMIT, || provider.log().last().is_some_and(|l| l == "test"));
+    let busy = home.refused(&["rotation", "run", "PASSWORD", "--chain", "rotate"]);
+    assert!(busy.contains("runs already"), "{busy}");
+    let early = home.refused(&["secret", "promote", "PASSWORD"]);
+    assert!(early.contains("not tested yet") && early.contains("--force"), "{early}");
+    home.ok(&["secret", "rollback", "PASSWORD"]);
+    std::fs::write(provider.dir.join("go"), "").unwrap();
+    let told = text(&run.wait_with_output().unwrap());
+    assert!(told.contains("given up meanwhile"), "{told}");
+    assert!(provider.has_untouched_secret());
+    assert!(!provider.log().iter().any(|l| l.starts_with("finish")));
+}
+
+#[test]
+fn a_new_value_is_in_no_file_argument_or_environment_while_it_is_made_and_tested() {
+    if !may_mount() {
+        return;
+    }
+    let value = "only-through-a-pipe-7f3a91c2";
+    let make = "cat @DIR@/make | tr a-zA-Z n-za-mN-ZA-M";
+    let provider = Provider::new("", "true", "true", "true");
+    let home = &provider.home;
+    // Made by the step itself, so that nothing but its stdout has it.
+    let rot13: String = value.chars().map(rot13).collect();
+    std::fs::write(provider.dir.join("make"), rot13).unwrap();
+    let go = provider.dir.join("go");
+    let hold = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let chain = STEPS
+        .replace("@CREATE@", make)
+        .replace("cat $CREDENTIALS_DIRECTORY/PASSWORD@pending >> @DIR@/live; echo >> @DIR@/live; @SET@", "true")
+        .replace("grep -qxF \\\"$(cat $CREDENTIALS_DIRECTORY/PASSWORD@pending)\\\" @DIR@/live && grep -qxF \\\"$(cat $CREDENTIALS_DIRECTORY/PASSWORD@current)\\\" @DIR@/live && @TEST@", &hold)
+        .replace("@DIR@", provider.dir.to_str().unwrap());
+    assert!(!chain.contains('@') || !chain.contains("@pending"), "{chain}");
+    let file = home.dir.path().join("rotate.json");
+    std::fs::write(&file, chain).unwrap();
+    home.ok(&["chain", "apply", file.to_str().unwrap(), "--yes"]);
+    let mut run = home
+        .command(&["rotation", "run", "PASSWORD", "--chain", "rotate"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the test", LIMIT, || provider.log().last().is_some_and(|l| l == "test"));
+    let has = |bytes: &[u8]| bytes.windows(value.len()).any(|w| w == value.as_bytes());
+    let mut seen = 0;
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        if entry.file_name().to_string_lossy().parse::<u32>().is_err() {
+            continue;
+        }
+        for what in ["environ", "cmdline"] {
+            let Ok(bytes) = std::fs::read(entry.path().join(what)) else { continue };
+            seen += 1;
+            // This test's own memory is not looked at; its arguments are.
+            assert!(!has(&bytes), "{what} of {:?}", entry.file_name());
+        }
+    }
+    assert!(seen > 10);
+    fn walk(dir: &Path, mount: &Path, check: &mut dyn FnMut(&Path)) {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            if path == mount || path.is_symlink() {
+                continue;
+            }
+            if path.is_dir() { walk(&path, mount, check) } else { check(&path) }
+        }
+    }
+    let mut files = 0;
+    walk(home.dir.path(), &home.mount(), &mut |path| {
+        if let Ok(meta) = path.metadata()
+            && meta.is_file()
+        {
+            files += 1;
+            assert!(!has(&std::fs::read(path).unwrap_or_default()), "{}", path.display());
+        }
+    });
+    assert!(files > 4);
+    std::fs::write(&go, "").unwrap();
+    assert!(run.wait().unwrap().success());
+    wait_until("promoted", LIMIT, || home.ok(&["secret", "get", "PASSWORD", "--reveal"]) == value);
+}
+
+fn rot13(c: char) -> char {
+    match c {
+        'a'..='m' | 'A'..='M' => (c as u8 + 13) as char,
+        'n'..='z' | 'N'..='Z' => (c as u8 - 13) as char,
+        other => other,
+    }
+}
+
+#[test]
+fn a_step_that_leaves_a_process_with_its_output_does_not_hang_the_rotation() {
+    if !may_mount() {
+        return;
+    }
+    let config = "[rotation]\nstep_timeout = \"8s\"\n";
+    let create = format!("{MAKE}; (setsid sleep 1000 &)");
+    let provider = Provider::new(config, &create, "true", "true");
+    // Ended with its step, or told of: never waited for without end.
+    let begun = std::time::Instant::now();
+    let _either = provider.home.run(&["rotation", "run", "PASSWORD", "--chain", "rotate"]);
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    provider.apply_chain(MAKE, "true", "true");
+    wait_until("free again", LIMIT, || {
+        let _given_up = provider.home.run(&["secret", "rollback", "PASSWORD"]);
+        provider.home.run(&["rotation", "run", "PASSWORD", "--chain", "rotate"]).status.success()
+    });
+}
+
+#[test]
+fn a_place_that_hangs_keeps_neither_reads_nor_other_places_and_a_killed_worker_loses_no_alert() {
+    if !may_mount() {
+        return;
+    }
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, bodies) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = std::io::BufReader::new(stream.try_clone().unwrap());
+            let mut len = 0;
+            loop {
+                let mut line = String::new();
+                if lines.read_line(&mut line).unwrap_or(0) == 0 || line == "\r\n" {
+                    break;
+                }
+                if let Some(rest) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    len = rest.trim().parse().unwrap();
+                }
+            }
+            let mut body = vec![0; len];
+            lines.read_exact(&mut body).unwrap();
+            let _gone = stream.write_all(
+                b"HTTP/1.1 204 No Content\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            );
+            if sender.send(serde_json::from_slice::<serde_json::Value>(&body).unwrap()).is_err() {
+                return;
+            }
+        }
+    });
+    let config = format!(
+        "[[alert]]\nname = \"hangs\"\ncommand = [\"sleep\", \"1000\"]\ntimeout = \"30s\"\n\
+         [[alert]]\nname = \"late\"\ntimeout = \"20s\"\n\
+         command = [\"sh\", \"-c\", \"while [ ! -e @DIR@/go ]; do sleep 0.05; done; (cat; echo) >> @DIR@/alerts\"]\n\
+         [[alert]]\nname = \"hook\"\nwebhook = \"http://{address}/hook\"\n"
+    );
+    let provider = Provider::new(&config, MAKE, "true", "true");
+    let home = &provider.home;
+    provider.policy(r#""rotate_every": "3s", "notify_before": "2s""#);
+    let first = bodies.recv_timeout(LIMIT).unwrap();
+    assert_eq!((&first["event"], &first["secret"]), (&"rotation_due".into(), &"PASSWORD".into()));
+    home.ok(&["secret", "edit", "PASSWORD", "--expires-at", &in_a_second()]);
+    assert_eq!(bodies.recv_timeout(LIMIT).unwrap()["event"], "secret_expired");
+    home.ok(&["secret", "edit", "PASSWORD", "--expires-at", "never"]);
+    // The place that hangs is still at its first.
+    let view = home.dir.path().join("view");
+    let mut command = home.command(&["run", "-s", "PASSWORD", "--deliver", "files"]);
+    command.args(["--secrets-path", view.to_str().unwrap(), "--", "sh", "-c"]);
+    let read = command.arg("cat $CREDENTIALS_DIRECTORY/PASSWORD").output().unwrap();
+    assert_eq!(text(&read), "first-password");
+
+    let alerts = provider.dir.join("alerts");
+    let worker = nix::unistd::Pid::from_raw(home.worker_pid());
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_until("served", LIMIT, || home.run(&["status"]).status.success());
+    std::fs::write(provider.dir.join("go"), "").unwrap();
+    let told = |event: &str| lines(&alerts).iter().any(|a| a["event"] == event);
+    wait_until("both", LIMIT, || told("rotation_due") && told("secret_expired"));
 }
 
 #[test]

@@ -33,6 +33,15 @@ pub struct Terms {
     pub rotation_chain: Option<ChainName>,
 }
 
+/// A clock that was set back behind the last rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetBack {
+    /// When the rotation was, by the clock of then.
+    pub rotated_at: Timestamp,
+    /// When that was found to be in the future.
+    pub seen_at: Timestamp,
+}
+
 /// What has happened under a policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
@@ -42,6 +51,9 @@ pub struct State {
     pub failed_at: Option<Timestamp>,
     /// Failures since the last success.
     pub failures: u32,
+    /// The clock was found to be behind the last rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_back: Option<SetBack>,
 }
 
 /// A policy as it is stored, in a record of its own.

@@ -282,6 +282,9 @@ impl Secret {
         let number = self.number_at(Stage::Pending, "pending")?;
         self.shift(Stage::Current, Stage::Previous, at);
         self.shift(Stage::Pending, Stage::Current, at);
+        if let Some(current) = self.versions.iter_mut().find(|v| v.number == number) {
+            current.untested = false;
+        }
         self.rotated_at = Some(at);
         Ok(number)
     }

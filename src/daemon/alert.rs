@@ -1,14 +1,16 @@
 //! Alerts: what someone must know of now, by a command or a webhook of the configuration.
 //!
-//! Invariant: raising an alert waits for nobody; each delivery is bounded, tried again, and recorded.
-//! An alert holds names and reasons, never values. Danger: a hanging command that keeps a read
-//! waiting; alerts go through a bounded queue to a thread of their own.
+//! Invariant: raising an alert waits for nobody; each delivery is bounded, tried again, and recorded;
+//! one that a worker did not get to is delivered by the next. An alert holds names and reasons, never
+//! values. Danger: a hanging command that keeps a read, or another place, waiting: each place has a
+//! bounded queue and a thread of its own.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -20,12 +22,13 @@ use crate::audit::record::Event;
 use crate::clock::Timestamp;
 use crate::config;
 use crate::control::Caller;
+use crate::execution::journal::{Journal, Kind};
 use crate::proto::{self, Code, Problem};
 
 use super::Daemon;
 use super::core::Core;
 
-/// Alerts that wait; more are dropped, and that is logged.
+/// Alerts that wait for one place; more are dropped, and that is recorded.
 const QUEUE: usize = 256;
 /// Tries of one delivery.
 const TRIES: u32 = 3;
@@ -62,49 +65,129 @@ pub struct Alert {
     pub at: Timestamp,
 }
 
+impl Alert {
+    /// As an earlier worker noted it.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let noted: serde_json::Value = serde_json::from_slice(text).ok()?;
+        let words = |name: &str| noted[name].as_str().map(ToOwned::to_owned);
+        Some(Self {
+            event: EVENTS.iter().find(|event| noted["event"] == **event)?,
+            secret: words("secret"),
+            message: words("message")?,
+            reason: words("reason"),
+            at: noted["at"].as_str()?.parse().ok()?,
+        })
+    }
+}
+
 /// Takes alerts.
 #[derive(Debug)]
 pub struct Alerts {
-    queue: Option<SyncSender<Alert>>,
-    configured: Vec<config::Alert>,
+    places: Vec<Place>,
+    journal: Arc<Journal>,
+    /// Numbers the alerts of this worker.
+    next: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Place {
+    configured: config::Alert,
+    queue: SyncSender<Waiting>,
+    dropped: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// What the runtime state has it under.
+    key: Vec<u8>,
+    alert: Alert,
 }
 
 impl Alerts {
-    /// Starts the thread that delivers, where there is somewhere to deliver to.
-    pub fn start(configured: Vec<config::Alert>, core: Arc<Core>) -> Self {
-        if configured.is_empty() {
-            return Self { queue: None, configured };
+    /// Starts a thread for each place, and hands on what an earlier worker did not get to.
+    pub fn start(configured: Vec<config::Alert>, core: &Arc<Core>, journal: Arc<Journal>) -> Self {
+        let mut left = journal.all(Kind::Alert);
+        let places = configured.into_iter().filter_map(|configured| {
+            let (queue, waiting) = sync_channel(QUEUE);
+            let dropped = Arc::new(AtomicU64::new(0));
+            let (mine, others) = left.drain(..).partition(|(key, _)| is_for(key, &configured.name));
+            left = others;
+            let mine: Vec<(Vec<u8>, Vec<u8>)> = mine;
+            for (key, text) in mine {
+                if let Some(alert) = Alert::parse(&text) {
+                    let _full = queue.try_send(Waiting { key, alert });
+                }
+            }
+            let (place, core, journal) = (configured.clone(), core.clone(), journal.clone());
+            let lost = dropped.clone();
+            let started = std::thread::Builder::new()
+                .name("alerts".into())
+                .spawn(move || deliver_all(&waiting, &place, &lost, &core, &journal));
+            if let Err(error) = &started {
+                tracing::error!(%error, "no thread for alerts");
+            }
+            started.is_ok().then_some(Place { configured, queue, dropped })
+        });
+        let places = places.collect();
+        // Of places that are configured no more.
+        for (key, _) in left {
+            let _forgotten = journal.remove(Kind::Alert, &key);
         }
-        let (queue, waiting) = sync_channel(QUEUE);
-        let places = configured.clone();
-        let started = std::thread::Builder::new()
-            .name("alerts".into())
-            .spawn(move || deliver_all(&waiting, &places, &core));
-        if let Err(error) = &started {
-            tracing::error!(%error, "no thread for alerts");
-        }
-        Self { queue: started.is_ok().then_some(queue), configured }
+        Self { places, journal, next: AtomicU64::new(0) }
     }
 
     /// Hands an alert on, without waiting.
-    pub fn raise(&self, alert: Alert) {
+    pub fn raise(&self, alert: &Alert) {
         tracing::warn!(event = alert.event, reason = alert.reason, "alert");
-        let Some(queue) = &self.queue else { return };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = queue.try_send(alert) {
-            tracing::error!("an alert was dropped: too many wait");
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        for place in self.places.iter().filter(|p| wants(&p.configured, alert.event)) {
+            let key = key(&place.configured.name, alert.at, number);
+            // Without room in the runtime state it is delivered all the same, by this worker.
+            if let Ok(text) = serde_json::to_vec(alert) {
+                let _noted = self.journal.put(Kind::Alert, &key, &text);
+            }
+            let waiting = Waiting { key, alert: alert.clone() };
+            if let Err(TrySendError::Full(lost) | TrySendError::Disconnected(lost)) =
+                place.queue.try_send(waiting)
+            {
+                place.dropped.fetch_add(1, Ordering::Relaxed);
+                let _forgotten = self.journal.remove(Kind::Alert, &lost.key);
+                tracing::error!(place = place.configured.name, "an alert was dropped");
+            }
         }
     }
+}
+
+fn key(place: &str, at: Timestamp, number: u64) -> Vec<u8> {
+    let own = [&at.as_nanosecond().to_be_bytes()[..], &number.to_be_bytes()].concat();
+    [place.as_bytes(), b"\0", &own].concat()
+}
+
+fn is_for(key: &[u8], place: &str) -> bool {
+    key.strip_prefix(place.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
 }
 
 fn wants(place: &config::Alert, event: &str) -> bool {
     place.on.is_empty() || event == TEST_EVENT || place.on.iter().any(|on| on == event)
 }
 
-fn deliver_all(waiting: &Receiver<Alert>, places: &[config::Alert], core: &Core) {
-    while let Ok(alert) = waiting.recv() {
-        for place in places.iter().filter(|p| wants(p, alert.event)) {
-            let delivered = deliver(place, &alert);
-            note(core, place, &alert, delivered.as_ref().err().map(String::as_str));
+fn deliver_all(
+    waiting: &Receiver<Waiting>,
+    place: &config::Alert,
+    dropped: &AtomicU64,
+    core: &Core,
+    journal: &Journal,
+) {
+    while let Ok(Waiting { key, alert }) = waiting.recv() {
+        let delivered = deliver(place, &alert);
+        note(core, place, &alert, delivered.as_ref().err().map(String::as_str));
+        if journal.remove(Kind::Alert, &key).is_err() {
+            tracing::error!("an alert that was delivered cannot be forgotten");
+        }
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let why = format!("{lost} alerts were dropped: too many waited");
+            note(core, place, &alert, Some(&why));
         }
     }
 }
@@ -195,13 +278,14 @@ fn run(command: &[String], text: &[u8], limit: Duration) -> Result<(), String> {
 }
 
 impl Daemon {
+    #[allow(clippy::needless_pass_by_value)] // made for this alone
     pub(super) fn alert(&self, alert: Alert) {
-        self.alerts.raise(alert);
+        self.alerts.raise(&alert);
     }
 
     /// Delivers a test to every place, and waits for it.
     pub(super) fn test_alerts(&self, who: &Caller) -> Result<proto::AlertTested, Problem> {
-        if self.alerts.configured.is_empty() {
+        if self.alerts.places.is_empty() {
             return Err(Problem::new(Code::NotFound, "no alert is configured")
                 .with_hint("add an [[alert]] with a name and a command or webhook, then reload"));
         }
@@ -214,9 +298,9 @@ impl Daemon {
         };
         let deliveries = self
             .alerts
-            .configured
+            .places
             .iter()
-            .map(|place| {
+            .map(|Place { configured: place, .. }| {
                 let failed = deliver(place, &alert).err();
                 note(&self.core, place, &alert, failed.as_deref());
                 proto::AlertDelivery {

@@ -43,17 +43,15 @@ pub(super) struct Chore {
 }
 
 impl Daemon {
-    pub(super) fn add_chore(
-        &self,
+    pub(super) fn new_chore(
         step: &str,
         unit: &Unit,
         chain: &Chain,
         token: &str,
         waits_for: Vec<String>,
-    ) -> Result<(), Problem> {
-        let id = new_id()?;
-        let chore = Chore {
-            id: id.to_string(),
+    ) -> Result<Chore, Problem> {
+        Ok(Chore {
+            id: new_id()?.to_string(),
             step: step.to_owned(),
             unit: unit.id().to_owned(),
             name: unit.name(),
@@ -63,8 +61,12 @@ impl Daemon {
             waits_for,
             failed_at: None,
             failures: 0,
-        };
-        self.put_chore(&chore)
+        })
+    }
+
+    /// Stores a chore with a change that it belongs to; [`Self::chores_changed`] when that is done.
+    pub(super) fn add_chore(batch: &mut Batch, chore: &Chore) -> Result<(), Problem> {
+        put(batch, RecordKind::Setting, &chore.id, chore)
     }
 
     fn put_chore(&self, chore: &Chore) -> Result<(), Problem> {
@@ -75,7 +77,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn chores_changed(&self) {
+    pub(super) fn chores_changed(&self) {
         *self.chores.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -94,7 +96,8 @@ impl Daemon {
         let added = crypto::random(&mut bytes)
             .map_err(|e| Problem::new(Code::Internal, e.to_string()))
             .and_then(|()| {
-                self.add_chore("revoke", &unit, &chain, &crypto::hex(&bytes), Vec::new())
+                let token = crypto::hex(&bytes);
+                self.put_chore(&Self::new_chore("revoke", &unit, &chain, &token, Vec::new())?)
             });
         if let Err(problem) = added {
             tracing::error!(%problem, "the provider's side of a revoke could not be noted");
@@ -196,6 +199,7 @@ impl Daemon {
             execution: execution.id.clone(),
             step: chore.step.clone(),
             generation: self.state.generation(),
+            made: Vec::new(),
         };
         let outcome = self.run_step(&run, &stored, &execution);
         self.end_one(&execution.id, "rotation over", Duration::ZERO)?;

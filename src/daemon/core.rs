@@ -221,6 +221,7 @@ pub fn vault_problem(error: &vault::Error) -> Problem {
             Code::NotFound
         }
         vault::Error::LastSlot { .. } => Code::Conflict,
+        vault::Error::Store(vault::store::Error::InUse) => Code::Busy,
         vault::Error::Store(vault::store::Error::Io { .. }) => Code::DiskFull,
         _ => Code::Internal,
     };

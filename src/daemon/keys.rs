@@ -49,6 +49,9 @@ fn slot_shown(slot: &Slot) -> proto::Slot {
     }
 }
 
+/// How long a start waits for the worker of a keeper that has died.
+const PREDECESSOR_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+
 impl Daemon {
     /// The key that an earlier worker left with the keeper.
     fn boxed_key(&self) -> Option<Key> {
@@ -107,9 +110,20 @@ impl Daemon {
         match self.configured_credential() {
             Ok(None) => tracing::info!("the vault is locked"),
             Ok(Some(credential)) => {
-                let opened = self.known_revision().and_then(|known| {
-                    self.open_vault(|locked| locked.root_key(&credential), known, false)
-                });
+                let open = || {
+                    self.known_revision().and_then(|known| {
+                        self.open_vault(|locked| locked.root_key(&credential), known, false)
+                    })
+                };
+                let mut opened = open();
+                let deadline = std::time::Instant::now() + PREDECESSOR_LIMIT;
+                // The worker of a keeper that was killed may hold the file for one moment more.
+                while opened.as_ref().is_err_and(|problem| problem.code == Code::Busy)
+                    && std::time::Instant::now() < deadline
+                {
+                    std::thread::park_timeout(std::time::Duration::from_millis(20));
+                    opened = open();
+                }
                 match opened {
                     Ok(_) => self.note_unlock(Event::VaultUnlocked, "at start", 0),
                     Err(problem) => {

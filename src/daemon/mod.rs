@@ -148,7 +148,11 @@ impl Daemon {
     /// Puts the parts together; the vault is unlocked where no person is needed for it.
     pub fn new(parts: Parts) -> Self {
         let started_at = parts.core.clock.now();
-        let alerts = alert::Alerts::start(parts.config.alerts.clone(), parts.core.clone());
+        let alerts = alert::Alerts::start(
+            parts.config.alerts.clone(),
+            &parts.core,
+            parts.registry.journal().clone(),
+        );
         let daemon = Self {
             paths: parts.paths,
             config: parts.config,

@@ -7,7 +7,7 @@
 use std::sync::{Arc, PoisonError};
 
 use crate::audit::record::Event;
-use crate::catalog::policy::{self, Policy, State, Terms};
+use crate::catalog::policy::{self, Policy, SetBack, State, Terms};
 use crate::catalog::secret::Stage;
 use crate::catalog::{Catalog, Unit};
 use crate::clock::Timestamp;
@@ -184,6 +184,7 @@ impl Daemon {
         for (policy, unit, steps) in due {
             for step in steps {
                 match step {
+                    Step::Anchor(set_back) => self.anchor(&policy, set_back),
                     Step::Notice { due } => self.notice(&policy, &unit, due),
                     Step::Rotate { .. } => self.rotate_in_background(&policy, unit.clone()),
                 }
@@ -191,6 +192,13 @@ impl Daemon {
         }
         self.note_expired(now);
         self.run_chores(now);
+    }
+
+    fn anchor(&self, policy: &Policy, set_back: Option<SetBack>) {
+        let noted = self.change_policy(&policy.target, |state| state.set_back = set_back);
+        if let Err(problem) = noted {
+            tracing::error!(%problem, "that the clock was set back could not be noted");
+        }
     }
 
     fn notice(&self, policy: &Policy, unit: &Unit, due: Timestamp) {
@@ -277,7 +285,7 @@ fn facts(policy: &Policy, unit: &Unit) -> Facts {
 
 fn policy_shown(policy: &Policy, unit: &Unit, now: Timestamp) -> proto::PolicyShown {
     let facts = facts(policy, unit);
-    let due_at = schedule::due_at(policy, facts.rotated_at);
+    let due_at = schedule::due_at(policy, facts.rotated_at, now);
     let soon = due_at.checked_sub(policy.terms.notify_before.0).is_ok_and(|at| at <= now);
     let state = if facts.is_pending {
         "pending"

@@ -14,7 +14,7 @@ use crate::execution::id::ExecutionId;
 use crate::proto::{self, Code, Problem, Value};
 use crate::rotation::plan;
 use crate::secret::SecretBytes;
-use crate::vault::record::RecordKind;
+use crate::vault::record::{Batch, RecordKind};
 
 use super::core::{new_id, put};
 use super::generate::generate;
@@ -243,6 +243,16 @@ impl Daemon {
             Problem::new(Code::Conflict, format!("{} has no pending version", unit.name()))
                 .with_hint(format!("stage one: strongroom secret rotate {}", unit.name()))
         })?;
+        let untested =
+            |s: &&std::sync::Arc<Secret>| s.at_stage(Stage::Pending).is_some_and(|v| v.untested);
+        if unit.members.iter().any(|s| untested(&s)) && !req.force {
+            let what = format!("version {} of {} is not tested yet", waiting.pending, unit.name());
+            return Err(Problem::new(Code::Conflict, what).with_hint(format!(
+                "let its rotation come to an end, or give it up: strongroom secret rollback {}; \
+                 --force takes it untested",
+                unit.name()
+            )));
+        }
         if !waiting.waits_for.is_empty() && !req.force {
             let what = format!(
                 "{} executions hold the current version of {}: {}",
@@ -276,7 +286,19 @@ impl Daemon {
         &self,
         unit: &Unit,
         uid: u32,
+        what: (Event, Option<&str>),
+        change: impl FnMut(&mut Secret) -> Result<(), Problem>,
+    ) -> Result<Unit, Problem> {
+        self.change_unit_with(unit, uid, what, |_| Ok(()), change)
+    }
+
+    /// The same, with something else that is stored in the same commit.
+    pub(super) fn change_unit_with(
+        &self,
+        unit: &Unit,
+        uid: u32,
         (event, reason): (Event, Option<&str>),
+        also: impl FnOnce(&mut Batch) -> Result<(), Problem>,
         mut change: impl FnMut(&mut Secret) -> Result<(), Problem>,
     ) -> Result<Unit, Problem> {
         let (secrets, revision) = self.core.change(|catalog, batch| {
@@ -288,6 +310,7 @@ impl Daemon {
                 put(batch, RecordKind::Secret, &secret.id, &secret)?;
                 secrets.push(secret);
             }
+            also(batch)?;
             let stored = secrets.clone();
             Ok((secrets, store_all(stored)))
         })?;

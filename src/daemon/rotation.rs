@@ -28,7 +28,7 @@ use crate::vault::crypto;
 use super::Daemon;
 use super::alert::Alert;
 use super::executions::registry_problem;
-use super::rotate::Times;
+use super::rotate::{Times, fresh_unit};
 use super::secrets::parse;
 use super::step::{fresh_of, invalid, runner, step_of};
 
@@ -53,6 +53,9 @@ pub(super) struct Run {
     pub(super) step: String,
     /// Whose worker runs it.
     pub(super) generation: u64,
+    /// The values that it has staged.
+    #[serde(default)]
+    pub(super) made: Vec<String>,
 }
 
 /// Tells how a run goes on.
@@ -184,6 +187,7 @@ impl Daemon {
             execution: execution.id.clone(),
             step: "create".to_owned(),
             generation: self.state.generation(),
+            made: Vec::new(),
         };
         self.record_unit(Event::RotationStarted, uid, unit, Some(chain.as_str()), None)?;
         let outcome = self.run_steps(&mut run, &stored, unit, &execution, progress);
@@ -261,6 +265,8 @@ impl Daemon {
         let uid = nix::unistd::geteuid().as_raw();
         let times = Times { untested: true, ..Times::default() };
         self.stage(uid, unit, &fresh, times)?;
+        run.made = values_at(&self.unit_now(unit)?, Stage::Pending);
+        self.note_run(run)?;
         self.expose_to_run(unit, execution)?;
         progress("create", "ok", &run.token, None);
         for step in ["set", "test"] {
@@ -269,26 +275,38 @@ impl Daemon {
             }
             step.clone_into(&mut run.step);
             self.note_run(run)?;
+            still_pending(&self.unit_now(unit)?, &run.made)?;
             progress(step, "started", &run.token, None);
             self.run_step(run, chain, execution)?;
             progress(step, "ok", &run.token, None);
         }
-        "done".clone_into(&mut run.step);
-        let old: Vec<_> = {
-            let catalog = self.core.catalog();
-            let unit = catalog.unit(unit.id());
-            let members = unit.map(|u| u.members).unwrap_or_default();
-            members.iter().filter_map(|s| s.at_stage(Stage::Current)?.value.clone()).collect()
-        };
-        if step_of(chain, "finish").is_some() {
-            self.add_chore("finish", unit, chain, &run.token, old)?;
-        }
         let now = self.core.clock.now();
-        self.change_unit(unit, uid, (Event::SecretRotated, Some("tested")), |secret| {
-            secret.release(now);
-            Ok(())
-        })?;
+        let old = values_at(&self.unit_now(unit)?, Stage::Current);
+        let chore = match step_of(chain, "finish") {
+            Some(_) => Some(Self::new_chore("finish", unit, chain, &run.token, old)?),
+            None => None,
+        };
+        // In one commit: a version that counts without the chore would leave its old key for ever.
+        self.change_unit_with(
+            unit,
+            uid,
+            (Event::SecretRotated, Some("tested")),
+            |batch| chore.iter().try_for_each(|chore| Self::add_chore(batch, chore)),
+            |secret| {
+                let pending = secret.at_stage(Stage::Pending).and_then(|v| v.value.as_ref());
+                if !pending.is_some_and(|value| run.made.contains(value)) {
+                    return Err(given_up());
+                }
+                secret.release(now);
+                Ok(())
+            },
+        )?;
+        self.chores_changed();
         Ok(())
+    }
+
+    fn unit_now(&self, unit: &Unit) -> Result<Unit, Problem> {
+        fresh_unit(&self.core.catalog(), unit)
     }
 
     /// The chain's execution has made the new version, and sees it from now on.
@@ -317,36 +335,33 @@ impl Daemon {
     /// A rotation that did not come to its end: undone, recorded, alerted; the next try is free.
     fn fail_run(&self, run: &Run, unit: &Unit, why: &str) {
         let reason = format!("{}: {why}", run.step);
-        let is_ours = |u: &Unit| {
-            u.members.iter().any(|s| s.at_stage(Stage::Pending).is_some_and(|v| v.untested))
-        };
-        let now = self.core.catalog().unit(unit.id());
-        let undone = match &now {
-            Some(unit) if is_ours(unit) => self.discard_pending(unit, &reason),
-            _ => Ok(()),
-        };
-        let at = self.core.clock.now();
-        let uid = nix::unistd::geteuid().as_raw();
-        let noted = undone
-            .and_then(|()| {
-                self.change_policy(unit.id(), |state| {
-                    state.failed_at = Some(at);
-                    state.failures += 1;
-                })
-            })
-            .and_then(|()| self.record_unit(Event::RotationFailed, uid, unit, Some(&reason), None))
-            .and_then(|()| self.forget_run(run));
+        let noted = self.undo_run(unit, &reason).and_then(|()| self.forget_run(run));
         if let Err(problem) = noted {
             // The run stays noted, and is cleared at the next look.
             tracing::error!(%problem, "a failed rotation could not be cleared yet");
         }
+    }
+
+    fn undo_run(&self, unit: &Unit, reason: &str) -> Result<(), Problem> {
+        let at = self.core.clock.now();
         self.alert(Alert {
             event: Event::RotationFailed.name(),
             secret: Some(unit.name()),
             message: format!("the rotation of {} failed; its current version stays", unit.name()),
-            reason: Some(reason),
+            reason: Some(reason.to_owned()),
             at,
         });
+        if let Ok(unit) = self.unit_now(unit)
+            && is_untested(&unit)
+        {
+            self.discard_pending(&unit, reason)?;
+        }
+        self.change_policy(unit.id(), |state| {
+            state.failed_at = Some(at);
+            state.failures += 1;
+        })?;
+        let uid = nix::unistd::geteuid().as_raw();
+        self.record_unit(Event::RotationFailed, uid, unit, Some(reason), None)
     }
 
     /// Runs of workers that are gone.
@@ -363,11 +378,76 @@ impl Daemon {
             }
             let unit = self.core.catalog().unit(&run.unit);
             match unit {
+                // Killed after its last step: what it made counts already.
+                Some(unit) if counts(&unit, &run.made) => {
+                    let cleared = self.forget_run(&run).and_then(|()| {
+                        self.change_policy(unit.id(), |state| {
+                            state.failed_at = None;
+                            state.failures = 0;
+                        })
+                    });
+                    if let Err(problem) = cleared {
+                        tracing::error!(%problem, "a rotation could not be cleared yet");
+                    }
+                }
                 Some(unit) => self.fail_run(&run, &unit, "the daemon was restarted"),
                 None => {
                     let _gone = self.forget_run(&run);
                 }
             }
         }
+        self.clear_orphans();
     }
+
+    /// Untested versions that no run knows of: the keeper died, and the runtime state with it.
+    fn clear_orphans(&self) {
+        let units: Vec<_> =
+            self.core.catalog().unsettled().into_iter().filter(is_untested).collect();
+        for unit in units {
+            // Asked in this order: a run is noted before it stages, and forgotten after it is off
+            // the list of those that run.
+            let runs =
+                self.rotating.lock().unwrap_or_else(PoisonError::into_inner).contains(unit.id());
+            let noted = self.registry.journal().all(Kind::Rotation).iter().any(|(_, text)| {
+                serde_json::from_slice::<Run>(text).is_ok_and(|run| run.unit == unit.id())
+            });
+            let still = self.unit_now(&unit).is_ok_and(|unit| is_untested(&unit));
+            if runs || noted || !still {
+                continue;
+            }
+            if let Err(problem) = self.undo_run(&unit, "the keeper was restarted") {
+                tracing::error!(%problem, "a dead rotation could not be cleared yet");
+            }
+        }
+    }
+}
+
+fn given_up() -> Problem {
+    Problem::new(Code::Conflict, "the pending version was given up meanwhile")
+        .with_hint("run the rotation again: strongroom rotation run")
+}
+
+/// The values of a unit's members at a stage.
+fn values_at(unit: &Unit, stage: Stage) -> Vec<String> {
+    unit.members.iter().filter_map(|s| s.at_stage(stage)?.value.clone()).collect()
+}
+
+/// Whether what a run has staged is what is pending still.
+fn still_pending(unit: &Unit, made: &[String]) -> Result<(), Problem> {
+    if values_at(unit, Stage::Pending) == made { Ok(()) } else { Err(given_up()) }
+}
+
+fn is_untested(unit: &Unit) -> bool {
+    unit.members.iter().any(|s| s.at_stage(Stage::Pending).is_some_and(|v| v.untested))
+}
+
+/// Whether new executions get, or got, what a run has made.
+fn counts(unit: &Unit, made: &[String]) -> bool {
+    let is = |stage: Stage| matches!(stage, Stage::Current | Stage::Pending);
+    !made.is_empty()
+        && unit.members.iter().all(|s| {
+            s.versions.iter().any(|v| {
+                is(v.stage) && !v.untested && v.value.as_ref().is_some_and(|id| made.contains(id))
+            })
+        })
 }

@@ -109,7 +109,8 @@ impl Daemon {
             .map_err(|e| format!("{} cannot be started: {}", run.step, e.kind()))?;
         let pipe = child.stdout.take().ok_or("no pipe")?;
         // One byte more than fits tells of too much.
-        let reader = std::thread::spawn(move || {
+        let (sender, printed) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
             let mut pipe = pipe;
             let value = SecretBytes::read_from(
                 (&mut pipe).take(MAX_VALUE_BYTES as u64 + 1),
@@ -117,7 +118,8 @@ impl Daemon {
             );
             // The rest is taken, so that the step is not ended by a closed pipe.
             let _rest = std::io::copy(&mut pipe, &mut std::io::sink());
-            value
+            // Whoever waited may have given up.
+            let _late = sender.send(value);
         });
         let deadline = Instant::now() + limit;
         let status = loop {
@@ -134,13 +136,18 @@ impl Daemon {
             let _ended = self.end_one(&run.execution, "rotation step hangs", Duration::ZERO);
             let _gone = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
             let _reaped = child.wait();
-            let _read = reader.join();
-            return Err(format!(
-                "{} did not end within {}",
-                run.step, self.config.rotation.step_timeout
-            ));
+            return Err(if self.is_stopping() {
+                format!("the daemon was stopped during {}", run.step)
+            } else {
+                format!("{} did not end within {}", run.step, self.config.rotation.step_timeout)
+            });
         };
-        let value = reader.join().map_err(|_| "its output could not be read".to_owned())?;
+        // A process that the step has left behind may hold its pipe for ever.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let value = printed.recv_timeout(left).map_err(|_| {
+            let _ended = self.end_one(&run.execution, "rotation step hangs", Duration::ZERO);
+            format!("{} ended, and left a process that holds its output", run.step)
+        })?;
         if !status.success() {
             return Err(format!("{} failed: {status}", run.step));
         }

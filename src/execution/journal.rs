@@ -48,6 +48,8 @@ pub enum Kind {
     EventNode = 9,
     /// An event file that is being written: its head, its hidden ranges, what is collected.
     EventDraft = 10,
+    /// An alert that is not delivered yet, by its place, time and number.
+    Alert = 11,
 }
 
 impl Kind {
@@ -63,6 +65,7 @@ impl Kind {
             8 => Self::Rotation,
             9 => Self::EventNode,
             10 => Self::EventDraft,
+            11 => Self::Alert,
             _ => return None,
         })
     }

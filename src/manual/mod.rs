@@ -109,7 +109,12 @@
 //!
 //! **Alerts** (`[[alert]] name, on, command | webhook, timeout`): `rotation_due`, `rotation_failed`,
 //! `secret_revoked`, `secret_expired`, `verify_failed`, `unlock_failed`, `denied_burst` (20 refusals of
-//! one agent within a minute). Three tries each, recorded as `alert_sent` or `alert_failed`.
+//! one agent within a minute). Three tries each, recorded as `alert_sent` or `alert_failed`. Each place
+//! has a bounded queue and a thread of its own; what a killed worker did not deliver, the next one does.
+//!
+//! **Schedule.** A period counts from the last rotation by the host's clock (UTC); suspend and downtime
+//! count as time. Where the clock is found to be behind the last rotation, the period counts from that
+//! moment, until the clock is past it again.
 //!
 //! # The event store
 //!

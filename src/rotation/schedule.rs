@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::catalog::policy::Policy;
+use crate::catalog::policy::{Policy, SetBack};
 use crate::clock::Timestamp;
 
 /// The first wait after a failure; doubled for each further one.
@@ -28,6 +28,8 @@ pub struct Facts {
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// Note that the clock was found to be behind the last rotation, or no more.
+    Anchor(Option<SetBack>),
     /// Say that a rotation is due, or overdue.
     Notice {
         /// When.
@@ -40,9 +42,21 @@ pub enum Step {
     },
 }
 
+/// From when a period counts: the last rotation, or, where the clock was set back behind it, the
+/// moment at which that was seen. Otherwise a clock that was years ahead for a moment would skip the
+/// rotations of all those years.
+fn base(policy: &Policy, rotated_at: Timestamp, now: Timestamp) -> Timestamp {
+    match policy.state.set_back {
+        _ if rotated_at <= now => rotated_at,
+        Some(seen) if seen.rotated_at == rotated_at => seen.seen_at.min(now),
+        _ => now,
+    }
+}
+
 /// When the next rotation is due.
-pub fn due_at(policy: &Policy, rotated_at: Timestamp) -> Timestamp {
-    rotated_at.checked_add(policy.terms.rotate_every.0).unwrap_or(Timestamp::MAX)
+pub fn due_at(policy: &Policy, rotated_at: Timestamp, now: Timestamp) -> Timestamp {
+    let base = base(policy, rotated_at, now);
+    base.checked_add(policy.terms.rotate_every.0).unwrap_or(Timestamp::MAX)
 }
 
 /// The part of the period by which this one is late: the same for one target, spread over many.
@@ -62,8 +76,14 @@ pub fn retry_after(failures: u32) -> Duration {
 
 /// What is to be done now.
 pub fn steps(policy: &Policy, facts: Facts, now: Timestamp) -> Vec<Step> {
-    let due = due_at(policy, facts.rotated_at);
+    let due = due_at(policy, facts.rotated_at, now);
     let mut steps = Vec::new();
+    let seen_at = base(policy, facts.rotated_at, now);
+    let set_back =
+        (facts.rotated_at > now).then_some(SetBack { rotated_at: facts.rotated_at, seen_at });
+    if set_back != policy.state.set_back {
+        steps.push(Step::Anchor(set_back));
+    }
     if facts.is_pending {
         return steps;
     }
@@ -149,6 +169,78 @@ mod tests {
         assert_eq!(retry_after(40), LAST_RETRY);
     }
 
+    /// Carries out what the daemon carries out.
+    fn look(policy: &mut Policy, rotated: &mut i64, now: i64) -> usize {
+        let mut rotations = 0;
+        for step in steps(policy, facts(*rotated), at(now)) {
+            match step {
+                Step::Anchor(set_back) => policy.state.set_back = set_back,
+                Step::Notice { due } => policy.state.noticed_for = Some(due),
+                Step::Rotate { .. } => {
+                    *rotated = now;
+                    rotations += 1;
+                }
+            }
+        }
+        rotations
+    }
+
+    #[test]
+    fn a_clock_that_was_ten_years_ahead_for_a_moment_does_not_skip_ten_years() {
+        let (mut policy, mut rotated) = (policy(30), 0);
+        assert_eq!(look(&mut policy, &mut rotated, 3650 * DAY), 1);
+        let mut now = 10 * DAY;
+        assert_eq!(look(&mut policy, &mut rotated, now), 0);
+        let mut rotations = 0;
+        while now < 375 * DAY {
+            now += DAY / 24;
+            rotations += look(&mut policy, &mut rotated, now);
+        }
+        assert_eq!(rotations, 12, "one each 30 days from the correction on");
+    }
+
+    #[test]
+    fn a_clock_that_starts_in_1970_until_it_is_set_rotates_nothing_twice() {
+        let (mut policy, mut rotated) = (policy(30), 20_000 * DAY);
+        policy.state.noticed_for = Some(at(20_030 * DAY));
+        for boot in [0, 100 * DAY, 5_000 * DAY] {
+            assert_eq!(look(&mut policy, &mut rotated, boot), 0);
+            assert_eq!(look(&mut policy, &mut rotated, boot + 60), 0);
+            assert_eq!(look(&mut policy, &mut rotated, 20_010 * DAY + boot / 1000), 0);
+        }
+        assert_eq!(policy.state.set_back, None);
+        assert_eq!(policy.state.noticed_for, Some(at(20_030 * DAY)));
+    }
+
+    #[test]
+    fn a_year_of_downtime_is_caught_up_with_one_notice_and_one_rotation() {
+        let mut policy = policy(30);
+        let due = at(30 * DAY);
+        let late = at(395 * DAY);
+        assert_eq!(steps(&policy, facts(0), late), [Step::Notice { due }, Step::Rotate { due }]);
+        let mut rotated = 0;
+        assert_eq!(look(&mut policy, &mut rotated, 395 * DAY), 1);
+        for hour in 0..27 * 24 {
+            assert_eq!(look(&mut policy, &mut rotated, 395 * DAY + hour * 3600), 0);
+        }
+        assert_eq!(policy.state.noticed_for, Some(due));
+    }
+
+    #[test]
+    fn jitter_spreads_targets_is_stable_and_at_most_a_twentieth_of_the_period() {
+        let mut seen = std::collections::BTreeSet::new();
+        for number in 0..200 {
+            let mut policy = policy(30);
+            policy.target = format!("target-{number}");
+            assert_eq!(jitter(&policy), jitter(&policy.clone()));
+            assert!(jitter(&policy) <= MAX_JITTER);
+            seen.insert(jitter(&policy));
+            policy.terms.rotate_every = Period::secs(100);
+            assert!(jitter(&policy) <= Duration::from_secs(5));
+        }
+        assert!(seen.len() > 190);
+    }
+
     proptest! {
         #[test]
         fn over_years_each_due_date_has_one_notice_and_one_rotation(
@@ -165,6 +257,7 @@ mod tests {
                 for looked_at in [now, (now + jump).max(0), now] {
                     for step in steps(&policy, facts(rotated), at(looked_at)) {
                         match step {
+                            Step::Anchor(set_back) => policy.state.set_back = set_back,
                             Step::Notice { due } => {
                                 prop_assert_ne!(Some(due), policy.state.noticed_for);
                                 policy.state.noticed_for = Some(due);
@@ -179,7 +272,7 @@ mod tests {
                     }
                 }
                 // Never later than one look after it was due.
-                let due = due_at(&policy, at(rotated)).as_second();
+                let due = due_at(&policy, at(rotated), at(now)).as_second();
                 prop_assert!(due + 3600 >= now || rotated >= now - sleep);
             }
         }
