@@ -225,9 +225,15 @@ impl Daemon {
         }
     }
 
-    /// Records the refusals that were only counted so far.
+    /// Records the refusals that were only counted so far, and stores the exposures that only the
+    /// runtime state has.
     pub fn record_counts(&self) {
         self.tree.broker().record_counts(true);
+        if self.core.vault().is_some()
+            && let Err(problem) = self.store_exposures()
+        {
+            tracing::error!(%problem, "exposures could not be stored");
+        }
     }
 
     /// Lets streams and housekeeping end.
