@@ -35,6 +35,8 @@ pub struct Entry {
 pub enum OnConflict {
     /// The import is refused.
     Fail,
+    /// The value is staged as its next version.
+    Rotate,
     /// It stays as it is.
     Skip,
 }
@@ -46,6 +48,8 @@ pub enum Action {
     Conflict,
     /// Make a secret.
     Create,
+    /// Stage a version of one that exists.
+    Rotate,
     /// Leave.
     Skip,
 }
@@ -235,6 +239,7 @@ fn item(
         Err(_) => Action::Create,
         Ok(_) => match on_conflict {
             OnConflict::Fail => Action::Conflict,
+            OnConflict::Rotate => Action::Rotate,
             OnConflict::Skip => Action::Skip,
         },
     };

@@ -19,16 +19,19 @@ const MAX_FILE_BYTES: usize = 6 << 20;
 pub(super) enum OnConflict {
     /// Nothing is stored where a name exists.
     Fail,
+    /// The value becomes the next version of what exists, as by `secret rotate`.
+    Rotate,
     /// What exists stays as it is.
     Skip,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "Reads NAME=value lines, a JSON object of names and values, \
-    {\"secrets\": {...}, \"secret_groups\": {...}}, the JSON of Vault KV version 2, or a directory \
+    {\"secrets\": {...}, \"secret_groups\": {...}, \"plain\": [...], \"rotation_policy\": {...}}, the JSON of Vault KV version 2, or a directory \
     with a file for each value.\n\nExamples:\n  \
     strongroom import .env --scope chain:deploy --env dev --dry-run\n  \
-    sops -d secrets.json | strongroom import - --scope org")]
+    sops -d secrets.json | strongroom import - --scope org\n  \
+    vault kv get -format=json secret/deploy | strongroom import - --scope chain:deploy")]
 pub(super) struct ImportArgs {
     /// A file, a directory, or - for stdin.
     source: PathBuf,
@@ -89,6 +92,7 @@ pub(super) fn main(context: &Context, args: &ImportArgs) -> Outcome {
         environment: args.env.clone(),
         on_conflict: match args.on_conflict {
             OnConflict::Fail => proto::OnConflict::Fail,
+            OnConflict::Rotate => proto::OnConflict::Rotate,
             OnConflict::Skip => proto::OnConflict::Skip,
         },
         plain: args.plain.clone(),

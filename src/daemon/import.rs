@@ -4,19 +4,23 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::audit::record::Event;
-use crate::catalog::Catalog;
 use crate::catalog::group::{Group, GroupKey};
 use crate::catalog::import::{Action, Entry, Nature, OnConflict, Plan, plan};
 use crate::catalog::import::{from_dotenv, from_files, from_json};
 use crate::catalog::name::{EnvName, GroupName, SecretKey};
+use crate::catalog::policy::{self, Policy, State, Terms};
 use crate::catalog::scope::Scope;
 use crate::catalog::secret::{Binding, Secret};
+use crate::catalog::{Catalog, Unit};
+use crate::clock::Timestamp;
 use crate::control::Caller;
 use crate::proto::{self, Code, ImportFormat, Problem};
 use crate::secret::SecretBytes;
 use crate::vault::record::RecordKind;
 
 use super::core::{new_id, put};
+use super::rotate::{Fresh, Times, member_values};
+use super::rotation::check_chain;
 use super::secrets::{catalog_problem, parse, parse_scope};
 use super::{Daemon, user_of};
 
@@ -60,6 +64,7 @@ fn shown(plan: &Plan, environment: Option<&EnvName>) -> Vec<proto::ImportedItem>
                 action: match item.action {
                     Action::Conflict => "conflict",
                     Action::Create => "create",
+                    Action::Rotate => "rotate",
                     Action::Skip => "skip",
                 }
                 .to_owned(),
@@ -95,9 +100,101 @@ fn check(plan: &Plan) -> Result<(), Problem> {
     }
     match plan.items.iter().find(|i| i.action == Action::Conflict) {
         Some(item) => Err(Problem::new(Code::Exists, format!("{} exists already", item.name))
-            .with_hint("add --on-conflict skip to leave what is there; nothing was stored")),
+            .with_hint(
+                "add --on-conflict skip to leave what is there, or rotate to stage the new value; \
+                 nothing was stored",
+            )),
         None => Ok(()),
     }
+}
+
+/// The policies of a JSON source, by secret or group.
+fn policies(req: &proto::Import) -> Result<BTreeMap<String, Terms>, Problem> {
+    // Of the rest nothing is kept, values least of all.
+    #[derive(serde::Deserialize)]
+    struct Source {
+        rotation_policy: Option<serde_json::Value>,
+    }
+    let content = req.content.as_ref().map_or(&[][..], |content| content.secret().expose());
+    let Ok(Source { rotation_policy: Some(policy) }) = serde_json::from_slice(content) else {
+        return Ok(BTreeMap::new());
+    };
+    if policy.as_object().is_none_or(serde_json::Map::is_empty) {
+        return Ok(BTreeMap::new());
+    }
+    let text = serde_json::json!({ "rotation_policy": policy }).to_string();
+    policy::parse(&text).map(|all| all.into_iter().collect()).map_err(|error| {
+        let what = match error {
+            policy::Error::Syntax { what, .. } => what,
+            other => other.to_string(),
+        };
+        Problem::new(Code::Invalid, format!("in rotation_policy: {what}"))
+            .with_hint("as in {\"rotation_policy\": {\"NAME\": {\"rotate_every_days\": 30}}}")
+    })
+}
+
+/// What is to be rotated: a secret alone, or a group with the values of all its members.
+fn rotated(
+    catalog: &Catalog,
+    plan: &Plan,
+    environment: Option<&EnvName>,
+    scope: &Scope,
+) -> Result<Vec<(Unit, BTreeMap<String, SecretBytes>)>, Problem> {
+    let mut units: BTreeMap<String, (Unit, BTreeMap<String, SecretBytes>)> = BTreeMap::new();
+    for item in plan.items.iter().filter(|i| i.action == Action::Rotate) {
+        let key = SecretKey { environment: environment.cloned(), name: item.name.clone() };
+        let secret = catalog.find(&key, Some(scope)).map_err(|e| catalog_problem(&e))?;
+        let unit = catalog.unit_of(&secret);
+        let (_, values) =
+            units.entry(unit.id().to_owned()).or_insert_with(|| (unit, BTreeMap::new()));
+        values.insert(item.name.to_string(), SecretBytes::copy_of(item.value.expose()));
+    }
+    Ok(units.into_values().collect())
+}
+
+/// The newest version of each, for the record.
+fn versions(secrets: &[Secret]) -> BTreeMap<String, u32> {
+    let newest = |s: &Secret| s.versions.iter().map(|v| v.number).max().unwrap_or(1);
+    secrets.iter().map(|s| (s.key.name.to_string(), newest(s))).collect()
+}
+
+fn policy_in(
+    catalog: &Catalog,
+    created: Option<String>,
+    (name, scope): (&str, &Scope),
+    terms: Terms,
+    (now, by): (Timestamp, &str),
+) -> Result<Policy, Problem> {
+    let target = match created {
+        Some(target) => target,
+        None => {
+            let found = catalog.find_unit(name, Some(scope)).map_err(|e| catalog_problem(&e))?;
+            match (&found.group, found.members.first()) {
+                (None, Some(secret)) => catalog.unit_of(secret).id().to_owned(),
+                _ => found.id().to_owned(),
+            }
+        }
+    };
+    if let Some(chain) = &terms.rotation_chain {
+        let stored = catalog.chain(chain).ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("there is no chain {chain}"))
+                .with_hint("store its definition: strongroom chain apply FILE.json")
+        })?;
+        check_chain(stored)?;
+    }
+    let old = catalog.policy(&target).map(|old| old.id.clone());
+    let id = match old {
+        Some(id) => id,
+        None => new_id()?.to_string(),
+    };
+    Ok(Policy {
+        id,
+        target,
+        terms,
+        state: State::default(),
+        applied_at: now,
+        applied_by: by.to_owned(),
+    })
 }
 
 impl Daemon {
@@ -115,6 +212,7 @@ impl Daemon {
             .check_environment(environment.as_ref())
             .map_err(|e| catalog_problem(&e))?;
         let mut entries = read(&mut req)?;
+        let policies = policies(&req)?;
         let plain: HashSet<&str> = req.plain.iter().map(String::as_str).collect();
         let secret: HashSet<&str> = req.secret.iter().map(String::as_str).collect();
         for entry in &mut entries {
@@ -122,6 +220,7 @@ impl Daemon {
         }
         let on_conflict = match req.on_conflict {
             proto::OnConflict::Fail => OnConflict::Fail,
+            proto::OnConflict::Rotate => OnConflict::Rotate,
             proto::OnConflict::Skip => OnConflict::Skip,
         };
         let make = |catalog: &Catalog, entries| {
@@ -149,7 +248,7 @@ impl Daemon {
         }
         let by = user_of(who.peer.uid);
         let now = self.core.clock.now();
-        let (items, revision) = self.core.change(|catalog, batch| {
+        let ((items, staged), revision) = self.core.change(|catalog, batch| {
             let plan = make(catalog, entries);
             check(&plan)?;
             let mut secrets = Vec::new();
@@ -196,24 +295,67 @@ impl Daemon {
                 put(batch, RecordKind::Secret, &secret.id, &secret)?;
                 secrets.push(secret);
             }
+            let created: Vec<_> = secrets
+                .iter()
+                .map(|secret: &Secret| {
+                    let group = secret.group.as_ref().and_then(|name| groups.get(name));
+                    let target = group.map_or(&secret.id, |group| &group.id);
+                    (secret.key.name.to_string(), target.clone())
+                })
+                .chain(groups.iter().map(|(name, group)| (name.to_string(), group.id.clone())))
+                .collect();
+            let mut stored = Vec::new();
+            for (name, terms) in policies {
+                let bare = match &environment {
+                    Some(environment) => {
+                        name.strip_prefix(&format!("{environment}/")).unwrap_or(&name)
+                    }
+                    None => &name,
+                };
+                let target = created.iter().find(|(made, _)| made == bare);
+                let target = target.map(|(_, id)| id.clone());
+                let full = match &environment {
+                    Some(environment) if !name.contains('/') => format!("{environment}/{name}"),
+                    _ => name.clone(),
+                };
+                let policy = policy_in(catalog, target, (&full, &scope), terms, (now, &by))?;
+                put(batch, RecordKind::Policy, &policy.id, &policy)?;
+                stored.push(policy);
+            }
+            for (unit, values) in rotated(catalog, &plan, environment.as_ref(), &scope)? {
+                let values = member_values(&unit, &Fresh::Given(values))?;
+                secrets.extend(self.stage_unit(
+                    catalog,
+                    batch,
+                    &unit,
+                    &values,
+                    Times::default(),
+                    &by,
+                )?);
+            }
             let items = shown(&plan, environment.as_ref());
+            let staged = versions(&secrets);
             let apply = move |c: &mut Catalog| {
                 groups.into_values().for_each(|group| c.put_group(group));
                 secrets.into_iter().for_each(|secret| c.put_secret(secret));
+                stored.into_iter().for_each(|policy| c.put_policy(policy));
             };
-            Ok((items, Box::new(apply) as _))
+            Ok(((items, staged), Box::new(apply) as _))
         })?;
+        self.settle_soon();
         let scope = scope.to_string();
-        for item in items.iter().filter(|i| i.action == "create") {
+        for item in items.iter().filter(|i| i.action == "create" || i.action == "rotate") {
             let key = match &item.environment {
                 Some(environment) => format!("{environment}/{}", item.key),
                 None => item.key.clone(),
             };
-            let mut record = self.core.new_record(Event::SecretSet);
+            let event =
+                if item.action == "rotate" { Event::SecretRotated } else { Event::SecretSet };
+            let mut record = self.core.new_record(event);
             record.secret_key = Some(&key);
             record.scope = Some(&scope);
             record.environment = item.environment.as_deref();
-            record.version = Some(1);
+            record.version = staged.get(&item.key).copied();
             record.user = Some(&by);
             record.uid = Some(who.peer.uid);
             record.via = Some("import");

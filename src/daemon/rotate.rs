@@ -117,51 +117,7 @@ impl Daemon {
         let values = member_values(unit, fresh)?;
         let (secrets, revision) = self.core.change(|catalog, batch| {
             let unit = fresh_unit(catalog, unit)?;
-            if let Some((key, pending)) = unit
-                .members
-                .iter()
-                .find_map(|s| Some((s.key.clone(), s.at_stage(Stage::Pending)?.clone())))
-            {
-                let name = unit.name();
-                let what = format!(
-                    "version {} of {key} is pending already, since {}",
-                    pending.number,
-                    pending.since()
-                );
-                return Err(Problem::new(Code::Conflict, what).with_hint(format!(
-                    "strongroom secret promote {name}, or secret rollback {name} to give it up"
-                )));
-            }
-            if let Some(secret) = unit.members.iter().find(|s| s.at_stage(Stage::Current).is_none())
-            {
-                let what = format!("{} has no current version: it was revoked", secret.key);
-                return Err(Problem::new(Code::Conflict, what).with_hint(format!(
-                    "give it a new value: strongroom {} --replace",
-                    match &unit.group {
-                        Some(group) => format!("group set {}", group.key),
-                        None => format!("secret set {}", secret.key),
-                    }
-                )));
-            }
-            let generation = next_generation(&unit);
-            let mut secrets = Vec::new();
-            for member in &unit.members {
-                let mut secret = Secret::clone(member);
-                let value = &values[&secret.key.name.to_string()];
-                let id = new_id()?;
-                let new = NewVersion {
-                    valid_from: times.from,
-                    valid_until: times.until,
-                    generation,
-                    drain: times.drain,
-                    untested: times.untested,
-                    ..self.new_version(catalog, value, id, &by)?
-                };
-                secret.stage(new).map_err(|e| Problem::new(Code::Conflict, e.to_string()))?;
-                batch.put(RecordKind::Value, id, SecretBytes::copy_of(value.expose()));
-                put(batch, RecordKind::Secret, &secret.id, &secret)?;
-                secrets.push(secret);
-            }
+            let secrets = self.stage_unit(catalog, batch, &unit, &values, times, &by)?;
             let stored = secrets.clone();
             Ok((secrets, store_all(stored)))
         })?;
@@ -177,6 +133,63 @@ impl Daemon {
             members: secrets.into_iter().map(std::sync::Arc::new).collect(),
         };
         Ok(self.rotated(&unit, now, notes))
+    }
+
+    /// Puts a staged version of each member into `batch`.
+    pub(super) fn stage_unit(
+        &self,
+        catalog: &Catalog,
+        batch: &mut Batch,
+        unit: &Unit,
+        values: &BTreeMap<String, SecretBytes>,
+        times: Times,
+        by: &str,
+    ) -> Result<Vec<Secret>, Problem> {
+        if let Some((key, pending)) = unit
+            .members
+            .iter()
+            .find_map(|s| Some((s.key.clone(), s.at_stage(Stage::Pending)?.clone())))
+        {
+            let name = unit.name();
+            let what = format!(
+                "version {} of {key} is pending already, since {}",
+                pending.number,
+                pending.since()
+            );
+            return Err(Problem::new(Code::Conflict, what).with_hint(format!(
+                "strongroom secret promote {name}, or secret rollback {name} to give it up"
+            )));
+        }
+        if let Some(secret) = unit.members.iter().find(|s| s.at_stage(Stage::Current).is_none()) {
+            let what = format!("{} has no current version: it was revoked", secret.key);
+            return Err(Problem::new(Code::Conflict, what).with_hint(format!(
+                "give it a new value: strongroom {} --replace",
+                match &unit.group {
+                    Some(group) => format!("group set {}", group.key),
+                    None => format!("secret set {}", secret.key),
+                }
+            )));
+        }
+        let generation = next_generation(unit);
+        let mut secrets = Vec::new();
+        for member in &unit.members {
+            let mut secret = Secret::clone(member);
+            let value = &values[&secret.key.name.to_string()];
+            let id = new_id()?;
+            let new = NewVersion {
+                valid_from: times.from,
+                valid_until: times.until,
+                generation,
+                drain: times.drain,
+                untested: times.untested,
+                ..self.new_version(catalog, value, id, by)?
+            };
+            secret.stage(new).map_err(|e| Problem::new(Code::Conflict, e.to_string()))?;
+            batch.put(RecordKind::Value, id, SecretBytes::copy_of(value.expose()));
+            put(batch, RecordKind::Secret, &secret.id, &secret)?;
+            secrets.push(secret);
+        }
+        Ok(secrets)
     }
 
     fn rotated(&self, unit: &Unit, now: Timestamp, notes: Vec<String>) -> proto::Rotated {

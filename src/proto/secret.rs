@@ -661,6 +661,8 @@ pub enum OnConflict {
     /// Import nothing at all.
     #[default]
     Fail,
+    /// Stage the value as the existing one's next version; of a group, all members.
+    Rotate,
     /// Leave the existing one.
     Skip,
 }

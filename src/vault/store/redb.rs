@@ -94,6 +94,15 @@ impl RedbStore {
         Ok(Self { path: path.to_owned(), database: Mutex::new(database) })
     }
 
+    /// A vault on any storage: what tests count and break the writes of.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`].
+    pub fn on(storage: impl redb::StorageBackend) -> Result<Self, Error> {
+        let database = builder().create_with_backend(storage).map_err(opening)?;
+        Ok(Self { path: PathBuf::new(), database: Mutex::new(Some(database)) })
+    }
+
     fn load_image(&self) -> Result<Image, Error> {
         let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = self.opened(&mut held)?;
