@@ -237,6 +237,9 @@ pub(super) fn up(context: &Context) -> Outcome {
         if let Ok(health) = health {
             // The mount answers, not only the socket.
             if fs::metadata(&paths.mount).is_ok() {
+                if health.state == proto::State::Locked {
+                    say_why_locked(context)?;
+                }
                 show(context.json, &health, || {
                     let locked = health.state == proto::State::Locked;
                     let next = if locked { "\nnext: strongroom unlock" } else { "" };
@@ -251,6 +254,29 @@ pub(super) fn up(context: &Context) -> Outcome {
             return Err(failed_start(context, start, "the daemon does not answer"));
         }
         std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// A vault that should have been unlocked without a person, and was not: asked again, for the
+/// reason. The daemon serves all the same.
+fn say_why_locked(context: &Context) -> Result<(), Failure> {
+    let by_person = matches!(context.config.unlock.method, None | Some(UnlockMethod::Passphrase));
+    if by_person {
+        return Ok(());
+    }
+    let again: Result<proto::Unlocked, _> =
+        context.client().post("/v1/unlock", &proto::Unlock::default());
+    match again {
+        Ok(_) => Ok(()),
+        Err(problem) => {
+            let mut failure = Failure::from(problem);
+            failure.what = format!(
+                "the daemon serves {}, but the vault is locked: {}",
+                context.paths.mount.display(),
+                failure.what
+            );
+            Err(failure.status(exit::LOCKED))
+        }
     }
 }
 
