@@ -270,6 +270,11 @@ pub fn main() -> ExitCode {
         cli.command,
         Command::Chain(chain::ChainCommand::Run(_)) | Command::Run(_) | Command::Tee(_)
     );
+    // No error leaves a person without a next step.
+    let fallback = match &cli.command {
+        Command::Serve | Command::Worker { .. } => "strongroom config check, and the log above",
+        _ => "the command with --help shows what it takes; `strongroom status` what is there",
+    };
     match dispatch(cli) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
@@ -279,8 +284,8 @@ pub fn main() -> ExitCode {
             for detail in &failure.details {
                 eprintln!("{detail}");
             }
-            if let Some(hint) = &failure.hint {
-                eprintln!("hint: {hint}");
+            if !failure.what.is_empty() {
+                eprintln!("hint: {}", failure.hint.as_deref().unwrap_or(fallback));
             }
             let ours = is_run && failure.status < exit::RUN_FAILED;
             ExitCode::from(if ours { exit::RUN_FAILED } else { failure.status })

@@ -183,7 +183,7 @@ impl Daemon {
                 Some(_) if !req.replace => {
                     let what = format!("{key} with scope {scope} exists already");
                     return Err(Problem::new(Code::Exists, what)
-                        .with_hint("add --replace to give it a new value at once"));
+                        .with_hint("`strongroom secret rotate` gives it a new value, --replace does so at once"));
                 }
                 Some(existing) => {
                     alone(&existing)?;

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -177,11 +178,7 @@ pub fn mount_fuse(path: &Path, source: &str) -> Result<(OwnedFd, OwnMount), Moun
 }
 
 fn mount_as_root(path: &Path, source: &str) -> Result<OwnedFd, MountError> {
-    let device = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .map_err(|source| MountError::Device { source })?;
+    let device = open_device()?;
     let options =
         format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
     nix::mount::mount(
@@ -195,13 +192,23 @@ fn mount_as_root(path: &Path, source: &str) -> Result<OwnedFd, MountError> {
     Ok(device.into())
 }
 
+/// Opens the device. Something else by that name, as some sandboxes have it, counts as none.
+fn open_device() -> Result<fs::File, MountError> {
+    let missing = |source| MountError::Device { source };
+    let device =
+        fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(missing)?;
+    let facts = device.metadata().map_err(missing)?;
+    // 10:229, Documentation/admin-guide/devices.txt of Linux.
+    if !facts.file_type().is_char_device() || facts.rdev() != nix::sys::stat::makedev(10, 229) {
+        let text = "it is there, but it is not the FUSE device";
+        return Err(missing(io::Error::new(io::ErrorKind::NotFound, text)));
+    }
+    Ok(device)
+}
+
 fn mount_by_helper(path: &Path, source: &str) -> Result<OwnedFd, MountError> {
     // The helper's own message about the device is hard to read; ask first.
-    fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .map_err(|source| MountError::Device { source })?;
+    open_device()?;
     let kernel = |source: io::Error| MountError::Kernel { path: path.to_owned(), source };
     let (ours, theirs) = nix::sys::socket::socketpair(
         AddressFamily::Unix,

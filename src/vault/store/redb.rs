@@ -20,6 +20,9 @@ const RECORDS: TableDefinition<'static, &[u8; 17], &[u8]> = TableDefinition::new
 /// that pages are read once (redb's default is 1 GiB).
 const CACHE_BYTES: usize = 8 << 20;
 
+/// With less than this left, a fault is put down to it.
+const LEAST_FREE_BYTES: u64 = 1 << 20;
+
 /// The newest format that this program reads and the one it writes.
 pub const FORMAT: u32 = 1;
 
@@ -144,6 +147,13 @@ impl RedbStore {
         Ok(image)
     }
 
+    /// What redb does not say: whether a fault is for want of room.
+    fn no_space(&self) -> Option<String> {
+        let facts = nix::sys::statvfs::statvfs(&self.path).ok()?;
+        let free = facts.blocks_available() * facts.fragment_size();
+        (free < LEAST_FREE_BYTES).then(|| "no space is left on its disk".to_owned())
+    }
+
     fn opened<'d>(&self, held: &'d mut Option<Database>) -> Result<&'d Database, Error> {
         if held.is_none() {
             *held = Some(open(&self.path)?);
@@ -238,6 +248,9 @@ impl Store for RedbStore {
         if matches!(stored, Err(Error::Io { .. } | Error::Damaged { .. })) {
             *self.database.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        stored
+        match stored {
+            Err(Error::Io { what }) => Err(Error::Io { what: self.no_space().unwrap_or(what) }),
+            stored => stored,
+        }
     }
 }

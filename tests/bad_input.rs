@@ -1,0 +1,272 @@
+//! What is wrong with what a person gives, or with the host: each is told in two lines, what happened
+//! and the next step, and nothing is lost or half done.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use common::{Home, OPENAI, may_mount, text};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn mode(path: &std::path::Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// Two lines: what happened, and the next step; with the status.
+fn told(output: &Output, status: u8, what: &[&str], hint: &[&str]) {
+    let all = text(output);
+    assert_eq!(output.status.code(), Some(i32::from(status)), "{all}");
+    let line = |start: &str| {
+        let found = all.lines().find_map(|l| l.strip_prefix(start));
+        found.unwrap_or_else(|| panic!("no {start} in {all}")).to_owned()
+    };
+    let (error, next) = (line("error: "), line("hint: "));
+    for part in what {
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
+    }
+    for part in hint {
+        assert!(next.contains(part), "{part:?} is not in {next:?}");
+    }
+    assert!(
+        !error.ends_with('.')
+            && error.starts_with(|c: char| !c.is_ascii_uppercase() || error.starts_with("OPENAI")),
+        "{error}"
+    );
+    assert!(!all.contains("panicked"), "{all}");
+}
+
+#[test]
+fn a_wrong_passphrase_opens_nothing_is_recorded_and_slows_the_next() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    let made = home.run_with(&["init", "--unlock", "passphrase"], "correct horse battery\n");
+    assert!(made.status.success(), "{}", text(&made));
+    let short = Home::new();
+    let refused = short.run_with(&["init", "--unlock", "passphrase"], "x\n");
+    told(&refused, 1, &["passphrase"], &[]);
+    assert!(!short.home().join("vault.redb").exists());
+    home.ok(&["up"]);
+    told(
+        &home.run_with(&["unlock"], "wrong horse battery\n"),
+        4,
+        &["could not be unlocked"],
+        &["key list"],
+    );
+    told(&home.run_with(&["secret", "set", "A"], "value"), 4, &["locked"], &["strongroom unlock"]);
+    let unlocked = home.run_with(&["unlock"], "correct horse battery\n");
+    let again = text(&unlocked);
+    if !unlocked.status.success() {
+        assert!(again.contains("hint: "), "{again}");
+        common::wait_until("the pause is over", std::time::Duration::from_secs(20), || {
+            home.run_with(&["unlock"], "correct horse battery\n").status.success()
+        });
+    }
+    assert_eq!(home.records("unlock_failed").len(), 1);
+    home.ok_with(&["secret", "set", "A"], "value");
+}
+
+#[test]
+fn a_key_file_that_others_read_that_is_gone_or_another_is_refused() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    let key = home.dir.path().join("key");
+    let unlock = format!("key-file:{}", key.display());
+    told(&home.run(&["init", "--unlock", &unlock]), 1, &["cannot be read"], &["--key-file"]);
+    std::fs::write(&key, [7; 32]).unwrap();
+    mode(&key, 0o644);
+    told(&home.run(&["init", "--unlock", &unlock]), 1, &["mode 0644"], &["chmod 600"]);
+    mode(&key, 0o600);
+    std::fs::write(&key, [7; 31]).unwrap();
+    told(&home.run(&["init", "--unlock", &unlock]), 1, &["31 bytes"], &["/dev/urandom"]);
+    assert!(!home.home().join("vault.redb").exists(), "nothing half made");
+    told(&home.run(&["init", "--unlock", "pigeon"]), 1, &["pigeon"], &["key-file:PATH"]);
+    told(&home.run(&["up"]), 6, &["there is no vault"], &["strongroom init"]);
+    std::fs::write(&key, [7; 32]).unwrap();
+    home.ok(&["init", "--unlock", &unlock]);
+    told(&home.run(&["init", "--unlock", &unlock]), 1, &["there is a vault already"], &[]);
+    mode(&key, 0o640);
+    // Served, so that people can mend it; `up` says why it gives nothing.
+    told(&home.run(&["up"]), 4, &["locked", "mode 0640"], &["chmod 600"]);
+    mode(&key, 0o600);
+    std::fs::write(&key, [8; 32]).unwrap();
+    told(&home.run(&["unlock"]), 4, &["could not be unlocked"], &[]);
+    std::fs::write(&key, [7; 32]).unwrap();
+    common::wait_until("unlocked", std::time::Duration::from_secs(20), || {
+        home.run(&["unlock"]).status.success()
+    });
+}
+
+#[test]
+fn a_second_daemon_on_one_home_is_refused_and_harms_nothing() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    told(&home.run(&["up"]), 7, &["already serves"], &["strongroom down"]);
+    told(&home.run(&["serve"]), 1, &["already serves"], &["strongroom down"]);
+    let read = home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
+    assert_eq!(text(&read), OPENAI);
+}
+
+#[test]
+fn a_mount_point_that_is_missing_is_made_and_one_that_is_not_empty_is_left_alone() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    home.ok(&["down"]);
+    std::fs::remove_dir(home.mount()).unwrap();
+    home.ok(&["up"]);
+    home.ok(&["down"]);
+    std::fs::write(home.mount().join("precious"), "x").unwrap();
+    told(&home.run(&["up"]), 1, &["is taken", "not empty"], &["[mount] path"]);
+    assert_eq!(std::fs::read(home.mount().join("precious")).unwrap(), b"x");
+    std::fs::remove_file(home.mount().join("precious")).unwrap();
+    std::fs::remove_dir(home.mount()).unwrap();
+    std::fs::write(home.mount(), "a file").unwrap();
+    told(&home.run(&["up"]), 1, &["cannot be prepared"], &["directory"]);
+    std::fs::remove_file(home.mount()).unwrap();
+    home.ok(&["up"]);
+}
+
+#[test]
+fn names_scopes_and_values_that_cannot_be_are_refused_one_by_one() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let set = |args: &[&str], value: &str| {
+        let mut all = vec!["secret", "set"];
+        all.extend(args);
+        home.run_with(&all, value)
+    };
+    told(&set(&["1BAD"], "hunter2x"), 1, &["a secret's name"], &[]);
+    told(&set(&["../etc/passwd"], "hunter2x"), 1, &["an environment has"], &[]);
+    told(&set(&["A B"], "hunter2x"), 1, &["a secret's name"], &[]);
+    told(&set(&["events"], "hunter2x"), 1, &["events"], &[]);
+    told(&set(&["nowhere/A"], "hunter2x"), 1, &["nowhere"], &["environments"]);
+    told(&set(&["A", "--scope", "team:x"], "hunter2x"), 1, &["a scope is org"], &[]);
+    told(&set(&["A", "--scope", "agent:only"], "hunter2x"), 1, &["a scope is org"], &[]);
+    told(&set(&["A"], ""), 1, &["empty"], &[]);
+    told(&set(&["A"], &"x".repeat((1 << 20) + 1)), 1, &["1048576 bytes"], &[]);
+    told(&set(&["OPENAI_API_KEY", "--scope", "org"], "hunter2x"), 7, &["exists"], &["rotate"]);
+    assert!(set(&["A"], &"x".repeat(1 << 20)).status.success(), "1 MiB is a value");
+    let listed = home.json(&["secret", "list"]);
+    assert_eq!(listed["secrets"].as_array().unwrap().len(), 6);
+}
+
+#[test]
+fn chains_and_agents_that_are_unknown_are_named_with_those_that_are_known() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let run = |chain: &str, agent: &str, env: &str| {
+        home.run(&["run", "--chain", chain, "--agent", agent, "--env", env, "--", "true"])
+    };
+    told(&run("nope", "A", "prod"), 125, &["no chain nope"], &["chain apply"]);
+    told(&run("deploy-pipeline", "Nobody", "prod"), 125, &["no agent Nobody"], &["CodeAnalyzer"]);
+    told(&run("deploy-pipeline", "CodeAnalyzer", "mars"), 125, &["mars"], &["environments"]);
+    let start = home.run(&["execution", "start", "--chain", "nope"]);
+    told(&start, 6, &["no chain nope"], &["chain apply"]);
+    assert_eq!(home.json(&["status"])["executions"], 0);
+    assert!(home.records("agent_started").is_empty());
+}
+
+#[test]
+fn the_socket_of_a_dead_daemon_and_no_daemon_at_all_are_told() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let keeper: i32 = std::fs::read_to_string(home.home().join("run/keeper.pid"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let worker = home.worker_pid();
+    kill(Pid::from_raw(worker), Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    common::wait_until("both are gone", std::time::Duration::from_secs(10), || {
+        !std::path::Path::new(&format!("/proc/{worker}/exe")).exists()
+    });
+    assert!(home.socket().exists(), "the socket is left");
+    for args in [&["status"][..], &["secret", "list"], &["down"]] {
+        told(&home.run(args), 3, &["no daemon"], &["strongroom up"]);
+    }
+    told(&home.run(&["run", "-s", "A", "--", "true"]), 125, &["no daemon"], &["strongroom up"]);
+    home.ok(&["up"]);
+    assert_eq!(home.json(&["status"])["state"], "ready");
+}
+
+#[test]
+fn without_fuse_the_start_names_what_is_missing_and_leaves_nothing() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    home.ok(&["down"]);
+    let up = |prepare: &str| {
+        let strongroom = env!("CARGO_BIN_EXE_strongroom");
+        let home_dir = home.home();
+        let script = format!("{prepare}; exec {strongroom} --home {} up", home_dir.display());
+        Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap()
+    };
+    // A device that is there and leads nowhere; and none at all.
+    told(&up("mount --bind /dev/null /dev/fuse"), 1, &["/dev/fuse"], &["FUSE"]);
+    let none = "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; \
+                mknod -m 666 /dev/urandom c 1 9";
+    told(&up(none), 1, &["/dev/fuse"], &["modprobe fuse"]);
+    home.ok(&["up"]);
+}
+
+#[test]
+fn a_full_disk_refuses_a_change_as_a_whole_and_heals() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    let disk = home.home();
+    std::fs::create_dir(&disk).unwrap();
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=6m,mode=700", "small"])
+        .arg(&disk)
+        .status()
+        .unwrap();
+    assert!(mount.success());
+    // The record of a refusal needs its place too, so the log lies elsewhere.
+    let audit = home.dir.path().join("audit");
+    std::fs::create_dir(&audit).unwrap();
+    std::os::unix::fs::symlink(&audit, disk.join("audit")).unwrap();
+    std::fs::write(
+        disk.join("strongroom.toml"),
+        format!(
+            "[unlock]\nmethod = \"key-file\"\npath = \"{}\"\n",
+            home.dir.path().join("key").display()
+        ),
+    )
+    .unwrap();
+    home.start();
+    home.ok_with(&["secret", "set", "KEPT"], "canary-kept");
+    let filler = disk.join("filler");
+    let _full = std::fs::write(&filler, vec![0; 8 << 20]);
+    let big = "x".repeat(1 << 19);
+    let refused = home.run_with(&["secret", "set", "BIG"], &big);
+    told(&refused, 1, &["vault file", "no space"], &["space"]);
+    home.refused(&["secret", "show", "BIG"]);
+    assert_eq!(home.ok(&["secret", "get", "KEPT", "--reveal"]), "canary-kept");
+    std::fs::remove_file(&filler).unwrap();
+    home.ok_with(&["secret", "set", "BIG"], &big);
+    home.ok(&["down"]);
+    home.ok(&["up"]);
+    assert_eq!(home.ok(&["secret", "get", "BIG", "--reveal"]).len(), big.len());
+    home.ok(&["down"]);
+    assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+}
