@@ -133,14 +133,17 @@ fn policies(req: &proto::Import) -> Result<BTreeMap<String, Terms>, Problem> {
     })
 }
 
+/// What rotates as one, with a value for each member by its bare name.
+type Rotation = (Unit, BTreeMap<String, SecretBytes>);
+
 /// What is to be rotated: a secret alone, or a group with the values of all its members.
 fn rotated(
     catalog: &Catalog,
     plan: &Plan,
     environment: Option<&EnvName>,
     scope: &Scope,
-) -> Result<Vec<(Unit, BTreeMap<String, SecretBytes>)>, Problem> {
-    let mut units: BTreeMap<String, (Unit, BTreeMap<String, SecretBytes>)> = BTreeMap::new();
+) -> Result<Vec<Rotation>, Problem> {
+    let mut units: BTreeMap<String, Rotation> = BTreeMap::new();
     for item in plan.items.iter().filter(|i| i.action == Action::Rotate) {
         let key = SecretKey { environment: environment.cloned(), name: item.name.clone() };
         let secret = catalog.find(&key, Some(scope)).map_err(|e| catalog_problem(&e))?;
