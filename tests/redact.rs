@@ -523,6 +523,46 @@ proptest! {
         prop_assert!(kept.len() <= input.len() - value.len() * 4 / 3 + 8, "{} -> {}", input, out);
     }
 
+    /// Base64 of a text that contains the value in some form, once or twice.
+    #[test]
+    fn nested_base64_is_found(
+        value in "[ -~]{12,60}", form in 0..1000_usize, deep in any::<bool>(),
+        lead in vec(any::<u8>(), 0..60), tail in vec(any::<u8>(), 0..40),
+        around in "[a-z:/ =]{0,20}", pieces in vec(1..90_usize, 1..6),
+    ) {
+        let value = value.trim();
+        prop_assume!(value.len() >= 12 && !value.bytes().all(|b| b == value.as_bytes()[0]));
+        let view = view(&[value.as_bytes()]);
+        let forms = needles(value.as_bytes());
+        let form = &forms[form % forms.len()];
+        let mut encoded = base64(&[&lead[..], form, &tail].concat());
+        if deep {
+            encoded = base64(format!("{{\"auth\":\"{encoded}\"}}").as_bytes());
+        }
+        let input = format!("{around}{encoded} and on\n");
+        let out = same_however_cut(&view, Level::All, input.as_bytes(), &pieces)?;
+        prop_assert!(out.contains("[REDACTED:N0]"), "{} -> {}", input, out);
+        prop_assert!(out.len() < input.len() - value.len() + 40, "{} -> {}", input, out);
+    }
+
+    #[test]
+    fn nearly_nested_base64_leaves_no_trace_of_cuts(
+        parts in vec((0..6_usize, 0..90_usize, 0..90_usize), 1..12), pieces in vec(1..40_usize, 1..8),
+    ) {
+        let value = b"Zk8Wq2LmN5rT7yU0pX3cAA";
+        let view = view(&[value, b"two\nlines-of it"]);
+        let once = base64(&[b"x:".as_slice(), &value[..]].concat());
+        let twice = base64(format!("{once}.{once}").as_bytes());
+        let thrice = base64(twice.as_bytes());
+        let mut input = String::new();
+        for (kind, a, b) in parts {
+            let piece = [once.as_str(), twice.as_str(), thrice.as_str(), " \n", "Zk8Wq2LmN5rT", "/=."][kind];
+            let (a, b) = (a.min(piece.len()), b.min(piece.len()));
+            input.push_str(&piece[a.min(b)..a.max(b)]);
+        }
+        same_however_cut(&view, Level::All, input.as_bytes(), &pieces)?;
+    }
+
     /// A value of several lines, indented, quoted or escaped.
     #[test]
     fn a_value_of_several_lines_is_found_however_its_lines_are_ended(

@@ -20,6 +20,7 @@ mod found;
 mod index;
 mod lens;
 mod needle;
+mod nested;
 mod part;
 mod redactor;
 mod strength;

@@ -18,6 +18,7 @@ use super::detect::{self, Open};
 use super::found::{Found, Grade, Range, Reader};
 use super::index::View;
 use super::lens::{self, Lens, Search};
+use super::nested::Nested;
 use super::part::{Hit, Text};
 
 /// What a detector may look back.
@@ -85,6 +86,7 @@ struct Scratch {
     found: Vec<Found>,
     marker: String,
     lens: Lens,
+    nested: Nested,
 }
 
 impl Redactor {
@@ -233,6 +235,10 @@ impl Redactor {
                 limit = limit.min(lens.lines(text, &lines, &mut |hit| hits.push(hit)));
             }
             lens.forget();
+            if self.level == Level::All {
+                let nested = &mut self.scratch.nested;
+                limit = limit.min(nested.find(text, &plain, &mut |hit| hits.push(hit)));
+            }
         }
         if !end {
             // The byte before a range that may begin goes with it.
