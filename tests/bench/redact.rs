@@ -2,29 +2,30 @@
 //! needles. `cargo bench --bench redact [-- ROW...]`, rows: log random hostile secrets small levels
 //! build add.
 //!
-//! Figures are of one thread's processor time, the best of several turns, so that others on the
-//! machine disturb them little. Each row says whether the aim of the design is met; none fails by
+//! Figures are of one thread, the best of many calls, so that others on the machine disturb them
+//! little. Each row says whether the aim of the design is met; none fails by
 //! time. What was planted must be found by every engine, or the run ends.
 
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use strongroom::redact::{self, Index, Level, Others, Redactor, Sink, Value, View};
 use zeroize::Zeroizing;
 
 const SIZES: [usize; 4] = [10, 1_000, 10_000, 100_000];
-/// More than the processor's caches hold.
-const TEXT_BYTES: usize = 96 << 20;
+/// A call is short enough to be often undisturbed.
+const TEXT_BYTES: usize = 16 << 20;
+const SLICE_BYTES: usize = 512 << 10;
 const WRITE_BYTES: usize = 64 << 10;
 const SMALL_BYTES: usize = 200;
-const PLANTED: usize = 1_600;
+const PLANTED: usize = 320;
 /// This part of a text is enough for what is slow.
 const SLOW_PART: usize = 32;
-/// A measurement is repeated for so long, in nanoseconds of processor time.
-const LEAST_NANOS: u64 = 300_000_000;
+const LEAST_CALLS: usize = 3;
+const LEAST_TIME: Duration = Duration::from_millis(1500);
 const ROWS: [(&str, fn()); 8] = [
     ("log", log),
     ("random", random),
@@ -206,34 +207,38 @@ fn plant(text: &mut [u8], set: &Set) -> usize {
     PLANTED
 }
 
-/// This thread's processor time in nanoseconds (proc_pid_schedstat(5)).
-fn cpu_nanos() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    text.split(' ').next().unwrap().parse().unwrap()
-}
-
-/// Nanoseconds that one call takes.
+/// Nanoseconds that one call takes: the best of many, since others use the machine as well.
 fn nanos(mut call: impl FnMut()) -> f64 {
     call();
-    let mut best = f64::MAX;
-    let (start, mut turns) = (cpu_nanos(), 0);
-    // The clock ticks in milliseconds: several calls to one reading.
-    while turns < 5 || cpu_nanos() - start < LEAST_NANOS {
-        let (before, wall) = (cpu_nanos(), Instant::now());
-        let mut calls = 0;
-        while wall.elapsed().as_millis() < 60 || cpu_nanos() - before < 30_000_000 {
-            call();
-            calls += 1;
-        }
-        best = best.min((cpu_nanos() - before) as f64 / f64::from(calls));
-        turns += 1;
+    let (mut best, start, mut calls) = (f64::MAX, Instant::now(), 0);
+    while calls < LEAST_CALLS || start.elapsed() < LEAST_TIME {
+        let now = Instant::now();
+        call();
+        best = best.min(now.elapsed().as_nanos() as f64);
+        calls += 1;
     }
     best
 }
 
-/// Gigabytes in a second.
-fn speed(bytes: usize, call: impl FnMut()) -> f64 {
-    bytes as f64 / nanos(call)
+/// Nanoseconds for a text that is given to `step` in slices: for each slice the best of many passes, so
+/// that a pass that was disturbed spoils nothing.
+fn sliced<S>(
+    text: &[u8],
+    mut begin: impl FnMut() -> S,
+    mut step: impl FnMut(&mut S, &[u8]),
+) -> f64 {
+    let mut best = vec![f64::MAX; text.len().div_ceil(SLICE_BYTES)];
+    let (start, mut passes) = (Instant::now(), 0);
+    while passes < LEAST_CALLS || start.elapsed() < LEAST_TIME {
+        let mut state = begin();
+        for (best, slice) in best.iter_mut().zip(text.chunks(SLICE_BYTES)) {
+            let now = Instant::now();
+            step(&mut state, slice);
+            *best = best.min(now.elapsed().as_nanos() as f64);
+        }
+        passes += 1;
+    }
+    best.iter().sum()
 }
 
 fn met(is_met: bool) -> &'static str {
@@ -269,12 +274,43 @@ fn engine(view: &Arc<View>, level: Level, text: &[u8], write: usize, out: &mut V
     copy.markers
 }
 
-fn memcpy(text: &[u8], write: usize, out: &mut Vec<u8>) {
-    out.clear();
-    for piece in text.chunks(write) {
-        out.extend_from_slice(piece);
-        black_box(&mut *out);
-    }
+/// Gigabytes in a second of the engine.
+fn engine_speed(view: &Arc<View>, level: Level, text: &[u8], write: usize) -> f64 {
+    let begin = || (Redactor::new(view.clone(), level), Copy { out: room(text.len()), markers: 0 });
+    let nanos = sliced(text, begin, |(redactor, copy), slice| {
+        for piece in slice.chunks(write) {
+            redactor.push(piece, copy);
+        }
+        black_box(&copy.out);
+    });
+    text.len() as f64 / nanos
+}
+
+/// Gigabytes in a second of a copy.
+fn memcpy_speed(text: &[u8], write: usize) -> f64 {
+    let nanos = sliced(
+        text,
+        || room(text.len()),
+        |out, slice| {
+            for piece in slice.chunks(write) {
+                out.extend_from_slice(piece);
+                black_box(&mut *out);
+            }
+        },
+    );
+    text.len() as f64 / nanos
+}
+
+/// Gigabytes in a second of an automaton.
+fn stream_speed(automaton: &AhoCorasick, text: &[u8]) -> f64 {
+    let nanos = sliced(
+        text,
+        || (),
+        |_, slice| {
+            black_box(automaton.stream_find_iter(Pieces(slice)).count());
+        },
+    );
+    text.len() as f64 / nanos
 }
 
 /// Room for output, touched before.
@@ -297,8 +333,7 @@ impl std::io::Read for Pieces<'_> {
 }
 
 fn compare(what: &str, mut text: Vec<u8>, planted: bool) {
-    let mut out = room(text.len());
-    let copied = speed(text.len(), || memcpy(&text, WRITE_BYTES, &mut out));
+    let copied = memcpy_speed(&text, WRITE_BYTES);
     println!("memcpy in 64 KiB writes: {copied:.2} GB/s");
     for size in SIZES {
         let set = Set::new(size);
@@ -308,21 +343,22 @@ fn compare(what: &str, mut text: Vec<u8>, planted: bool) {
         let part = &text[..TEXT_BYTES / SLOW_PART];
         let stream = set.automaton(MatchKind::Standard);
         let whole = set.automaton(MatchKind::LeftmostLongest);
-        let streamed = speed(part.len(), || {
-            black_box(stream.stream_find_iter(Pieces(part)).count());
-        });
-        let found = speed(part.len(), || {
-            black_box(whole.find_iter(part).count());
-        });
+        let streamed = stream_speed(&stream, part);
+        let nanos = sliced(
+            part,
+            || (),
+            |_, slice| {
+                black_box(whole.find_iter(slice).count());
+            },
+        );
+        let found = part.len() as f64 / nanos;
         let expected = whole.find_iter(part).count();
         drop((stream, whole));
         let view = set.view();
-        let got = engine(&view, Level::Values, part, WRITE_BYTES, &mut out);
+        let got = engine(&view, Level::Values, part, WRITE_BYTES, &mut room(part.len()));
         // Overlapping needles become one marker there, several matches here.
         assert!(!planted || (got >= PLANTED / SLOW_PART && expected >= got), "{got} {expected}");
-        let ours = speed(text.len(), || {
-            black_box(engine(&view, Level::Values, &text, WRITE_BYTES, &mut out));
-        });
+        let ours = engine_speed(&view, Level::Values, &text, WRITE_BYTES);
         print!(
             "{what}, {size} needles ({} values): {ours:.2} GB/s = {:.2} of memcpy, {:.0} x \
              aho-corasick stream_find ({streamed:.3}), {:.0} x find ({found:.3})",
@@ -369,15 +405,10 @@ fn hostile() {
             }
         }
         let view = set.view();
-        let mut out = room(text.len());
-        let ours = speed(text.len(), || {
-            black_box(engine(&view, Level::Values, &text, WRITE_BYTES, &mut out));
-        });
+        let ours = engine_speed(&view, Level::Values, &text, WRITE_BYTES);
         let part = &text[..TEXT_BYTES / SLOW_PART];
         let stream = set.automaton(MatchKind::Standard);
-        let streamed = speed(part.len(), || {
-            black_box(stream.stream_find_iter(Pieces(part)).count());
-        });
+        let streamed = stream_speed(&stream, part);
         print!("hostile, {size} needles: {ours:.2} GB/s, aho-corasick {streamed:.3}");
         if size == 10_000 {
             println!("; aim >= 0.5 GB/s ({})", met(ours >= 0.5));
@@ -392,23 +423,18 @@ fn secrets() {
     for size in SIZES {
         let set = Set::new(size);
         let numbers = &mut Numbers(23);
-        let (mut text, mut count) = (Vec::with_capacity(TEXT_BYTES / 16 + 4096), 0);
-        while text.len() < TEXT_BYTES / 16 {
+        let (mut text, mut count) = (Vec::with_capacity(TEXT_BYTES / 4 + 4096), 0);
+        while text.len() < TEXT_BYTES / 4 {
             text.extend_from_slice(&set.needles[numbers.below(set.needles.len())]);
             text.push(b'\n');
             count += 1;
         }
         let view = set.view();
-        let mut out = room(text.len());
-        let found = engine(&view, Level::Values, &text, WRITE_BYTES, &mut out);
+        let found = engine(&view, Level::Values, &text, WRITE_BYTES, &mut room(text.len()));
         assert_eq!(found, count);
-        let ours = speed(text.len(), || {
-            black_box(engine(&view, Level::Values, &text, WRITE_BYTES, &mut out));
-        });
+        let ours = engine_speed(&view, Level::Values, &text, WRITE_BYTES);
         let stream = set.automaton(MatchKind::Standard);
-        let streamed = speed(text.len(), || {
-            black_box(stream.stream_find_iter(Pieces(&text)).count());
-        });
+        let streamed = stream_speed(&stream, &text);
         println!(
             "only secrets, {size} needles: {ours:.2} GB/s, {count} of {count} found, aho-corasick \
              {streamed:.3}"
@@ -417,16 +443,12 @@ fn secrets() {
 }
 
 fn small() {
-    let text = &log_text()[..TEXT_BYTES / 16];
-    let writes = text.len().div_ceil(SMALL_BYTES) as f64;
-    let mut out = room(text.len());
-    let copied = nanos(|| memcpy(text, SMALL_BYTES, &mut out)) / writes;
-    println!("memcpy of {SMALL_BYTES} bytes: {copied:.0} ns");
+    let text = &log_text()[..TEXT_BYTES / 4];
+    let nanos = |speed: f64| SMALL_BYTES as f64 / speed;
+    println!("copy of {SMALL_BYTES} bytes: {:.0} ns", nanos(memcpy_speed(text, SMALL_BYTES)));
     for size in SIZES {
         let view = Set::new(size).view();
-        let ours = nanos(|| {
-            black_box(engine(&view, Level::Values, text, SMALL_BYTES, &mut out));
-        }) / writes;
+        let ours = nanos(engine_speed(&view, Level::Values, text, SMALL_BYTES));
         print!("{SMALL_BYTES}-byte writes, {size} needles: {ours:.0} ns each");
         if size == 10_000 {
             println!("; aim <= 250 ({})", met(ours <= 250.0));
@@ -438,17 +460,14 @@ fn small() {
 
 fn levels() {
     let mut text = log_text();
-    let mut out = room(text.len());
-    let copied = speed(text.len(), || memcpy(&text, WRITE_BYTES, &mut out));
+    let copied = memcpy_speed(&text, WRITE_BYTES);
     println!("memcpy in 64 KiB writes: {copied:.2} GB/s");
     for size in [10, 10_000] {
         let set = Set::new(size);
         plant(&mut text, &set);
         let view = set.view();
         for level in [Level::Values, Level::Formats, Level::All] {
-            let ours = speed(text.len(), || {
-                black_box(engine(&view, level, &text, WRITE_BYTES, &mut out));
-            });
+            let ours = engine_speed(&view, level, &text, WRITE_BYTES);
             print!(
                 "level {}, {size} needles: {ours:.2} GB/s = {:.2} of memcpy",
                 level.word(),
@@ -502,14 +521,14 @@ fn add() {
         }) / 1e6;
         let mut grown = index.with([]);
         let many: Vec<Vec<u8>> = (0..500).map(|_| value(numbers)).collect();
-        let start = cpu_nanos();
+        let start = Instant::now();
         let mut worst = 0.0_f64;
         for (id, bytes) in (1_000_000..).zip(&many) {
             let now = Instant::now();
             grown = grown.with([Value { id, bytes }]);
             worst = worst.max(now.elapsed().as_secs_f64() * 1e3);
         }
-        let mean = (cpu_nanos() - start) as f64 / 1e6 / many.len() as f64;
+        let mean = start.elapsed().as_secs_f64() * 1e3 / many.len() as f64;
         print!(
             "adding one value to {size} needles: {one:.3} ms; 500 one by one: mean {mean:.3} ms, \
              worst {worst:.3} ms"
