@@ -9,13 +9,13 @@ use crate::common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Starts an execution and gives the directory that the orchestrator watches.
-fn execution(home: &Home, id: &str) -> PathBuf {
+pub(crate) fn execution(home: &Home, id: &str) -> PathBuf {
     home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", id]);
     home.home().join("events/deploy-pipeline/prod").join(id)
 }
 
 /// Runs a script as an agent of an execution.
-fn agent(home: &Home, id: &str, script: &str) -> std::process::Output {
+pub(crate) fn agent(home: &Home, id: &str, script: &str) -> std::process::Output {
     let view = home.dir.path().join("view");
     home.run(&[
         "run",
@@ -32,7 +32,7 @@ fn agent(home: &Home, id: &str, script: &str) -> std::process::Output {
     ])
 }
 
-fn good(output: &std::process::Output) -> String {
+pub(crate) fn good(output: &std::process::Output) -> String {
     assert!(output.status.success(), "{}", text(output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -11,4 +11,5 @@ mod oracle;
 #[path = "../tools/mod.rs"]
 mod tools;
 mod trouble;
+mod volume;
 mod watch;
