@@ -36,7 +36,7 @@ fn home() -> Home {
 /// An agent that root runs, so that it may do anything.
 fn rooted(home: &Home, agent: &str, more: &[&str], script: &str) -> Child {
     let view = home.dir.path().join("view");
-    home.command(&["run", "--chain", "c", "--agent", agent])
+    home.command(&["run", "--redact", "off", "--chain", "c", "--agent", agent])
         .args(more)
         .args(["--secrets-path", view.to_str().unwrap(), "--", "sh", "-c", script])
         .stdin(Stdio::null())

@@ -405,7 +405,8 @@ fn a_place_that_hangs_keeps_neither_reads_nor_other_places_and_a_killed_worker_l
     home.ok(&["secret", "edit", "PASSWORD", "--expires-at", "never"]);
     // The place that hangs is still at its first.
     let view = home.dir.path().join("view");
-    let mut command = home.command(&["run", "-s", "PASSWORD", "--deliver", "files"]);
+    let mut command =
+        home.command(&["run", "--redact", "off", "-s", "PASSWORD", "--deliver", "files"]);
     command.args(["--secrets-path", view.to_str().unwrap(), "--", "sh", "-c"]);
     let read = command.arg("cat $CREDENTIALS_DIRECTORY/PASSWORD").output().unwrap();
     assert_eq!(text(&read), "first-password");
