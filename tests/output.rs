@@ -138,6 +138,19 @@ fn the_status_is_the_commands_own() {
 }
 
 #[test]
+fn the_command_inherits_no_signals_that_the_launcher_keeps_for_itself() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let blocked = "grep -E '^Sig(Blk|Ign)' /proc/self/status";
+    let outside = Command::new("sh").args(["-c", blocked]).output().unwrap();
+    assert_eq!(out(&output(&home, &[], blocked)), out(&outside));
+    let mut screen = Screen::start(&home, &[], &format!("{blocked}; echo end"), &[]);
+    assert_eq!(screen.expect("end").replace("\r\n", "\n"), out(&outside));
+}
+
+#[test]
 fn without_redaction_the_launcher_becomes_the_command() {
     if !may_mount() {
         return;
@@ -288,6 +301,33 @@ fn what_the_command_leaves_behind_is_ended_and_its_last_words_come_out() {
 }
 
 #[test]
+fn nothing_that_is_held_back_tells_of_the_values_of_other_chains() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let foreign = "Vq7Jx3Lm9Tz2Rw5Yb8NcHd4Kf6";
+    home.ok_with(&["secret", "set", "FOREIGN", "--scope", "chain:elsewhere"], foreign);
+    home.ok_with(&["secret", "set", "PIN", "--scope", "chain:elsewhere"], "48151623");
+    let (first, rest) = foreign.split_at(17);
+    // No newline follows: what comes at once does not depend on what the vault holds.
+    let script = format!(
+        "printf '%s' '{first}'; read go; printf '%s\\n' '{rest}' '{foreign}' 48151623 'FOREIGN PIN'"
+    );
+    let mut command = run(&home, &["--redact", "values"], &script);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut at_once = vec![0; first.len()];
+    stdout.read_exact(&mut at_once).unwrap();
+    assert_eq!(at_once, first.as_bytes());
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let mut told = String::new();
+    stdout.read_to_string(&mut told).unwrap();
+    assert_eq!(told, "[REDACTED]\n[REDACTED]\n48151623\nFOREIGN PIN\n");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn an_agent_of_another_user_is_redacted_too() {
     if !may_mount() {
         return;
@@ -405,8 +445,13 @@ fn on_a_terminal_the_agent_has_one_of_its_own_and_it_is_redacted() {
     screen.expect("tty 0\r\ntty 1\r\ntty 2\r\n31 97\r\n");
     screen.expect("[REDACTED:DATABASE_URL]\r\n[REDACTED:DATABASE_URL]\r\nerr\r\nPassword: ");
     assert!(!screen.is_cooked(), "keys are passed on as they come");
+    for key in ["p", "o", "s"] {
+        // These begin a value, and are seen all the same.
+        screen.type_in(key);
+        screen.expect(key);
+    }
     screen.type_in("hello\r");
-    screen.expect("hello\r\ngot hello\r\n");
+    screen.expect("hello\r\ngot poshello\r\n");
     let master = screen.master.try_clone().unwrap();
     assert_eq!(screen.end(), (Some(9), String::new()));
     let settings = nix::sys::termios::tcgetattr(&master).unwrap();

@@ -52,6 +52,8 @@ struct State {
 pub struct Seen {
     /// The view.
     pub view: Arc<View>,
+    /// Of the same, what has a name.
+    pub own: Arc<View>,
     /// The values that have a name there, as the vault's record of the value in hex, and the name.
     pub named: Arc<Named>,
 }
@@ -215,8 +217,8 @@ impl Needles {
         }
         let named: Named = visible(place, &catalog, registry).into_iter().collect();
         let mut state = self.lock();
-        let view = Arc::new(known(&mut state, &vault, &catalog)?.view_of(&named));
-        let seen = Seen { view, named: Arc::new(named) };
+        let (view, own) = known(&mut state, &vault, &catalog)?.views_of(&named, &self.detector());
+        let seen = Seen { view, own, named: Arc::new(named) };
         state.views.retain(|_, (of, _)| *of == generation);
         state.views.insert(key, (generation, seen.clone()));
         Ok(seen)
@@ -239,10 +241,10 @@ impl Needles {
         named.extend(now.named.iter().map(|(value, name)| (value.clone(), name.clone())));
         let vault = core.vault().ok_or(Refusal::Locked)?;
         let catalog = core.catalog();
-        let view = known(&mut self.lock(), &vault, &catalog)?.view_of(&named);
-        let view = Arc::new(view.with_detector(self.detector()));
+        let (view, own) =
+            known(&mut self.lock(), &vault, &catalog)?.views_of(&named, &self.detector());
         let named = if named == **before { before.clone() } else { Arc::new(named) };
-        Ok(Seen { view, named })
+        Ok(Seen { view, own, named })
     }
 
     /// Everything, by name: for those who may see all names.
@@ -285,8 +287,8 @@ fn known<'a>(
 }
 
 impl Known {
-    /// What is looked for where these have a name.
-    fn view_of(&self, named: &Named) -> View {
+    /// What is looked for where these have a name: all of it, and what has one.
+    fn views_of(&self, named: &Named, detector: &Arc<Detector>) -> (Arc<View>, Arc<View>) {
         let mut names: HashMap<u32, Arc<str>> = HashMap::new();
         for (value, name) in named {
             if let Some(number) = self.numbers.get(value) {
@@ -295,7 +297,10 @@ impl Known {
         }
         let own = self.guessable.iter().filter(|(number, _)| names.contains_key(number));
         let own = Index::build(own.map(|(id, b)| Value { id: *id, bytes: b.expose() }));
-        View::of([&*self.index, &own], names, Others::Unnamed)
+        let indexes = [&*self.index, &own];
+        let seen = View::of(indexes, names.clone(), Others::Unseen);
+        let all = View::of(indexes, names, Others::Unnamed).with_detector(detector.clone());
+        (Arc::new(all), Arc::new(seen))
     }
 }
 

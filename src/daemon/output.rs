@@ -28,6 +28,9 @@ use super::core::Core;
 use super::needles::{Around, Named};
 use super::{Daemon, user_of};
 
+/// What of a value on a terminal says too little of it to be waited for: keys that are typed are seen
+/// at once.
+const FEW_BYTES: usize = 4;
 /// How long counts wait for their record while a stream goes on.
 const RECORD_AFTER: Duration = Duration::from_secs(10);
 /// Names that are counted apart; formats and values together are far fewer.
@@ -227,6 +230,10 @@ impl Stream {
                     self.untold = true;
                 }
                 self.redactor.set_view(seen.view);
+                // Who sees what is held back of others' values could find them byte by byte.
+                let on_terminal = session.channel == Some(Channel::Terminal);
+                let few = if on_terminal { FEW_BYTES } else { 0 };
+                self.redactor.set_watched(seen.own, few);
             }
             (Scope::Formats, _) => self.redactor.set_view(self.around.formats()),
             (Scope::Launch, None) => return Err(not_ours()),
@@ -359,8 +366,11 @@ impl Texts for Stream {
         self.untold = true;
         self.follow()?;
         if !state.is_empty() {
+            // The new redactor is told anew what to look for.
+            self.generation = None;
             let plain = key.open(&context, state).map_err(|_| not_ours())?;
             self.load(plain.expose()).ok_or_else(not_ours)?;
+            self.follow()?;
         }
         Ok(())
     }
@@ -378,6 +388,7 @@ impl Texts for Stream {
         if end {
             let session = self.session.as_ref().ok_or_else(not_ours)?;
             self.redactor = Redactor::new(self.redactor.view().clone(), session.level);
+            self.generation = None;
         }
         let is_agent = self.place.is_some();
         if self.counted_since.elapsed() > RECORD_AFTER || (end && is_agent) {

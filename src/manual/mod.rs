@@ -116,6 +116,36 @@
 //! count as time. Where the clock is found to be behind the last rotation, the period counts from that
 //! moment, until the clock is past it again.
 //!
+//! # The output of `run`
+//!
+//! The agent's stdout and stderr go through the worker: what its chain's agents can see is hidden by
+//! name, what of others cannot be guessed as `[REDACTED]`, and known formats (`--redact values`,
+//! `formats`, `all`, `off`). Pipes stay pipes; outputs that are one open file stay one, so that their
+//! order stays; `/dev/null` is left alone. Where stdin and stdout are one terminal the agent gets a
+//! terminal and a session of its own, led by a small process of ours that tells the launcher of stops;
+//! the caller's terminal passes keys on meanwhile, and is given back at stops and at the end (not
+//! when the launcher is killed by SIGKILL). Where only an output is a terminal, that output becomes a
+//! terminal of its own, and keys and job control stay the caller's; what is written to `/dev/tty` is
+//! not redacted then.
+//!
+//! No clock lets held bytes go. What could become a value of the agent's own chain is held; on a
+//! terminal fewer than 4 bytes of it never are, so that keys are seen as they are typed. Of values of
+//! others nothing is held, because that could be watched and would give them away byte by byte: one
+//! that comes in two pieces shows its first. At the end of the main process what is left of the agent
+//! is ended and its last output passed on; with `--keep-background` `run` stays until the output is
+//! closed. A daemon that is gone for 15 s, or a locked vault, stops the output: the agent meets a closed
+//! pipe (or a terminal that hung up), `run` says so and leaves with 125. `--redact off` (`--no-redact`)
+//! makes `run` become the command (`tree` identity and `--keep-background` excepted); its end is then
+//! noticed as that of a process.
+//!
+//! `POST /v1/redact?level=L[&launch=ID]` is how: bytes for bytes, or after
+//! `Upgrade: strongroom-redact` frames ([`crate::proto::stream`]). Each answer carries what the next
+//! worker needs, sealed with a key of the vault and bound to the session and the uid, so that a client
+//! loses and doubles nothing when a worker dies. Peers with `operate` or `audit` for the whole daemon have
+//! every value looked for; whoever made a launch, what is looked for in its events; all others, agents
+//! among them, known formats. The answer's `strongroom-scope` says which. Records: `output_redacted`,
+//! by name and count, with `reason` `stdout`, `stderr`, `output` or `terminal`.
+//!
 //! # The event store
 //!
 //! `events/CHAIN/ENV/EXECUTION/` (a `/` of the chain's name is `%2F`, no environment `-`) holds what

@@ -76,7 +76,14 @@ pub struct Redactor {
     /// What the detector found and is not given to the sink yet.
     hits: Vec<Found>,
     counts: BTreeMap<Arc<str>, u64>,
+    watched: Option<Watched>,
     scratch: Scratch,
+}
+
+/// See [`Redactor::set_watched`].
+struct Watched {
+    view: Arc<View>,
+    few: usize,
 }
 
 /// Room that is used again.
@@ -106,6 +113,7 @@ impl Redactor {
             detect_open: Open::default(),
             hits: Vec::new(),
             counts: BTreeMap::new(),
+            watched: None,
             scratch: Scratch::default(),
         }
     }
@@ -168,6 +176,13 @@ impl Redactor {
         self.view = view;
     }
 
+    /// For output that somebody watches as it comes: what is held back then tells what is looked for.
+    /// From now on only what `view` sees is held, and never fewer than `few` bytes; what was given
+    /// away is still looked at, so that the rest of a value is hidden.
+    pub fn set_watched(&mut self, view: Arc<View>, few: usize) {
+        self.watched = Some(Watched { view, few });
+    }
+
     /// How often each marker was written.
     pub fn counts(&self) -> impl Iterator<Item = (&str, u64)> {
         self.counts.iter().map(|(name, count)| (&**name, *count))
@@ -208,12 +223,14 @@ impl Redactor {
         state.0
     }
 
-    /// Adds the values in the text to what is found; where undecided ones begin.
-    fn values(&mut self, end: bool) -> usize {
+    /// Adds the values in the text to what is found; where undecided ones begin, and where whole ones
+    /// that wait for the byte that follows them.
+    fn values(&mut self, end: bool) -> (usize, usize) {
         let mut hits = std::mem::take(&mut self.scratch.hits);
         let at = self.base - self.lead as u64;
         let text = Text { bytes: &self.text, from: self.lead, at, end };
         let mut limit = self.text.len();
+        let mut waiting = limit;
         let plain = self.view.plain();
         plain.find(text, &mut |hit| {
             if hit.end > text.bytes.len() {
@@ -256,7 +273,7 @@ impl Redactor {
             if self.text[stop - 1] == b'\\' && self.is_escaped(stop) {
                 match self.text.get(stop) {
                     Some(b'"' | b'\\') => stop += 1,
-                    None if !end => limit = limit.min(start),
+                    None if !end => waiting = waiting.min(start),
                     _ => {}
                 }
             }
@@ -267,7 +284,7 @@ impl Redactor {
                 quoted = (start, self.is_quoted(quoted, start));
                 match self.text.get(stop) {
                     Some(b',' | b'}' | b']' | b'\n' | b'\r') => quote = !quoted.1,
-                    None if !end => limit = limit.min(start),
+                    None if !end => waiting = waiting.min(start),
                     _ => {}
                 }
             }
@@ -282,7 +299,37 @@ impl Redactor {
             self.scratch.found.push(found);
         }
         self.scratch.hits = hits;
-        limit
+        (limit.min(waiting), waiting)
+    }
+
+    /// What may be shown of a text that is undecided from `from` on.
+    fn shown(&mut self, from: usize, detected: usize, waiting: usize) -> usize {
+        let len = self.text.len();
+        let Some(watched) = self.watched.as_ref().filter(|_| from < len) else { return from };
+        let (view, few) = (watched.view.clone(), watched.few);
+        let mut limit = detected.min(waiting);
+        let at = self.base - self.lead as u64;
+        let text = Text { bytes: &self.text, from, at, end: false };
+        let plain = view.plain();
+        // The hits themselves are found already.
+        plain.find(text, &mut |hit| {
+            if hit.end > len {
+                limit = limit.min(hit.start);
+            }
+        });
+        limit = limit.min(plain.open_from(&self.text, from));
+        if !view.is_empty() {
+            let lens = &mut self.scratch.lens;
+            limit = limit.min(lens.wrapped(text, &plain, &mut |_| {}));
+            if let Some(lines) = view.lines() {
+                limit = limit.min(lens.lines(text, &lines, &mut |_| {}));
+            }
+            lens.forget();
+        }
+        if limit > from && self.is_escaped(limit) {
+            limit -= 1;
+        }
+        if len - limit < few { len } else { limit.max(from) }
     }
 
     /// Lets the detector go on; where undecided tokens begin.
@@ -315,9 +362,12 @@ impl Redactor {
     }
 
     fn advance(&mut self, end: bool, out: &mut dyn Sink) {
-        let limit = self.values(end);
-        let limit = limit.min(self.detect(end));
-        let limit = self.base + (limit - self.lead) as u64;
+        let (limit, waiting) = self.values(end);
+        let detected = self.detect(end);
+        let limit = limit.min(detected);
+        let shown = if end { limit } else { self.shown(limit, detected, waiting) };
+        let decided = self.base + (limit - self.lead) as u64;
+        let limit = self.base + (shown - self.lead) as u64;
         let mut all = std::mem::take(&mut self.scratch.found);
         all.append(&mut self.hits);
         let has_found = !all.is_empty();
@@ -354,7 +404,7 @@ impl Redactor {
             self.close(out);
             self.clear_to(limit, out);
         }
-        self.decide_to(limit, has_found);
+        self.decide_to(decided, has_found);
     }
 
     /// Where byte `position` of the stream is in the text.
@@ -631,6 +681,51 @@ mod tests {
         let view = Arc::new(View::new(&Arc::new(without), names, Others::Unseen));
         let text = b"Zk8Wq2LmN5rT7yU0pX3c Wq2LmN5-other";
         assert_eq!(redact(&view, Level::Values, text), b"Zk8Wq2LmN5rT7yU0pX3c [REDACTED:B]");
+    }
+
+    #[test]
+    fn where_somebody_watches_only_what_is_named_is_held_and_the_rest_of_others_is_hidden() {
+        let foreign = b"Vq7Jx3Lm9Tz2Rw5Yb8Nc".as_slice();
+        let longer = [foreign, b"-and-its-tail"].concat();
+        let own = b"Zk8Wq2LmN5rT7yU0pX3c".as_slice();
+        let values = [(0, own), (1, foreign), (2, &longer[..])];
+        let index = Arc::new(Index::build(values.map(|(id, bytes)| Value { id, bytes })));
+        let names: HashMap<_, Arc<str>> = [(0, "OWN".into())].into();
+        let full = Arc::new(View::new(&index, names.clone(), Others::Unnamed));
+        let named = Arc::new(View::new(&index, names, Others::Unseen));
+        let watch = |few: usize, pieces: &[&[u8]]| {
+            let mut redactor = Redactor::new(full.clone(), Level::Values);
+            let mut out = Collect(Vec::new());
+            let mut held = Vec::new();
+            for piece in pieces {
+                redactor.set_watched(named.clone(), few);
+                redactor.push(piece, &mut out);
+                held.push(redactor.held());
+                let state = redactor.save();
+                redactor = Redactor::resume(full.clone(), Level::Values, &state).unwrap();
+            }
+            redactor.finish(&mut out);
+            (held, String::from_utf8(out.0).unwrap())
+        };
+        for cut in 1..foreign.len() {
+            let (held, text) = watch(0, &[&foreign[..cut], &foreign[cut..], b" x"]);
+            let mut alone = Redactor::new(named.clone(), Level::Values);
+            alone.push(&foreign[..cut], &mut Collect(Vec::new()));
+            assert_eq!(held[0], alone.held(), "nothing tells that {cut} bytes were right");
+            let shown = String::from_utf8_lossy(&foreign[..cut - held[0]]).into_owned();
+            assert_eq!(text, format!("{shown}[REDACTED] x"));
+        }
+        // A whole one does not pass because a longer one could follow.
+        assert_eq!(watch(0, &[foreign, b" x"]), (vec![0, 0], "[REDACTED] x".to_owned()));
+        let (_, text) = watch(0, &[foreign, b"-and-its-", b"tail x"]);
+        assert_eq!(text, "[REDACTED]-and-its-[REDACTED] x");
+        let (held, text) = watch(0, &[&own[..1], &own[1..9], &own[9..]]);
+        assert_eq!((held, text.as_str()), (vec![1, 9, 0], "[REDACTED:OWN]"));
+        // Each key that is typed is seen at once, until too much of a value has come.
+        let keys: Vec<&[u8]> = own.chunks(1).collect();
+        let (held, text) = watch(4, &keys);
+        assert_eq!(held[..5], [0, 0, 0, 1, 2]);
+        assert_eq!(text, "Zk8[REDACTED:OWN]");
     }
 
     #[test]
