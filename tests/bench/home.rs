@@ -10,6 +10,11 @@ use strongroom::control::client::Client;
 use strongroom::proto;
 
 pub(crate) const VALUE: &[u8] = b"sk-bench-0123456789abcdef0123456789abcdef";
+/// The value of the `n`th secret that fills a vault.
+pub(crate) fn value_of(n: usize) -> Vec<u8> {
+    format!("sk-{n:08}-0123456789abcdef0123456789abcdef").into_bytes()
+}
+
 /// A user without privileges, for launches that the daemon must help with.
 pub(crate) const NOBODY: u32 = 65534;
 
@@ -22,6 +27,11 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more in its configuration.
+    pub(crate) fn with(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mode =
             |bits| -> std::fs::Permissions { std::os::unix::fs::PermissionsExt::from_mode(bits) };
@@ -36,7 +46,7 @@ impl Home {
         let file = home.path("home/strongroom.toml");
         let own = std::fs::read_to_string(&file).unwrap();
         let roles = format!(
-            "{own}\n[[role]]\nname = \"root\"\nuids = [0]\nmay = [\"launch\", \"operate\", \
+            "{own}\n{config}\n[[role]]\nname = \"root\"\nuids = [0]\nmay = [\"launch\", \"operate\", \
              \"reveal\", \"revoke\", \"audit\"]\n[[role]]\nname = \"bench\"\nuids = [{NOBODY}]\n\
              may = [\"launch\"]\n"
         );
@@ -102,7 +112,10 @@ impl Home {
         let from = self.secrets.swap(count, Ordering::Relaxed);
         for from in (from..count).step_by(AT_ONCE) {
             let lines: String = (from..count.min(from + AT_ONCE))
-                .map(|n| format!("BENCH_SECRET_{n}=sk-{n:08}-0123456789abcdef0123456789abcdef\n"))
+                .map(|n| {
+                    let value = String::from_utf8(value_of(n)).unwrap();
+                    format!("BENCH_SECRET_{n}={value}\n")
+                })
                 .collect();
             self.run(&["import", "-", "--scope", "org"], lines.as_bytes());
         }

@@ -1,11 +1,12 @@
 //! Whole-mount figures with their baseline in the same run, as root:
 //! `cargo bench --bench mount [-- ROW...]`, rows: read fresh scale peers kill
-//! run revoke promote start.
+//! run events revoke promote start.
 //!
 //! Each row prints what was measured, its ratio to the baseline, and whether the design's aim is met;
 //! none fails by time. Rows that are ratios run on one CPU with all servers (the only stable placement
 //! on a small virtual machine); rows whose aim is a duration run on all.
 
+mod events;
 mod home;
 mod peers;
 mod revoke;
@@ -28,12 +29,13 @@ const TURNS: usize = 3;
 const MANY_SECRETS: usize = 100_000;
 const MANY_EXECUTIONS: usize = 10_000;
 const MANY_AGENTS: usize = 1_000;
-const ROWS: [(&str, fn()); 9] = [
+const ROWS: [(&str, fn()); 10] = [
     ("read", read),
     ("fresh", fresh),
     ("peers", peers),
     ("kill", kill),
     ("run", run),
+    ("events", events::events),
     ("revoke", revoke::revoke),
     ("promote", revoke::promote),
     ("start", start),
@@ -48,6 +50,11 @@ fn main() {
         [ROLE, "fresh", path] => return roles::fresh(Path::new(path)),
         [ROLE, "one", path] => return roles::one(Path::new(path)),
         [ROLE, "load", path, stop] => return roles::load(Path::new(path), Path::new(stop)),
+        [ROLE, role @ ("stream" | "append"), path] => return events::write(role, Path::new(path)),
+        [ROLE, "sink", dev, memory, level, store] => {
+            let (dev, memory) = (dev.parse().unwrap(), memory.parse().unwrap());
+            return events::sink(dev, memory, level, Path::new(store));
+        }
         [ROLE, "serve", dev, memory] => {
             return roles::serve(dev.parse().unwrap(), memory.parse().unwrap());
         }
@@ -135,6 +142,12 @@ fn on_all_cpus() {
 
 /// Runs a role of this program against a bare server that checks and records nothing.
 fn bare(role: &str) -> Figures {
+    beside_server("serve", &[], |mounted| on_path(role, &mounted.join("KEY")))
+}
+
+/// Measures on the mount of a server that is a role of this program; it gets the descriptors of the
+/// device and of a runtime state, then `more`.
+fn beside_server<T>(server: &str, more: &[&str], measure: impl FnOnce(&Path) -> T) -> T {
     let dir = tempfile::tempdir().unwrap();
     let (device, own) = mount::mount_fuse(dir.path(), "strongroom-bench").unwrap();
     let state = State::create().unwrap();
@@ -144,12 +157,12 @@ fn bare(role: &str) -> Figures {
     mount::inheritable(state.region().as_fd()).unwrap();
     let fds = [device.as_raw_fd(), state.region().as_fd().as_raw_fd()].map(|fd| fd.to_string());
     let exe = std::env::current_exe().unwrap();
-    let mut server = Command::new(&exe).args([ROLE, "serve"]).args(&fds).spawn().unwrap();
-    let figures = on_path(role, &dir.path().join("KEY"));
+    let mut server = Command::new(&exe).args([ROLE, server]).args(&fds).args(more).spawn().unwrap();
+    let measured = measure(dir.path());
     mount::unmount(&own).unwrap();
     server.kill().unwrap();
     server.wait().unwrap();
-    figures
+    measured
 }
 
 /// Runs a role of this program on a file of any filesystem.
