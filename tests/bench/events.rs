@@ -97,7 +97,8 @@ impl Row {
     }
 }
 
-/// Of a service that says what it does; no two lines are the same, and nothing looks like a secret.
+/// What is written again and again: lines of a service that says what it does, none like another, and
+/// nothing that looks like a secret.
 fn text(bytes: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(bytes + 128);
     let mut n = 0_u32;
