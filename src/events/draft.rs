@@ -255,7 +255,7 @@ impl Draft {
     pub(super) fn stream(&mut self, store: &dyn Store, bytes: &[u8]) -> io::Result<()> {
         let at = self.streamed - self.given_back();
         let mut emit = Emit {
-            out: Zeroizing::new(Vec::with_capacity(bytes.len() + 64)),
+            out: Vec::with_capacity(bytes.len() + 64),
             stored: self.stored,
             at,
             segments: &mut self.segments,
@@ -456,7 +456,7 @@ impl Draft {
             self.read_base(source, at, chunk, true)?;
             self.overlay.read(at, chunk);
             let mut emit = Emit {
-                out: Zeroizing::new(Vec::with_capacity(size + 64)),
+                out: Vec::with_capacity(size + 64),
                 stored: new.stored,
                 at: new.streamed - new.redactor.held() as u64,
                 segments: &mut new.segments,
@@ -491,13 +491,13 @@ impl Draft {
     }
 
     /// What stands for the held bytes at the end, and the segments in it.
-    fn ending(&self) -> (Zeroizing<Vec<u8>>, Vec<Segment>) {
+    fn ending(&self) -> (Vec<u8>, Vec<Segment>) {
         let state = self.redactor.save();
         let mut lead =
             Lead { left: self.lead.left, text: self.lead.text.clone(), mixed: self.lead.mixed };
         let (mut segments, mut open) = (Vec::new(), self.open.clone());
         let mut emit = Emit {
-            out: Zeroizing::default(),
+            out: Vec::new(),
             stored: self.stored,
             at: self.streamed - self.given_back(),
             segments: &mut segments,

@@ -42,7 +42,8 @@ pub(super) struct Lead {
 
 /// Takes the redactor's output.
 pub(super) struct Emit<'a> {
-    pub out: Zeroizing<Vec<u8>>,
+    /// For the store, which keeps it in clear: nothing in it is wiped.
+    pub out: Vec<u8>,
     /// Where `out` will be stored.
     pub stored: u64,
     /// Where writers see the next byte.

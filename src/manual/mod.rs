@@ -330,20 +330,19 @@
 //!
 //! Without the search across line breaks the same text took 0.3 ns for each byte at 10,000 needles.
 //!
-//! `cargo bench --bench mount -- events` (same host, one CPU; 1,000 secrets, the store on a tmpfs, one
-//! writer of a log without secrets), against a bare fuser server that writes through to a file of the
-//! tmpfs. A daemon writes events at `all`, which nothing changes; `values` was measured without one, on
-//! a bare server that hands the writes to the same code but judges no caller, where `all` takes what it
-//! takes in the daemon:
+//! `cargo bench --bench mount -- events` (same host, busy, one CPU; 1,000 secrets, the store on a tmpfs,
+//! one writer of a log without secrets; medians of three), against a bare fuser server that writes
+//! through to a file of the tmpfs. A daemon writes events at `all`, which nothing changes; `values` was
+//! measured without one, on a bare server that hands the writes to the same code but judges no caller:
 //!
 //! | what | bare : ours | share of the bare speed | aim |
 //! | --- | --- | --- | --- |
-//! | 512 MiB in writes of 128 KiB, daemon, `all` | 2.17 : 0.28 GB/s | 0.13 | 0.15, missed |
-//! | the same without a daemon, `all` | 2.21 : 0.28 GB/s | 0.13 | |
-//! | the same without a daemon, `values` | 2.15 : 0.92 GB/s | 0.43 | 0.3 (of a daemon) |
-//! | 50,000 appends of 200 bytes, daemon, `all` | 9.8 : 14.5 us | 0.67 | |
-//! | the same without a daemon, `all` | 8.7 : 11.9 us | 0.71 | |
-//! | the same without a daemon, `values` | 8.9 : 12.3 us | 0.79 | |
+//! | 512 MiB in writes of 128 KiB, daemon, `all` | 1.85 : 0.25 GB/s | 0.14 | 0.15, missed |
+//! | the same without a daemon, `all` | 1.71 : 0.23 GB/s | 0.13 | |
+//! | the same without a daemon, `values` | 1.90 : 0.94 GB/s | 0.54 | 0.3 (of a daemon) |
+//! | 50,000 appends of 200 bytes, daemon, `all` | 9.0 : 15.8 us | 0.57 | |
+//! | the same without a daemon, `all` | 9.5 : 14.1 us | 0.70 | |
+//! | the same without a daemon, `values` | 9.2 : 11.3 us | 0.82 | |
 //!
 //! # Limits of this version
 //!
