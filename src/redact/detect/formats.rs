@@ -601,6 +601,10 @@ fn is_telegram_id(back: &[u8]) -> bool {
 
 /// The user's number and the time before the secret part of a token.
 fn is_discord_id(back: &[u8]) -> bool {
+    // The time has six bytes.
+    if back.len() < 32 || back[back.len() - 8] != b'.' {
+        return false;
+    }
     let mut parts = back[..back.len() - 1].rsplitn(3, |b| *b == b'.');
     let (Some(time), Some(user)) = (parts.next(), parts.next()) else { return false };
     let len = user.iter().rev().take_while(|b| is_url_safe(**b)).count();

@@ -54,7 +54,9 @@ impl Label {
         let mut end = strip(back.len(), &quote, 4);
         let quoted = end < back.len();
         let mut scheme = None;
-        if back[..end].ends_with(b" ") {
+        // The last letters of the words below.
+        let last = end.checked_sub(2).map_or(0, |at| back[at].to_ascii_lowercase());
+        if back[..end].ends_with(b" ") && b"crntys".contains(&last) {
             for (word, which) in [
                 (b"basic ".as_slice(), Scheme::Basic),
                 (b"bearer ", Scheme::Bearer),

@@ -199,6 +199,15 @@ fn rules_of_ones_own_are_found_and_rules_are_switched_off() {
         rules: vec![rule("acme-key", "acme_[a-z0-9]{16}")],
         ..Redaction::default()
     };
+    let text = r#"
+        [redaction]
+        off = ["github-token", "high-entropy"]
+        [[redaction.rule]]
+        id = "acme-key"
+        pattern = "acme_[a-z0-9]{16}"
+    "#;
+    let path = std::path::Path::new("/c/strongroom.toml");
+    assert_eq!(config::Config::parse(text, path).unwrap().redaction, config);
     let detector = Arc::new(Detector::of_config(&config).unwrap());
     let view = Arc::new(View::empty().with_detector(detector));
     let (text, _) = make("acme_<l16> ghp_<a36> glpat-<u20>", 5);
