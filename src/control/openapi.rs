@@ -173,4 +173,14 @@ mod tests {
         assert_eq!(table_text.lines().count(), table().len() + 2);
         assert!(table_text.contains("| `secret get` | - | - | yes | - | - | - | - |"));
     }
+
+    /// The manual prints this table; `STRONGROOM_UPDATE=1 cargo test --lib manual_prints` writes it.
+    #[test]
+    fn the_manual_prints_the_table_as_it_is() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/manual/verbs.md");
+        if std::env::var_os("STRONGROOM_UPDATE").is_some() {
+            std::fs::write(path, roles_table()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), roles_table());
+    }
 }

@@ -351,3 +351,4 @@
 #![forbid(unsafe_code)]
 
 pub mod redaction;
+pub mod verbs;
