@@ -134,3 +134,46 @@ fn another_user_redeems_a_ticket_once_and_nobody_else_does() {
     assert!(!again.status.success());
     assert!(text(&again).contains("not good"), "{}", text(&again));
 }
+
+/// An orchestrator that may only launch follows what it launches, and nothing of other chains.
+#[test]
+fn whoever_may_launch_in_a_chain_watches_it_and_no_other() {
+    if !may_mount() || !has("node") {
+        return;
+    }
+    let home = Home::deployed();
+    let other = home.dir.path().join("other.json");
+    std::fs::write(
+        &other,
+        r#"{"chain": "other", "agents": [{"name": "A", "secrets": ["OPENAI_API_KEY"]}]}"#,
+    )
+    .unwrap();
+    home.ok(&["chain", "apply", other.to_str().unwrap()]);
+    let config = home.home().join("strongroom.toml");
+    let own = std::fs::read_to_string(&config).unwrap();
+    let roles = "[[role]]\nname = \"root\"\nuids = [0]\nmay = [\"launch\", \"operate\", \"audit\"]\n\
+        [[role]]\nname = \"orchestrator\"\nuids = [54322]\nmay = [\"launch\"]\n\
+        chains = [\"deploy-pipeline\"]\n";
+    std::fs::write(&config, format!("{own}\n{roles}")).unwrap();
+    home.ok(&["reload"]);
+    home.ok(&["run", "--chain", "other", "--agent", "A", "--", "true"]);
+    home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
+    for dir in [home.home(), home.home().join("run")] {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir, open).unwrap();
+    }
+    let watch = std::fs::read_to_string(example("watch.js")).unwrap();
+    let script = home.dir.path().join("watch.js");
+    std::fs::write(&script, watch).unwrap();
+    // As many as the chain has: started, agent started, accessed, and what ends them.
+    let output = Command::new("setpriv")
+        .args(["--reuid", "54322", "--regid", "54322", "--clear-groups", "timeout", "20", "node"])
+        .arg(&script)
+        .arg(home.socket())
+        .args(["0", "4"])
+        .output()
+        .unwrap();
+    let told = text(&output);
+    assert!(told.contains("secret_accessed CodeAnalyzer"), "{told}");
+    assert!(!told.contains(" A\n") && !told.contains("secret_set"), "{told}");
+}

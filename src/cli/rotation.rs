@@ -119,7 +119,7 @@ fn run(context: &Context, args: RunArgs) -> Outcome {
             .hint("the current version stays; mend the chain and run it again"));
     }
     if !context.json {
-        println!("{} is rotated", request.name);
+        writeln!(std::io::stdout(), "{} is rotated", request.name).map_err(anyhow::Error::from)?;
     }
     Ok(exit::OK)
 }

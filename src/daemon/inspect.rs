@@ -305,6 +305,17 @@ impl Daemon {
         req: &proto::AuditQuery,
         out: &mut dyn Lines,
     ) -> Result<(), Problem> {
+        self.records(who, &[Permission::Audit], req, out)
+    }
+
+    /// Records of places where the caller has one of these permissions.
+    fn records(
+        &self,
+        who: &Caller,
+        one_of: &[Permission],
+        req: &proto::AuditQuery,
+        out: &mut dyn Lines,
+    ) -> Result<(), Problem> {
         // What was acknowledged is shown, also what is on its way to the file.
         let _flushed = self.core.log.flush(Duration::from_secs(2));
         let wanted = |value: &serde_json::Value| {
@@ -325,7 +336,7 @@ impl Daemon {
                 && req.uid.is_none_or(|uid| value["uid"].as_u64() == Some(u64::from(uid)))
                 && req.since.is_none_or(|since| at.is_some_and(|at| at >= since))
                 && req.until.is_none_or(|until| at.is_some_and(|at| at < until))
-                && who.may_in(Permission::Audit, text("chain"), text("environment"))
+                && one_of.iter().any(|p| who.may_in(*p, text("chain"), text("environment")))
         };
         let limit = usize::try_from(req.limit.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
         let mut after = req.after_seq.unwrap_or(0);
@@ -415,7 +426,9 @@ impl Daemon {
             follow: true,
             ..proto::AuditQuery::default()
         };
-        self.query_audit(who, &query, &mut Events(out))
+        // Whoever launches there watches what becomes of it.
+        let one_of = [Permission::Audit, Permission::Launch, Permission::Operate];
+        self.records(who, &one_of, &query, &mut Events(out))
     }
 
     pub(super) fn verify_log(
