@@ -346,7 +346,15 @@
 //!
 //! # Limits of this version
 //!
-//! See `SECURITY.md`, last section. Lookup counts of the kernel are not kept: inodes of secrets live as
+//! See `SECURITY.md`, last section. A daemon's events are written at level `all`. Of a value in base64
+//! up to four bits of its first and last byte may stay, in the characters that it shares with its
+//! neighbours. Of other programs' filesystem tests fio's own checks run on `events` (in order, at
+//! random, mixed, synced, direct); `pjdfstest` and `fsx` do not: most of the one is about links, devices
+//! and owners, which are refused here, and the other maps files, which is refused as well. A unit of
+//! systemd hands no descriptors to its manager's store, so a dead keeper's mount is cleared by the next
+//! `up`. Processes that an execution left are found by descent or by their launch's environment; an
+//! agent that is root can hide from both. `Idempotency-Key` is accepted and not used: ids of executions
+//! are what makes a start idempotent. Lookup counts of the kernel are not kept: inodes of secrets live as
 //! long as the keeper, those of a principal as long as its registration.
 #![forbid(unsafe_code)]
 
