@@ -390,12 +390,15 @@ while not os.path.exists(os.environ["STOP"]):
     assert_eq!(agent.end(), (Vec::new(), true));
 }
 
-/// The agent's process: the only child of its launcher.
+/// The agent's process: the only child of its launcher, or the launcher itself where that was
+/// replaced by the command.
 fn child_of(launcher: u32) -> String {
-    std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"))
-        .unwrap()
-        .trim()
-        .to_owned()
+    let children =
+        std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap();
+    match children.trim() {
+        "" => launcher.to_string(),
+        child => child.to_owned(),
+    }
 }
 
 // FLUSH comes once for each process that closes, RELEASE from nobody.
