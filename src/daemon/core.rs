@@ -203,6 +203,17 @@ impl Core {
         self.log.append(record, 0).map_err(|error| audit_problem(&error))
     }
 
+    /// Writes a record that an earlier worker may have written by this tag. Tag 0 is none.
+    ///
+    /// # Errors
+    /// The problem.
+    pub fn record_once(&self, record: &Record<'_>, tag: u64) -> Result<(), Problem> {
+        if tag != 0 && self.log.has_recorded(tag) {
+            return Ok(());
+        }
+        self.log.append(record, tag).map(drop).map_err(|error| audit_problem(&error))
+    }
+
     /// A record of `event`, now.
     pub fn new_record(&self, event: Event) -> Record<'static> {
         Record::new(event, self.clock.now())

@@ -305,6 +305,18 @@ impl Daemon {
         uid: u32,
         reason: Option<&str>,
     ) -> Result<(), Problem> {
+        self.record_execution_once(event, execution, uid, reason, 0)
+    }
+
+    /// The same, unless an earlier worker did it by this tag.
+    pub(super) fn record_execution_once(
+        &self,
+        event: Event,
+        execution: &Execution,
+        uid: u32,
+        reason: Option<&str>,
+        tag: u64,
+    ) -> Result<(), Problem> {
         let mut record = self.core.new_record(event);
         record.chain = Some(&execution.chain);
         record.user = Some(&execution.user);
@@ -313,8 +325,7 @@ impl Daemon {
         record.execution = Some(execution.id.as_str());
         record.uid = Some(uid);
         record.reason = reason;
-        self.core.record(&record)?;
-        Ok(())
+        self.core.record_once(&record, tag)
     }
 
     /// The version that an execution gets: one moment for all of them, or a group's members could be

@@ -54,6 +54,13 @@ struct Repinned {
     failed: Vec<String>,
 }
 
+/// Names one record of a revoke, so that a worker that takes it up does not write it again. No
+/// number of a request of the kernel's has this bit.
+fn tag(intent: &Intent, parts: &[&[u8]]) -> u64 {
+    let digest = crypto::digest(&[&[intent.id.as_bytes()], parts].concat());
+    u64::from_le_bytes(digest[..8].try_into().unwrap_or_default()) >> 2 | 1 << 62
+}
+
 impl Daemon {
     pub(super) fn revoke_secret(
         &self,
@@ -449,7 +456,8 @@ impl Daemon {
             for id in intent.ended.keys() {
                 let Some(execution) = self.registry.execution(&parse(id)?) else { continue };
                 let (event, uid) = (Event::ExecutionEnded, execution.uid);
-                self.record_execution(event, &execution, uid, Some(&reason))?;
+                let tag = tag(intent, &[b"ended", id.as_bytes()]);
+                self.record_execution_once(event, &execution, uid, Some(&reason), tag)?;
             }
         }
         if intent.recorded && committed.is_err() {
@@ -476,7 +484,9 @@ impl Daemon {
                 record.count = Some(intent.ended.len() as u64);
                 record.revision = committed.as_ref().ok().copied();
                 record.took_us = u64::try_from(begun.elapsed().as_micros()).ok();
-                self.core.record(&record)?;
+                let state: &[u8] = if committed.is_ok() { b"stored" } else { b"denied" };
+                let tag = tag(intent, &[state, target.secret.as_bytes(), &number.to_le_bytes()]);
+                self.core.record_once(&record, tag)?;
             }
         }
         if let Err(why) = committed {
