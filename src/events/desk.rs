@@ -5,6 +5,7 @@
 //! the draft is read from there again.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
@@ -66,6 +67,13 @@ pub(super) fn key_of(inode: u64, kind: u8, generation: u64, number: u64) -> Vec<
 
 fn staged(inode: u64, generation: u64) -> PathBuf {
     Path::new(STAGING).join(format!("{inode:016x}.{generation}"))
+}
+
+/// The file that a name of [`staged`] is for.
+pub(super) fn inode_of_staged(name: &OsStr) -> Option<u64> {
+    let (inode, generation) = name.to_str()?.split_once('.')?;
+    generation.parse::<u64>().ok()?;
+    u64::from_str_radix(inode, 16).ok()
 }
 
 impl Events {
@@ -288,6 +296,10 @@ impl Events {
     /// Removes a draft from memory and the runtime state.
     pub(super) fn forget_draft(&self, inode: u64) -> Result<(), crate::execution::journal::Error> {
         lock(&self.desks).remove(&inode);
+        for path in lock(&self.leftovers).remove(&inode).unwrap_or_default() {
+            // Gone where its name was used again since.
+            let _removed = self.folder.unlink(&path);
+        }
         let head = key_of(inode, HEAD, 0, 0);
         self.journal.remove(Kind::EventDraft, &head)?;
         // A head that cannot be read any more leaves parts of unknown number.

@@ -137,6 +137,8 @@ pub struct Events {
     frozen: Mutex<HashMap<u64, Arc<(Draft, Stored)>>>,
     /// Since when nobody is in a folder.
     idle: Mutex<HashMap<String, Instant>>,
+    /// What earlier workers were killed over, by the file that they made anew.
+    leftovers: Mutex<HashMap<u64, Vec<PathBuf>>>,
     /// Bytes in the store.
     total: AtomicU64,
 }
@@ -181,6 +183,17 @@ impl Events {
     ) -> io::Result<Self> {
         let folder = Folder::open(path, look)?;
         let nodes = Nodes::open(journal.clone());
+        let mut leftovers: HashMap<u64, Vec<PathBuf>> = HashMap::new();
+        for (name, ..) in folder.list(Path::new(STAGING))? {
+            let path = Path::new(STAGING).join(&name);
+            match desk::inode_of_staged(&name) {
+                Some(inode) if nodes.get(inode).is_some() => {
+                    leftovers.entry(inode).or_default().push(path);
+                }
+                Some(_) => folder.unlink(&path)?,
+                None => {}
+            }
+        }
         let mut openers: HashMap<u64, Openers> = HashMap::new();
         for (fh, handle) in handles.all() {
             if nodes.get(handle.inode).is_some() {
@@ -199,6 +212,7 @@ impl Events {
             desks: Mutex::default(),
             frozen: Mutex::default(),
             idle: Mutex::default(),
+            leftovers: Mutex::new(leftovers),
             total: AtomicU64::new(0),
         })
     }
