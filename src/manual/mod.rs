@@ -310,8 +310,8 @@
 //! `cargo bench --bench mount -- revoke promote` (same host, calm, all CPUs; readers, forking, stopped
 //! and sleeping processes): revoke of 1, 100 and 1,000 exposed executions: first denial 0.04 to 0.09 ms;
 //! all dead, stored and on record after 3, 64 and 681 ms (`cgroup.kill` of as many groups alone: 0.2, 19
-//! and 137 ms; aim: all of 1,000 within a second). The search for processes that left their group is
-//! the larger part. A promotion while 10,000 executions are pinned takes 3.6 ms, with one 0.6 ms.
+//! and 137 ms; aim: all of 1,000 within a second); it looks for processes that left their group as
+//! well. A promotion while 10,000 executions are pinned takes 3.6 ms, with one 0.6 ms.
 //!
 //! `cargo bench --bench redact [-- ROW...]` (rows `log`, `random`, `hostile`, `secrets`, `small`,
 //! `levels`, `build`, `add`) measures the redaction engine against memcpy and `aho-corasick`. The
