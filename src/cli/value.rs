@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
@@ -56,14 +56,14 @@ pub(super) fn prompt(what: &str) -> Result<SecretBytes, Failure> {
         |_| Failure::new(format!("no terminal to ask for the {what}")).hint("pipe it in on stdin");
     let mut terminal =
         File::options().read(true).write(true).open("/dev/tty").map_err(no_terminal)?;
-    write!(terminal, "{what}: ").map_err(no_terminal)?;
     let before = tcgetattr(&terminal).map_err(|e| no_terminal(e.into()))?;
     let mut hidden = before.clone();
     hidden.local_flags.remove(LocalFlags::ECHO);
+    // Before the question: what an expect(1) script answers at once must not be flushed away.
     tcsetattr(&terminal, SetArg::TCSAFLUSH, &hidden).map_err(|e| no_terminal(e.into()))?;
-    let mut line = zeroize::Zeroizing::new(Vec::with_capacity(4096));
-    let read =
-        io::BufReader::new((&terminal).take(MAX_VALUE_BYTES as u64)).read_until(b'\n', &mut line);
+    let asked = write!(terminal, "{what}: ");
+    let mut line = zeroize::Zeroizing::new(Vec::with_capacity(MAX_LINE_BYTES));
+    let read = asked.and_then(|()| read_line(&mut terminal, &mut line));
     // Whatever happened, the terminal shows again what is typed.
     let restored = tcsetattr(&terminal, SetArg::TCSAFLUSH, &before);
     writeln!(terminal).map_err(no_terminal)?;
@@ -73,4 +73,20 @@ pub(super) fn prompt(what: &str) -> Result<SecretBytes, Failure> {
         line.pop();
     }
     Ok(SecretBytes::copy_of(&line))
+}
+
+/// What a terminal in canonical mode holds of one line (termios(3)).
+const MAX_LINE_BYTES: usize = 4096;
+
+/// One line, without a buffer of its own that nobody would wipe.
+fn read_line(terminal: &mut File, line: &mut Vec<u8>) -> io::Result<()> {
+    line.resize(MAX_LINE_BYTES, 0);
+    let length = loop {
+        match terminal.read(line) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    line.truncate(length);
+    Ok(())
 }
