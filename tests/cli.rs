@@ -2,6 +2,8 @@
 //! is seen and meant. `STRONGROOM_UPDATE=1 cargo test --test cli` writes it anew.
 #![forbid(unsafe_code)]
 
+mod common;
+
 use std::fmt::Write;
 use std::process::Command;
 
@@ -80,6 +82,72 @@ fn every_command_takes_json_and_a_wrong_one_is_told_in_two_lines() {
     assert!(told.starts_with("error: ") && told.contains("secret"), "{told}");
 }
 
+/// Whether a program is there; says loudly when a test cannot do without.
+fn may_use(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+    if !found.status.success() {
+        common::cannot_run(&format!("needs {program}"));
+    }
+    found.status.success()
+}
+
+/// What `shell` prints after it has loaded its completions by `script`; `FILE` stands for them.
+fn completed(shell: &str, script: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let own = Command::new(env!("CARGO_BIN_EXE_strongroom"))
+        .args(["completions", shell])
+        .output()
+        .unwrap();
+    assert!(own.status.success());
+    let file = dir.path().join("_strongroom");
+    std::fs::write(&file, own.stdout).unwrap();
+    let script = script.replace("FILE", file.to_str().unwrap());
+    let output = Command::new(shell)
+        .args(["-c", &script])
+        .current_dir(dir.path())
+        .env("HOME", dir.path())
+        .output()
+        .unwrap();
+    assert!(output.stderr.is_empty(), "{shell}: {}", common::text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn bash_completes_commands_options_and_choices() {
+    let at = |words: &str, count: usize| {
+        completed(
+            "bash",
+            &format!(
+                "source FILE; COMP_WORDS=({words}); COMP_CWORD={count}; COMP_LINE='{words}'; \
+                 COMP_POINT=${{#COMP_LINE}}; last=${{COMP_WORDS[$COMP_CWORD]}}; \
+                 $(complete -p strongroom | sed 's/.*-F \\([^ ]*\\).*/\\1/') strongroom \"$last\" \
+                 \"${{COMP_WORDS[$COMP_CWORD-1]}}\"; echo \"${{COMPREPLY[@]}}\""
+            ),
+        )
+    };
+    assert_eq!(at("strongroom secret ro", 2).trim(), "rollback rotate");
+    assert!(at("strongroom secret rotate --gen", 3).contains("--generate"));
+    assert!(at("strongroom import x --on-conflict ''", 4).contains("rotate"));
+    assert!(!at("strongroom ''", 1).contains("worker"), "what is hidden is not offered");
+}
+
+#[test]
+fn zsh_and_fish_load_their_completions() {
+    if may_use("zsh") {
+        let told = completed(
+            "zsh",
+            "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -d $PWD/dump; \
+             echo $_comps[strongroom]; autoload +X _strongroom && whence -w _strongroom",
+        );
+        assert_eq!(told, "_strongroom\n_strongroom: function\n");
+    }
+    if may_use("fish") {
+        let told = completed("fish", "source FILE; complete -C 'strongroom secret ro'");
+        let words: Vec<_> = told.lines().filter_map(|l| l.split_whitespace().next()).collect();
+        assert_eq!(words, ["rollback", "rotate"]);
+    }
+}
+
 #[test]
 fn completions_of_each_shell_know_the_commands() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
@@ -91,5 +159,56 @@ fn completions_of_each_shell_know_the_commands() {
         for word in ["rotate", "exposures", "redact", "execution"] {
             assert!(text.contains(word), "{shell}: {word}");
         }
+    }
+}
+
+#[test]
+fn every_man_page_is_there_and_is_what_formatters_take_without_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let strongroom =
+        |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_strongroom")).args(args).output().unwrap();
+    let written = strongroom(&["man", "--dir", dir.path().to_str().unwrap(), "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&written.stdout).unwrap();
+    let mut found = Vec::new();
+    all(&mut Vec::new(), &mut found);
+    for (path, _) in &found {
+        let words = std::iter::once("strongroom").chain(path.split_whitespace());
+        let name = format!("{}.1", words.collect::<Vec<_>>().join("-"));
+        assert!(told["pages"].as_array().unwrap().contains(&name.clone().into()), "{name}");
+        let page = std::fs::read_to_string(dir.path().join(&name)).unwrap();
+        // What it refers to is there.
+        for other in page.split("\\fB").skip(1).filter_map(|rest| rest.split_once("\\fR(1)")) {
+            let other = other.0.replace("\\-", "-");
+            assert!(dir.path().join(format!("{other}.1")).exists(), "{name} names {other}(1)");
+        }
+    }
+    let one = strongroom(&["man", "secret", "rotate"]);
+    let page = std::fs::read(dir.path().join("strongroom-secret-rotate.1")).unwrap();
+    assert_eq!(one.stdout.trim_ascii(), page.trim_ascii());
+    assert_eq!(strongroom(&["man", "secret", "nothing"]).status.code(), Some(6));
+    for (program, args) in
+        [("groff", &["-man", "-ww", "-z"][..]), ("mandoc", &["-T", "lint", "-W", "error"])]
+    {
+        if !may_use(program) {
+            continue;
+        }
+        for page in told["pages"].as_array().unwrap() {
+            let path = dir.path().join(page.as_str().unwrap());
+            let output = Command::new(program).args(args).arg(path).output().unwrap();
+            assert!(
+                common::text(&output).is_empty(),
+                "{program} {page}: {}",
+                common::text(&output)
+            );
+        }
+    }
+    let shown = Command::new("groff")
+        .args(["-man", "-Tascii", "-P-cbou"])
+        .arg(dir.path().join("strongroom-scan.1"))
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for line in ["8      a check found something", "10     scan: nothing was found"] {
+        assert!(shown.contains(line), "{line}: {shown}");
     }
 }

@@ -179,33 +179,43 @@ pub(super) enum Method {
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
     /// Adds a slot.
+    #[command(after_help = "Examples:\n  \
+        strongroom key add passphrase --label \"for people\"\n  \
+        strongroom key add key-file --path /root/strongroom.key\n  \
+        strongroom key add command --command /usr/local/bin/kms-wrap --region eu\n  \
+        strongroom key add recovery")]
     Add {
         /// How it unlocks.
         method: Method,
         /// The key file.
         #[arg(long)]
         path: Option<PathBuf>,
-        /// The program and its arguments.
-        #[arg(long, num_args = 1.., value_name = "PROGRAM")]
+        /// The program and all its arguments: the last option.
+        #[arg(long, num_args = 1.., value_name = "PROGRAM", allow_hyphen_values = true)]
         command: Vec<String>,
         /// For people.
         #[arg(long)]
         label: Option<String>,
     },
     /// Lists slots.
+    #[command(after_help = "Example:\n  strongroom key list")]
     List,
     /// Gives a slot a new credential.
+    #[command(after_help = "Examples:\n  \
+        strongroom key rekey 1\n  \
+        strongroom key rekey 2 --path /root/new.key")]
     Rekey {
         /// Its number.
         slot: String,
         /// The new key file.
         #[arg(long)]
         path: Option<PathBuf>,
-        /// The new program and its arguments.
-        #[arg(long, num_args = 1.., value_name = "PROGRAM")]
+        /// The new program and all its arguments: the last option.
+        #[arg(long, num_args = 1.., value_name = "PROGRAM", allow_hyphen_values = true)]
         command: Vec<String>,
     },
     /// Removes a slot; the last one stays.
+    #[command(after_help = "Example:\n  strongroom key rm 2")]
     Rm {
         /// Its number.
         slot: String,
@@ -293,11 +303,17 @@ pub(super) fn key(context: &Context, command: KeyCommand) -> Outcome {
 #[derive(Debug, Subcommand)]
 pub(super) enum BackupCommand {
     /// Writes a backup under a passphrase of its own (stdin or prompt).
+    #[command(after_help = "Examples:\n  \
+        strongroom backup create strongroom.backup\n  \
+        printf %s \"$PASSPHRASE\" | strongroom backup create strongroom.backup")]
     Create {
         /// Where; must not exist.
         file: PathBuf,
     },
     /// Puts a backup into the vault.
+    #[command(after_help = "Examples:\n  \
+        strongroom backup restore strongroom.backup\n  \
+        strongroom backup restore strongroom.backup --replace")]
     Restore {
         /// The backup.
         file: PathBuf,
@@ -306,6 +322,7 @@ pub(super) enum BackupCommand {
         replace: bool,
     },
     /// Checks that a backup is whole.
+    #[command(after_help = "Example:\n  strongroom backup verify strongroom.backup")]
     Verify {
         /// The backup.
         file: PathBuf,
@@ -375,8 +392,10 @@ pub(super) fn backup(context: &Context, command: BackupCommand) -> Outcome {
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
     /// Reads the configuration and says whether it is sound.
+    #[command(after_help = "Example:\n  strongroom config check")]
     Check,
     /// Prints every setting, with its default where none is given.
+    #[command(after_help = "Example:\n  strongroom config show")]
     Show,
 }
 

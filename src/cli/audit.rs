@@ -28,6 +28,7 @@ pub(super) enum AuditCommand {
     /// Prints what to store elsewhere: whoever has it finds a log that was cut or made anew.
     ///
     /// The record's number, its link, and the first public key.
+    #[command(after_help = "Example:\n  strongroom audit head --json > head.json")]
     Head,
     /// Removes the records of days gone by; a signed anchor stands for them.
     #[command(after_help = "Example:\n  strongroom audit prune --keep-days 90")]
@@ -43,6 +44,9 @@ pub(super) enum AuditCommand {
     #[command(after_help = "Example:\n  strongroom audit query --event secret_accessed --json")]
     Query(QueryArgs),
     /// Prints records as they come.
+    #[command(after_help = "Examples:\n  \
+        strongroom audit tail --limit 20\n  \
+        strongroom audit tail --follow --after-seq 4711 --json")]
     Tail {
         #[command(flatten)]
         filter: QueryArgs,
@@ -51,6 +55,9 @@ pub(super) enum AuditCommand {
         follow: bool,
     },
     /// Checks every line; also without a daemon, with --dir.
+    #[command(after_help = "Examples:\n  \
+        strongroom audit verify\n  \
+        strongroom audit verify --dir /mnt/copy/audit --public-key first.pub")]
     Verify {
         /// The directory of the log, offline.
         #[arg(long)]

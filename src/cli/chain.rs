@@ -28,6 +28,7 @@ pub(super) enum ChainCommand {
         yes: bool,
     },
     /// Reads a definition and says what it would change.
+    #[command(after_help = "Example:\n  strongroom chain check deploy-pipeline.json --env prod")]
     Check {
         /// The definition's JSON file.
         file: PathBuf,
@@ -39,8 +40,10 @@ pub(super) enum ChainCommand {
         env: Option<String>,
     },
     /// Lists chains.
+    #[command(after_help = "Example:\n  strongroom chain list")]
     List,
     /// Removes a definition.
+    #[command(after_help = "Example:\n  strongroom chain rm deploy-pipeline")]
     Rm {
         /// Its name.
         chain: String,
@@ -51,6 +54,7 @@ pub(super) enum ChainCommand {
     /// Runs the agents that have a command, in order, as one execution: for trials.
     Run(super::chain_run::ChainRunArgs),
     /// Shows a definition.
+    #[command(after_help = "Example:\n  strongroom chain show deploy-pipeline --json")]
     Show {
         /// Its name.
         chain: String,
@@ -141,6 +145,7 @@ pub(super) fn chain(context: &Context, command: ChainCommand) -> Outcome {
 #[derive(Debug, Subcommand)]
 pub(super) enum ExecutionCommand {
     /// Ends an execution: its view first, then its processes.
+    #[command(after_help = "Example:\n  strongroom execution end nightly-4711 --reason \"done\"")]
     End {
         /// Its id.
         id: String,
@@ -149,6 +154,7 @@ pub(super) enum ExecutionCommand {
         reason: Option<String>,
     },
     /// Sets a new deadline, counted from now.
+    #[command(after_help = "Example:\n  strongroom execution extend nightly-4711 --deadline 2h")]
     Extend {
         /// Its id.
         id: String,
@@ -157,6 +163,9 @@ pub(super) enum ExecutionCommand {
         deadline: Period,
     },
     /// Lists executions.
+    #[command(after_help = "Examples:\n  \
+        strongroom execution list\n  \
+        strongroom execution list --chain deploy-pipeline --all")]
     List {
         /// Only of this chain.
         #[arg(long)]
@@ -166,6 +175,7 @@ pub(super) enum ExecutionCommand {
         all: bool,
     },
     /// Shows an execution.
+    #[command(after_help = "Example:\n  strongroom execution show nightly-4711")]
     Show {
         /// Its id.
         id: String,

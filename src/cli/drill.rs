@@ -26,6 +26,7 @@ const AGENT: &str = "trap '' TERM INT HUP; cat \"$CREDENTIALS_DIRECTORY/$0\" >/d
 #[derive(Debug, Subcommand)]
 pub(super) enum DrillCommand {
     /// Revokes a canary that an agent holds, and says how long each part took.
+    #[command(after_help = "Example:\n  strongroom drill revoke")]
     Revoke,
 }
 

@@ -19,7 +19,7 @@ pub const NO_ROLE: u8 = 5;
 pub const NOT_FOUND: u8 = 6;
 /// It exists already, or conflicts with what is there.
 pub const CONFLICT: u8 = 7;
-/// A check found something: `audit verify`, `chain check`, `doctor`, `scan`, `redact --check`.
+/// A check found something: `doctor`, `audit verify`, `chain check`, `scan`, ([`is_of`] has all).
 pub const FOUND: u8 = 8;
 /// `secret revoke`: a process that had the value could not be ended.
 pub const INCOMPLETE: u8 = 9;
@@ -49,6 +49,34 @@ pub const TABLE: &[(u8, &str)] = &[
     (RUN_CANNOT, "run: the command cannot be executed"),
     (RUN_MISSING, "run: the command was not found"),
 ];
+
+/// Whether a command, named by its words, can leave with a status of the table; none: any command.
+pub fn is_of(path: &[&str], status: u8) -> bool {
+    let is_run = matches!(path, ["run"] | ["chain", "run"]);
+    match status {
+        _ if path.is_empty() => true,
+        USAGE => true,
+        RUN_FAILED | RUN_CANNOT | RUN_MISSING => is_run,
+        // What an agent leaves with stands for itself: 1 is its own.
+        _ if is_run => false,
+        FOUND => matches!(
+            path,
+            ["access" | "doctor" | "explain" | "redact" | "scan"]
+                | ["alert", "test"]
+                | ["audit", "verify"]
+                | ["chain", "check"]
+                | ["execution", "end"]
+        ),
+        INCOMPLETE => {
+            matches!(path, ["drill", "revoke"] | ["secret" | "group", "revoke"])
+        }
+        UNREAD => matches!(path, ["scan"]),
+        NO_DAEMON | LOCKED | NO_ROLE | NOT_FOUND | CONFLICT => {
+            !matches!(path, ["completions" | "demo"])
+        }
+        _ => true,
+    }
+}
 
 /// The status for a problem.
 pub fn of_problem(code: Code) -> u8 {

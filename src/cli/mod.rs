@@ -8,8 +8,10 @@ mod chain_run;
 mod demo;
 mod drill;
 mod events;
+mod examples;
 pub mod exit;
 mod import;
+mod man;
 mod output;
 mod prompt;
 mod redact;
@@ -64,6 +66,10 @@ enum Command {
     #[command(subcommand)]
     Chain(chain::ChainCommand),
     /// Prints completions for a shell.
+    #[command(after_help = "Examples:\n  \
+        strongroom completions bash > /usr/share/bash-completion/completions/strongroom\n  \
+        strongroom completions zsh > ~/.zfunc/_strongroom\n  \
+        strongroom completions fish > ~/.config/fish/completions/strongroom.fish")]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -75,13 +81,18 @@ enum Command {
     #[command(subcommand)]
     Config(admin::ConfigCommand),
     /// Shows it all in a throw-away home, in seconds.
+    #[command(after_help = "Example:\n  strongroom demo")]
     Demo,
     /// How far each promise holds on this host.
+    #[command(after_help = "Examples:\n  \
+        strongroom doctor\n  \
+        strongroom doctor --json")]
     Doctor,
     /// Emergencies for practice.
     #[command(subcommand)]
     Drill(drill::DrillCommand),
     /// Ends the daemon; no mount is left behind.
+    #[command(after_help = "Example:\n  strongroom down")]
     Down,
     /// What agents wrote: folders of the event store.
     #[command(subcommand)]
@@ -102,9 +113,10 @@ enum Command {
     #[command(subcommand)]
     Key(admin::KeyCommand),
     /// Forgets the vault's key until the next unlock.
+    #[command(after_help = "Example:\n  strongroom lock")]
     Lock,
-    /// Prints the man page.
-    Man,
+    /// Prints the man page of a command, or writes those of all.
+    Man(man::ManArgs),
     /// Projects: lists of chains that share secrets.
     #[command(subcommand)]
     Project(secret::ProjectCommand),
@@ -113,6 +125,7 @@ enum Command {
     /// Leaves markers where secrets were: a filter.
     Redact(redact::RedactArgs),
     /// Starts a new worker (new binary, new configuration) under the same mount.
+    #[command(after_help = "Example:\n  strongroom config check && strongroom reload")]
     Reload,
     /// Rotation policies and rotation chains.
     #[command(subcommand)]
@@ -125,14 +138,25 @@ enum Command {
     #[command(subcommand)]
     Secret(secret::SecretCommand),
     /// Serves in the foreground, as the service manager wants it.
+    #[command(after_help = "Examples:\n  \
+        strongroom serve\n  \
+        systemctl start strongroom")]
     Serve,
     /// State of the daemon.
+    #[command(after_help = "Examples:\n  \
+        strongroom status\n  \
+        strongroom status --json")]
     Status,
     /// Unlocks the vault.
+    #[command(after_help = "Examples:\n  \
+        strongroom unlock\n  \
+        strongroom unlock --recovery")]
     Unlock(admin::UnlockArgs),
     /// Starts the daemon in the background; returns when the mount answers.
+    #[command(after_help = "Example:\n  strongroom up && strongroom status")]
     Up,
     /// Waits until the daemon is ready.
+    #[command(after_help = "Example:\n  strongroom wait --timeout 60s")]
     Wait(admin::WaitArgs),
     /// What stands between an agent of `chain run` and its output.
     #[command(hide = true)]
@@ -149,6 +173,7 @@ enum Command {
 #[derive(Debug, clap::Subcommand)]
 enum AlertCommand {
     /// Delivers a test to every configured alert, and waits for it.
+    #[command(after_help = "Example:\n  strongroom alert test")]
     Test,
 }
 
@@ -293,6 +318,13 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The tree without what is hidden: completions would offer it.
+fn offered(cli: &clap::Command) -> clap::Command {
+    clap::Command::new("strongroom")
+        .args(cli.get_arguments())
+        .subcommands(cli.get_subcommands().filter(|c| !c.is_hide_set()))
+}
+
 fn config_failure(error: crate::config::Error) -> Failure {
     let hint = error.hint();
     Failure::new(error.to_string()).hint(hint)
@@ -330,18 +362,13 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Completions { shell } => {
             clap_complete::generate(
                 *shell,
-                &mut Cli::command(),
+                &mut offered(&Cli::command()),
                 "strongroom",
                 &mut std::io::stdout(),
             );
             return Ok(exit::OK);
         }
-        Command::Man => {
-            clap_mangen::Man::new(Cli::command())
-                .render(&mut std::io::stdout())
-                .map_err(anyhow::Error::from)?;
-            return Ok(exit::OK);
-        }
+        Command::Man(args) => return man::main(Cli::command(), args, cli.json),
         Command::Demo => return demo::main(cli.json),
         Command::Tee(args) => return chain_run::tee(args),
         Command::Prompt(args) if args.is_local() => return prompt::local(cli.json),
@@ -407,7 +434,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Up => serve::up(&context),
         Command::Wait(args) => admin::wait(&context, &args),
         Command::Worker { descriptors } => serve::worker(context, &descriptors),
-        Command::Completions { .. } | Command::Demo | Command::Man | Command::Tee(_) => {
+        Command::Completions { .. } | Command::Demo | Command::Man(_) | Command::Tee(_) => {
             Ok(exit::OK)
         }
     }

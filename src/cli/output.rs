@@ -1,9 +1,12 @@
 //! What a person or a script reads: aligned tables, or JSON.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use serde::Serialize;
+
+use crate::sys::terminal;
 
 /// Prints a result as JSON, or as `text` says.
 ///
@@ -28,8 +31,23 @@ pub(super) fn show<T: Serialize>(
     Ok(())
 }
 
-/// Rows under a heading, each column as wide as its widest cell.
+/// Rows under a heading, each column as wide as its widest cell. On a terminal that is too narrow the
+/// widest columns are broken at blanks; for scripts a row stays a line.
 pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
+    table_within(heading, rows, terminal_columns())
+}
+
+/// How wide the terminal is that stdout goes to, if it does.
+fn terminal_columns() -> Option<usize> {
+    let out = std::io::stdout();
+    let size = out.is_terminal().then(|| terminal::size(out.as_fd()).ok()).flatten()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// Below this a column is not narrowed: its words would be torn.
+const NARROWEST: usize = 12;
+
+fn table_within(heading: &[&str], rows: &[Vec<String>], columns: Option<usize>) -> String {
     if rows.is_empty() {
         return "(none)".to_owned();
     }
@@ -39,17 +57,58 @@ pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut text = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
+    if let Some(columns) = columns {
+        narrow(&mut widths, columns);
+    }
+    let mut lines = Vec::new();
+    let mut add = |cells: &mut dyn Iterator<Item = &str>| {
+        let broken: Vec<_> = cells.zip(&widths).map(|(cell, width)| broken(cell, *width)).collect();
+        for at in 0..broken.iter().map(Vec::len).max().unwrap_or_default() {
+            let mut text = String::new();
+            for (parts, width) in broken.iter().zip(&widths) {
+                let part = parts.get(at).map_or("", String::as_str);
+                text.push_str(part);
+                let blanks = (width + 2).saturating_sub(part.chars().count());
+                text.extend(std::iter::repeat_n(' ', blanks));
+            }
+            lines.push(text.trim_end().to_owned());
         }
-        text.trim_end().to_owned()
     };
-    let mut lines = vec![line(&mut heading.iter().copied())];
-    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    add(&mut heading.iter().copied());
+    for row in rows {
+        add(&mut row.iter().map(String::as_str));
+    }
     lines.join("\n")
+}
+
+/// Takes from the widest column until all fit into `columns`, or none can give.
+fn narrow(widths: &mut [usize], columns: usize) {
+    let between = widths.len().saturating_sub(1) * 2;
+    while widths.iter().sum::<usize>() + between > columns {
+        match widths.iter_mut().max() {
+            Some(widest) if *widest > NARROWEST => *widest -= 1,
+            _ => return,
+        }
+    }
+}
+
+/// A cell in pieces of at most `width`, at blanks where there are some, else behind a slash or comma.
+fn broken(cell: &str, width: usize) -> Vec<String> {
+    let long = |text: &str| text.trim_end().chars().count();
+    let (mut parts, mut part) = (Vec::new(), String::new());
+    for word in cell.split_inclusive([' ', '/', ',']) {
+        if !part.is_empty() && part.chars().count() + long(word) > width {
+            parts.push(std::mem::take(&mut part));
+        }
+        part.push_str(word);
+        while long(&part) > width {
+            let at = part.char_indices().nth(width.max(1)).map_or(part.len(), |(at, _)| at);
+            let rest = part.split_off(at);
+            parts.push(std::mem::replace(&mut part, rest));
+        }
+    }
+    parts.push(part);
+    parts.iter().map(|part| part.trim_end().to_owned()).collect()
 }
 
 /// A missing cell.
@@ -71,5 +130,34 @@ mod tests {
         let rows = [vec!["a".into(), "bbb".into()], vec!["cccc".into(), "d".into()]];
         assert_eq!(table(&["X", "Y"], &rows), "X     Y\na     bbb\ncccc  d");
         assert_eq!(table(&["X"], &[]), "(none)");
+    }
+
+    #[test]
+    fn on_a_narrow_terminal_the_widest_column_is_broken_and_nothing_is_lost() {
+        let why = "the kernel is older than 6.9: a request in flight fails when the worker dies";
+        let path = "/var/lib/strongroom/events/deploy-pipeline/prod/nightly-4711/x".repeat(3);
+        let rows = [
+            vec!["survival".to_owned(), why.to_owned(), "partial".to_owned()],
+            vec!["a".to_owned(), path.clone(), "\u{e4}\u{e4}".to_owned()],
+        ];
+        for columns in [60, 80, 200] {
+            let text = table_within(&["NAME", "WHY", "HOLDS"], &rows, Some(columns));
+            assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}:\n{text}");
+            let letters = |text: &str| {
+                let mut all: Vec<_> = text.chars().filter(|c| !c.is_whitespace()).collect();
+                all.sort_unstable();
+                all
+            };
+            let whole = table_within(&["NAME", "WHY", "HOLDS"], &rows, None);
+            assert_eq!(letters(&text), letters(&whole), "{text}");
+        }
+        let wide = table_within(&["NAME", "WHY", "HOLDS"], &rows, None);
+        assert_eq!(wide.lines().count(), 3);
+        assert_eq!(broken(&path, 20).concat(), path);
+        assert_eq!(broken("", 20), [""]);
+        // Too many columns for the terminal: lines run over, and nothing is torn.
+        let row = vec!["twelve-chars".to_owned(); 9];
+        let text = table_within(&["C"; 9], &[row], Some(80));
+        assert!(text.contains("twelve-chars  twelve-chars"), "{text}");
     }
 }

@@ -15,7 +15,7 @@ use super::{Context, Failure, Outcome, exit};
 #[derive(Debug, Subcommand)]
 pub(super) enum RotationCommand {
     /// Makes policies hold: a JSON file, all of it or nothing.
-    #[command(after_help = "Example of a file:\n  \
+    #[command(after_help = "Example:\n  strongroom rotation apply policy.json\n\nSuch a file:\n  \
         {\"rotation_policy\": {\"prod/DATABASE_URL\": {\n    \
         \"rotate_every_days\": 30, \"notify_before_days\": 7,\n    \
         \"auto_rotate\": true, \"rotation_chain\": \"rotate-db\"}}}")]
@@ -27,10 +27,15 @@ pub(super) enum RotationCommand {
         dry_run: bool,
     },
     /// Lists policies, the next due first.
+    #[command(after_help = "Example:\n  strongroom rotation list --json")]
     List,
     /// Takes a policy away; the secret stays as it is.
+    #[command(after_help = "Example:\n  strongroom rotation rm prod/DATABASE_URL")]
     Rm(NameArgs),
     /// Runs the rotation chain now.
+    #[command(after_help = "Examples:\n  \
+        strongroom rotation run prod/DATABASE_URL\n  \
+        strongroom rotation run prod/DATABASE_URL --chain rotate-db")]
     Run(RunArgs),
 }
 

@@ -15,20 +15,34 @@ use super::{Context, Failure, Outcome, exit, value, version};
 #[derive(Debug, Subcommand)]
 pub(super) enum SecretCommand {
     /// Removes the bytes of a version that nobody holds.
+    #[command(after_help = "Example:\n  strongroom secret destroy prod/DATABASE_URL --version 3")]
     Destroy(version::DestroyArgs),
     /// Changes a secret's metadata.
+    #[command(after_help = "Examples:\n  \
+        strongroom secret edit API_KEY --description \"of the sandbox\" --expires-at 2027-01-31T00:00:00Z\n  \
+        strongroom secret edit API_KEY --scope org --new-scope chain:deploy")]
     Edit(EditArgs),
     /// Who obtained which version, and how.
+    #[command(after_help = "Example:\n  strongroom secret exposures prod/DATABASE_URL")]
     Exposures(NameArgs),
     /// Shows a value; recorded as a disclosure to you.
+    #[command(after_help = "Examples:\n  \
+        strongroom secret get prod/DATABASE_URL --reveal --reason \"incident 7\"\n  \
+        strongroom secret get TLS_CERT --reveal --version previous > cert.pem")]
     Get(GetArgs),
     /// Lists secrets.
+    #[command(after_help = "Examples:\n  \
+        strongroom secret list\n  \
+        strongroom secret list --env prod --scope chain:deploy API")]
     List(ListArgs),
     /// Makes the pending version current now.
+    #[command(after_help = "Example:\n  strongroom secret promote prod/DATABASE_URL")]
     Promote(version::PromoteArgs),
     /// Denies versions for good, and ends the executions that obtained them.
     Revoke(version::RevokeArgs),
     /// Removes a secret with all its versions.
+    #[command(after_help = "Example:\n  \
+        strongroom secret rm prod/DATABASE_URL --scope chain:deploy")]
     Rm {
         #[command(flatten)]
         name: NameArgs,
@@ -37,12 +51,14 @@ pub(super) enum SecretCommand {
         force: bool,
     },
     /// Gives up the pending version, or brings the previous one back.
+    #[command(after_help = "Example:\n  strongroom secret rollback prod/DATABASE_URL")]
     Rollback(NameArgs),
     /// Stages a new version: new executions get it, running ones keep theirs.
     Rotate(version::RotateArgs),
     /// Stores a value: from stdin, a file, or a prompt.
     Set(SetArgs),
     /// Shows a secret, without its value.
+    #[command(after_help = "Example:\n  strongroom secret show prod/DATABASE_URL --json")]
     Show(NameArgs),
 }
 
@@ -277,20 +293,31 @@ pub(super) fn secret(context: &Context, command: SecretCommand) -> Outcome {
 #[derive(Debug, Subcommand)]
 pub(super) enum GroupCommand {
     /// Lists groups.
+    #[command(after_help = "Example:\n  strongroom group list --env prod")]
     List {
         /// Only of this environment; - for none.
         #[arg(long)]
         env: Option<String>,
     },
     /// Makes the pending versions of all members current now.
+    #[command(after_help = "Example:\n  strongroom group promote prod/aws-deploy")]
     Promote(version::PromoteArgs),
     /// Denies versions of all members for good, and ends the executions that obtained them.
+    #[command(after_help = "Examples:\n  \
+        strongroom group revoke aws-deploy --reason \"on a forum\" --dry-run\n  \
+        strongroom group revoke aws-deploy --reason \"on a forum\" --file new-keys.json\n\n\
+        The status is 9 when a process that had the values could not be ended.")]
     Revoke(version::RevokeArgs),
     /// Removes a group with its members.
+    #[command(after_help = "Example:\n  strongroom group rm aws-deploy --scope chain:deploy")]
     Rm(NameArgs),
     /// Gives up the pending versions, or brings the previous ones back.
+    #[command(after_help = "Example:\n  strongroom group rollback aws-deploy")]
     Rollback(NameArgs),
     /// Stages a new version of every member at once: a JSON object on stdin.
+    #[command(after_help = "Examples:\n  \
+        strongroom group rotate aws-deploy --file new-keys.json\n  \
+        strongroom group rotate aws-deploy < new-keys.json")]
     Rotate(version::GroupRotateArgs),
     /// Stores a group: a JSON object of names and values on stdin.
     #[command(
@@ -310,6 +337,7 @@ pub(super) enum GroupCommand {
         replace: bool,
     },
     /// Shows a group, without values.
+    #[command(after_help = "Example:\n  strongroom group show aws-deploy")]
     Show(NameArgs),
 }
 
@@ -407,6 +435,7 @@ pub(super) enum ProjectCommand {
         chains: Vec<String>,
     },
     /// Lists projects.
+    #[command(after_help = "Example:\n  strongroom project list")]
     List,
     /// Takes chains off a project's list.
     #[command(after_help = "Example:\n  \
@@ -419,6 +448,7 @@ pub(super) enum ProjectCommand {
         chains: Vec<String>,
     },
     /// Removes a project.
+    #[command(after_help = "Example:\n  strongroom project rm billing")]
     Rm {
         /// Its name.
         name: String,
