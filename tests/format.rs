@@ -28,10 +28,14 @@ fn credentials() -> [(&'static str, Credential); 3] {
     ]
 }
 
+/// The highest kind of record when the stored files were written; kinds that came since are new to
+/// programs, not to the format.
+const LAST_STORED_KIND: u8 = 9;
+
 /// Every kind of record, one of them large, one of them written twice.
 fn content() -> Vec<(RecordKind, RecordId, Vec<u8>)> {
     let mut all = Vec::new();
-    for byte in 1..=u8::MAX {
+    for byte in 1..=LAST_STORED_KIND {
         let Some(kind) = RecordKind::from_byte(byte) else { continue };
         let text = format!("{{\"record\": \"of kind {byte}\"}}");
         all.push((kind, RecordId([byte; 16]), text.into_bytes()));

@@ -184,6 +184,7 @@ impl Parts {
             created_by: "me".into(),
             rotated_at: None,
             expires_at: None,
+            end_told: None,
             versions: Vec::new(),
         };
         Self { vault, state, registry, secret }
@@ -373,7 +374,7 @@ fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
                 return;
             }
             let back = model.back();
-            let done = secret.rollback(time(now)).ok();
+            let done = secret.rollback(time(now), false).ok();
             assert_eq!(done, back);
             if let Some(back) = back {
                 parts.store(secret, Batch::new());

@@ -123,7 +123,7 @@ fn whatever_fails_leaves_the_current_version_and_nothing_in_the_way_of_the_next_
         return;
     }
     let config = "[rotation]\nstep_timeout = \"1s\"\n\
-        [[alert]]\nname = \"file\"\ncommand = [\"sh\", \"-c\", \"(cat; echo) >> @DIR@/alerts\"]\n";
+        [[alert]]\nname = \"file\"\ncommand = ['sh', '-c', '''printf \"%s\\n\" \"$(cat)\" >> @DIR@/alerts''']\n";
     let provider = Provider::new(config, "true", "true", "true");
     let home = &provider.home;
     let run = ["rotation", "run", "PASSWORD", "--chain", "rotate"];
@@ -392,7 +392,7 @@ fn a_place_that_hangs_keeps_neither_reads_nor_other_places_and_a_killed_worker_l
     let config = format!(
         "[[alert]]\nname = \"hangs\"\ncommand = [\"sleep\", \"1000\"]\ntimeout = \"30s\"\n\
          [[alert]]\nname = \"late\"\ntimeout = \"20s\"\n\
-         command = [\"sh\", \"-c\", \"while [ ! -e @DIR@/go ]; do sleep 0.05; done; (cat; echo) >> @DIR@/alerts\"]\n\
+         command = ['sh', '-c', '''while [ ! -e @DIR@/go ]; do sleep 0.05; done; printf \"%s\\n\" \"$(cat)\" >> @DIR@/alerts''']\n\
          [[alert]]\nname = \"hook\"\nwebhook = \"http://{address}/hook\"\n"
     );
     let provider = Provider::new(&config, MAKE, "true", "true");
@@ -466,8 +466,7 @@ fn failed_unlocks_bursts_of_refusals_and_an_altered_log_raise_alerts_and_a_drill
     if !may_mount() {
         return;
     }
-    let config =
-        "[[alert]]\nname = \"file\"\ncommand = [\"sh\", \"-c\", \"(cat; echo) >> @DIR@/alerts\"]\n";
+    let config = "[[alert]]\nname = \"file\"\ncommand = ['sh', '-c', '''printf \"%s\\n\" \"$(cat)\" >> @DIR@/alerts''']\n";
     let provider = Provider::new(config, MAKE, "true", "true");
     let home = &provider.home;
     let alerts = provider.dir.join("alerts");

@@ -26,7 +26,7 @@ use group::{Group, GroupKey, Project};
 use name::{ChainName, EnvName, GroupName, ProjectName, SecretKey, SecretName};
 use policy::Policy;
 use scope::Scope;
-use secret::Secret;
+use secret::{Buried, End, Secret, Version};
 
 use crate::clock::Timestamp;
 
@@ -102,6 +102,10 @@ pub struct Catalog {
     policies: BTreeMap<String, Arc<Policy>>,
     /// Secrets with more than a current version: those that time or an end may change.
     unsettled: BTreeSet<String>,
+    /// Secrets by the fingerprints of their revoked values.
+    fingerprints: HashMap<String, String>,
+    /// Revoked values whose secrets were removed, by fingerprint.
+    buried: HashMap<String, Buried>,
 }
 
 /// What is changed together: a secret, or all members of a group.
@@ -214,6 +218,9 @@ impl Catalog {
         if secret.versions.iter().filter(|v| v.value.is_some()).count() > 1 {
             self.unsettled.insert(secret.id.clone());
         }
+        for fingerprint in secret.versions.iter().filter_map(|v| v.fingerprint.clone()) {
+            self.fingerprints.insert(fingerprint, secret.id.clone());
+        }
         let secret = Arc::new(secret);
         match self.by_name.entry(secret.key.name.clone()) {
             Entry::Occupied(mut same) => same.get_mut().push(secret.clone()),
@@ -232,6 +239,11 @@ impl Catalog {
     pub fn remove_secret(&mut self, id: &str) {
         self.unsettled.remove(id);
         let Some(old) = self.secrets.remove(id) else { return };
+        for fingerprint in old.versions.iter().filter_map(|v| v.fingerprint.as_ref()) {
+            if self.fingerprints.get(fingerprint).is_some_and(|owner| owner == id) {
+                self.fingerprints.remove(fingerprint);
+            }
+        }
         if let Some(same) = self.by_name.get_mut(&old.key.name) {
             same.retain(|other| other.id != id);
             if same.is_empty() {
@@ -435,10 +447,30 @@ impl Catalog {
             .collect()
     }
 
-    /// Secrets that ended after `since` and until `now`.
-    pub fn expired(&self, since: Timestamp, now: Timestamp) -> Vec<Arc<Secret>> {
-        let over = |s: &&Arc<Secret>| s.expires_at.is_some_and(|end| end > since && end <= now);
-        self.secrets.values().filter(over).cloned().collect()
+    /// Secrets whose end has come by `now`, or their version's, and was not told yet.
+    pub fn ended(&self, now: Timestamp) -> Vec<(Arc<Secret>, End)> {
+        let over = |s: &Arc<Secret>| Some((s.clone(), s.untold_end(now)?));
+        self.secrets.values().filter_map(over).collect()
+    }
+
+    /// Whose revoked value has this fingerprint, also of a secret that was removed.
+    pub fn revoked(&self, fingerprint: &str) -> Option<(String, u32)> {
+        if let Some(buried) = self.buried.get(fingerprint) {
+            return Some((buried.key.to_string(), buried.number));
+        }
+        let secret = self.secrets.get(self.fingerprints.get(fingerprint)?)?;
+        let of = |v: &&Version| v.fingerprint.as_deref() == Some(fingerprint);
+        Some((secret.key.to_string(), secret.versions.iter().find(of)?.number))
+    }
+
+    /// Takes in what is known of a revoked value whose secret was removed.
+    pub fn bury(&mut self, buried: Buried) {
+        self.buried.insert(buried.fingerprint.clone(), buried);
+    }
+
+    /// What is known of revoked values whose secrets were removed.
+    pub fn buried(&self) -> impl Iterator<Item = &Buried> {
+        self.buried.values()
     }
 
     /// Adds or replaces a policy.

@@ -97,6 +97,12 @@ pub struct Version {
     /// Of a revoked version: what its value is known again by, after it is destroyed as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// Since when its provider takes it no more, or may not: a rotation chain's `finish` was run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdrawn_at: Option<Timestamp>,
+    /// That `valid_until` has left new executions without a version was told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub end_told: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
@@ -108,6 +114,11 @@ impl Version {
     /// Since when it stands where it stands.
     pub fn since(&self) -> Timestamp {
         self.stage_since.unwrap_or(self.created_at)
+    }
+
+    /// Whether its provider takes it no more, or may not.
+    pub fn is_withdrawn(&self) -> bool {
+        self.withdrawn_at.is_some()
     }
 
     fn move_to(&mut self, stage: Stage, at: Timestamp) {
@@ -147,8 +158,33 @@ pub struct Secret {
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// The end that was told when it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_told: Option<Timestamp>,
     /// By number.
     pub versions: Vec<Version>,
+}
+
+/// What has come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The secret: nobody reads it any more.
+    Secret,
+    /// This version's `valid_until`, and there is no other: new executions get none.
+    Version(u32),
+}
+
+/// A revoked value whose secret was removed: what it is known again by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buried {
+    /// The secret that it was a value of.
+    pub key: SecretKey,
+    /// Its scope.
+    pub scope: Scope,
+    /// The version's number.
+    pub number: u32,
+    /// What it is known again by.
+    pub fingerprint: String,
 }
 
 /// Why a version cannot change its stage, or none can be had.
@@ -177,6 +213,16 @@ pub enum Error {
         key: SecretKey,
         /// The pending one.
         number: u32,
+    },
+    /// What would be brought back is dead at its provider.
+    #[error("version {number} of {key} was removed at its provider, {at}")]
+    Withdrawn {
+        /// Which.
+        key: SecretKey,
+        /// The version.
+        number: u32,
+        /// When.
+        at: Timestamp,
     },
 }
 
@@ -242,6 +288,8 @@ impl Secret {
             generation: new.generation,
             drain: new.drain,
             fingerprint: None,
+            withdrawn_at: None,
+            end_told: false,
         });
         number
     }
@@ -297,15 +345,19 @@ impl Secret {
         Some(pending.number)
     }
 
-    /// Brings the previous version back; the current one becomes previous, a pending one goes.
+    /// Brings the previous version back; the current one becomes previous, a pending one goes. One
+    /// that is dead at its provider comes back by `force` alone.
     ///
     /// # Errors
-    /// [`Error::NoVersion`].
-    pub fn rollback(&mut self, at: Timestamp) -> Result<u32, Error> {
-        let back = self
+    /// [`Error::NoVersion`], [`Error::Withdrawn`].
+    pub fn rollback(&mut self, at: Timestamp, force: bool) -> Result<u32, Error> {
+        let target = self
             .rollback_target()
-            .map(|v| v.number)
             .ok_or_else(|| Error::NoVersion { key: self.key.clone(), wanted: "previous" })?;
+        let back = target.number;
+        if let Some(at) = target.withdrawn_at.filter(|_| !force) {
+            return Err(Error::Withdrawn { key: self.key.clone(), number: back, at });
+        }
         self.discard(at);
         self.shift(Stage::Current, Stage::Previous, at);
         if let Some(version) = self.versions.iter_mut().find(|v| v.number == back) {
@@ -340,6 +392,36 @@ impl Secret {
         revoked
     }
 
+    /// Notes that the provider of these values takes them no more, or soon will not.
+    pub fn withdraw(&mut self, values: &[String], at: Timestamp) {
+        let is_one = |v: &&mut Version| v.value.as_ref().is_some_and(|id| values.contains(id));
+        for version in self.versions.iter_mut().filter(is_one) {
+            version.withdrawn_at.get_or_insert(at);
+        }
+    }
+
+    /// The end that has come by `now` and was not told yet.
+    pub fn untold_end(&self, now: Timestamp) -> Option<End> {
+        if let Some(end) = self.expires_at.filter(|end| *end <= now) {
+            return (self.end_told != Some(end)).then_some(End::Secret);
+        }
+        let current = self.at_stage(Stage::Current).filter(|v| v.value.is_some())?;
+        let over = current.valid_until.is_some_and(|until| until <= now) && !current.end_told;
+        (over && self.version_to_pin(now).is_err()).then_some(End::Version(current.number))
+    }
+
+    /// Notes that an end was told.
+    pub fn tell(&mut self, end: End) {
+        match end {
+            End::Secret => self.end_told = self.expires_at,
+            End::Version(number) => {
+                if let Some(version) = self.versions.iter_mut().find(|v| v.number == number) {
+                    version.end_told = true;
+                }
+            }
+        }
+    }
+
     /// Notes what the value of a version is known again by.
     pub fn set_fingerprint(&mut self, number: u32, fingerprint: String) {
         if let Some(version) = self.versions.iter_mut().find(|v| v.number == number) {
@@ -357,6 +439,19 @@ impl Secret {
         for version in self.versions.iter_mut().filter(|v| v.stage == from) {
             version.move_to(to, at);
         }
+    }
+
+    /// What stays of its revoked values when it is removed.
+    pub fn buried(&self) -> Vec<Buried> {
+        let of = |v: &Version| {
+            Some(Buried {
+                key: self.key.clone(),
+                scope: self.scope.clone(),
+                number: v.number,
+                fingerprint: v.fingerprint.clone()?,
+            })
+        };
+        self.versions.iter().filter_map(of).collect()
     }
 
     /// The version that a floating secret is at each open: the current one.
@@ -428,6 +523,7 @@ mod tests {
             created_by: "me".into(),
             rotated_at: None,
             expires_at: None,
+            end_told: None,
             versions: Vec::new(),
         };
         secret.replace(new(1));
@@ -447,8 +543,46 @@ mod tests {
         secret.promote(at(4)).unwrap();
         assert_eq!(stages(&secret), [(1, Stage::Previous), (2, Stage::Current)]);
         assert!(matches!(secret.promote(at(5)), Err(Error::NoVersion { .. })));
-        secret.rollback(at(6)).unwrap();
+        secret.rollback(at(6), false).unwrap();
         assert_eq!(stages(&secret), [(1, Stage::Current), (2, Stage::Previous)]);
+    }
+
+    #[test]
+    fn what_its_provider_removed_comes_back_by_force_alone() {
+        let mut secret = secret();
+        secret.stage(new(2)).unwrap();
+        secret.promote(at(4)).unwrap();
+        secret.withdraw(&[new(1).value], at(5));
+        secret.withdraw(&[new(1).value], at(6));
+        let refused = secret.rollback(at(7), false).unwrap_err();
+        assert!(matches!(refused, Error::Withdrawn { number: 1, at: when, .. } if when == at(5)));
+        assert_eq!(stages(&secret), [(1, Stage::Previous), (2, Stage::Current)]);
+        assert_eq!(secret.rollback(at(8), true).unwrap(), 1);
+    }
+
+    #[test]
+    fn an_end_is_told_once_and_again_only_when_it_was_moved() {
+        let mut secret = secret();
+        assert_eq!(secret.untold_end(at(99)), None);
+        secret.expires_at = Some(at(50));
+        assert_eq!(secret.untold_end(at(49)), None);
+        assert_eq!(secret.untold_end(at(50)), Some(End::Secret));
+        secret.tell(End::Secret);
+        assert_eq!(secret.untold_end(at(99)), None);
+        secret.expires_at = Some(at(60));
+        assert_eq!(secret.untold_end(at(59)), None);
+        assert_eq!(secret.untold_end(at(60)), Some(End::Secret));
+        secret.expires_at = None;
+
+        secret.versions[0].valid_until = Some(at(70));
+        assert_eq!(secret.untold_end(at(69)), None);
+        assert_eq!(secret.untold_end(at(70)), Some(End::Version(1)));
+        // A pending version takes its place: nobody is left without one.
+        secret.stage(NewVersion { valid_from: Some(at(80)), ..new(2) }).unwrap();
+        assert_eq!(secret.untold_end(at(79)), Some(End::Version(1)));
+        assert_eq!(secret.untold_end(at(80)), None);
+        secret.tell(End::Version(1));
+        assert_eq!(secret.untold_end(at(79)), None);
     }
 
     #[test]

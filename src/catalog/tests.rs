@@ -23,6 +23,7 @@ fn secret(key: &str, scope: &str) -> Secret {
         created_by: "me".into(),
         rotated_at: None,
         expires_at: None,
+        end_told: None,
         versions: Vec::new(),
     };
     secret.replace(NewVersion {

@@ -52,7 +52,7 @@ pub(super) enum SecretCommand {
     },
     /// Gives up the pending version, or brings the previous one back.
     #[command(after_help = "Example:\n  strongroom secret rollback prod/DATABASE_URL")]
-    Rollback(NameArgs),
+    Rollback(version::RollbackArgs),
     /// Stages a new version: new executions get it, running ones keep theirs.
     Rotate(version::RotateArgs),
     /// Stores a value: from stdin, a file, or a prompt.
@@ -170,7 +170,10 @@ fn secret_text(secret: &proto::SecretShown) -> String {
         .map(|v| {
             vec![
                 v.version.to_string(),
-                v.stage.clone(),
+                match v.withdrawn_at {
+                    Some(_) => format!("{}, removed at its provider", v.stage),
+                    None => v.stage.clone(),
+                },
                 v.created_at.to_string(),
                 v.created_by.clone(),
                 or_dash((!v.held_by.is_empty()).then(|| v.held_by.join(" "))),
@@ -188,7 +191,7 @@ pub(super) fn secret(context: &Context, command: SecretCommand) -> Outcome {
         SecretCommand::Exposures(name) => return version::exposures(context, name),
         SecretCommand::Promote(args) => return version::promote(context, args),
         SecretCommand::Revoke(args) => return version::revoke(context, args, false),
-        SecretCommand::Rollback(name) => return version::rollback(context, name),
+        SecretCommand::Rollback(args) => return version::rollback(context, args),
         SecretCommand::Rotate(args) => return version::rotate(context, args),
         SecretCommand::Set(args) => {
             let value = value::read(args.file.as_deref(), args.exact, "value")?;
@@ -313,7 +316,7 @@ pub(super) enum GroupCommand {
     Rm(NameArgs),
     /// Gives up the pending versions, or brings the previous ones back.
     #[command(after_help = "Example:\n  strongroom group rollback aws-deploy")]
-    Rollback(NameArgs),
+    Rollback(version::RollbackArgs),
     /// Stages a new version of every member at once: a JSON object on stdin.
     #[command(after_help = "Examples:\n  \
         strongroom group rotate aws-deploy --file new-keys.json\n  \
@@ -376,7 +379,7 @@ pub(super) fn group(context: &Context, command: GroupCommand) -> Outcome {
     match command {
         GroupCommand::Promote(args) => return version::promote(context, args),
         GroupCommand::Revoke(args) => return version::revoke(context, args, true),
-        GroupCommand::Rollback(name) => return version::rollback(context, name),
+        GroupCommand::Rollback(args) => return version::rollback(context, args),
         GroupCommand::Rotate(args) => return version::rotate_group(context, args),
         GroupCommand::Set { name, plain, file, replace } => {
             let members = members(file.as_deref())?;

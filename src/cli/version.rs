@@ -68,6 +68,15 @@ pub(super) struct PromoteArgs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct RollbackArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Also a version that was removed at its provider.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct DestroyArgs {
     #[command(flatten)]
     name: NameArgs,
@@ -184,8 +193,9 @@ pub(super) fn promote(context: &Context, args: PromoteArgs) -> Outcome {
     show_rotated(context, &context.client().post("/v1/secrets/promote", &request)?)
 }
 
-pub(super) fn rollback(context: &Context, name: NameArgs) -> Outcome {
-    let request = proto::SecretName { name: name.name, scope: name.scope };
+pub(super) fn rollback(context: &Context, args: RollbackArgs) -> Outcome {
+    let request =
+        proto::SecretRollback { name: args.name.name, scope: args.name.scope, force: args.force };
     show_rotated(context, &context.client().post("/v1/secrets/rollback", &request)?)
 }
 
@@ -214,6 +224,9 @@ fn exposure_row(e: &proto::Exposure) -> Vec<String> {
         if e.active { "running" } else { "-" }.to_owned(),
     ]
 }
+
+/// Executions that are over are shown up to this many.
+const MOST_OVER: usize = 20;
 
 const EXPOSURE_HEADING: [&str; 8] =
     ["SECRET", "VERSION", "VIA", "EXECUTION", "AGENT", "USER", "SINCE", "NOW"];
@@ -261,6 +274,12 @@ fn revoked_text(revoked: &proto::Revoked) -> String {
     if !revoked.outside.is_empty() {
         lines.push("seen by people, which only they can undo:".to_owned());
         let rows: Vec<_> = revoked.outside.iter().map(exposure_row).collect();
+        lines.push(table(&EXPOSURE_HEADING, &rows));
+    }
+    if !revoked.over.is_empty() {
+        lines.push(format!("obtained before by executions that are over: {}", revoked.over.len()));
+        // The newest; --json has them all.
+        let rows: Vec<_> = revoked.over.iter().rev().take(MOST_OVER).map(exposure_row).collect();
         lines.push(table(&EXPOSURE_HEADING, &rows));
     }
     for other in &revoked.same_value {

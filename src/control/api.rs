@@ -106,7 +106,7 @@ pub trait Api: Send + Sync + 'static {
     /// `POST /v1/secrets/promote`
     fn secret_promote(&self, who: &Caller, req: proto::SecretPromote) -> Answer<proto::Rotated>;
     /// `POST /v1/secrets/rollback`
-    fn secret_rollback(&self, who: &Caller, req: proto::SecretName) -> Answer<proto::Rotated>;
+    fn secret_rollback(&self, who: &Caller, req: proto::SecretRollback) -> Answer<proto::Rotated>;
     /// `POST /v1/secrets/revoke`
     fn secret_revoke(&self, who: &Caller, req: proto::SecretRevoke) -> Answer<proto::Revoked>;
     /// `POST /v1/secrets/destroy`

@@ -132,7 +132,7 @@ impl Api for Daemon {
     fn secret_rollback(
         &self,
         who: &Caller,
-        req: proto::SecretName,
+        req: proto::SecretRollback,
     ) -> Result<proto::Rotated, Problem> {
         self.rollback_secret(who, &req)
     }

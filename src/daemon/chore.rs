@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::record::Event;
 use crate::catalog::name::{ChainName, EnvName};
-use crate::catalog::secret::Stage;
-use crate::catalog::{Chain, Unit};
+use crate::catalog::secret::{Secret, Stage, Version};
+use crate::catalog::{Catalog, Chain, Unit};
 use crate::clock::Timestamp;
 use crate::proto::{Code, Problem};
 use crate::rotation::schedule;
@@ -22,6 +22,7 @@ use crate::vault::record::{Batch, RecordId, RecordKind};
 use super::Daemon;
 use super::alert::Alert;
 use super::core::{new_id, put, vault_problem};
+use super::rotate::store_all;
 use super::rotation::Run;
 use super::secrets::parse;
 use super::step::step_of;
@@ -148,7 +149,12 @@ impl Daemon {
     }
 
     fn run_chore(&self, mut chore: Chore) {
-        let outcome = self.try_chore(&chore);
+        let outcome = match self.withdraw(&chore) {
+            Ok(true) => self.try_chore(&chore),
+            // Brought back in this moment: its key stays at the provider.
+            Ok(false) => return,
+            Err(problem) => Err(problem),
+        };
         let stored = match outcome {
             Ok(()) => parse::<RecordId>(&chore.id).and_then(|id| {
                 let mut batch = Batch::new();
@@ -177,6 +183,35 @@ impl Daemon {
         if let Err(problem) = stored {
             tracing::error!(%problem, "a chore could not be noted");
         }
+    }
+
+    /// Before `finish` removes the old key: nobody is offered it again from now on, whatever comes of
+    /// the step. False where it is current.
+    fn withdraw(&self, chore: &Chore) -> Result<bool, Problem> {
+        if chore.step != "finish" {
+            return Ok(true);
+        }
+        let now = self.core.clock.now();
+        let (free, _) = self.core.change(|catalog, batch| {
+            let members = catalog.unit(&chore.unit).map(|u| u.members).unwrap_or_default();
+            let is_old =
+                |v: &Version| v.value.as_ref().is_some_and(|id| chore.waits_for.contains(id));
+            let is_current = |s: &Arc<Secret>| s.at_stage(Stage::Current).is_some_and(is_old);
+            if members.iter().any(is_current) {
+                return Ok((false, Box::new(|_: &mut Catalog| ()) as _));
+            }
+            let mut changed = Vec::new();
+            for member in &members {
+                if member.versions.iter().any(|v| is_old(v) && !v.is_withdrawn()) {
+                    let mut secret = Secret::clone(member);
+                    secret.withdraw(&chore.waits_for, now);
+                    put(batch, RecordKind::Secret, &secret.id, &secret)?;
+                    changed.push(secret);
+                }
+            }
+            Ok((true, store_all(changed)))
+        })?;
+        Ok(free)
     }
 
     fn try_chore(&self, chore: &Chore) -> Result<(), Problem> {

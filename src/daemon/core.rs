@@ -43,6 +43,8 @@ pub struct Core {
     pub needles: Needles,
     /// Seals what is held back of event files, while the vault is unlocked.
     seal: RwLock<Option<Arc<Key>>>,
+    /// Keys of the fingerprints that came with backups of other vaults.
+    foreign: RwLock<Arc<Vec<Key>>>,
 }
 
 thread_local! {
@@ -80,6 +82,7 @@ impl Core {
             denied: RwLock::default(),
             needles: Needles::default(),
             seal: RwLock::default(),
+            foreign: RwLock::default(),
         }
     }
 
@@ -127,6 +130,7 @@ impl Core {
         let catalog = load(&vault, &self.environments)?;
         self.deny_revoked(&catalog);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+        self.take_foreign(&vault)?;
         let seal = Arc::new(vault.derive_key("events held back"));
         *self.seal.write().unwrap_or_else(PoisonError::into_inner) = Some(seal);
         *self.vault.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(vault));
@@ -143,9 +147,27 @@ impl Core {
         let Some(vault) = self.vault() else { return Ok(()) };
         let catalog = load(&vault, &self.environments)?;
         self.deny_revoked(&catalog);
+        self.take_foreign(&vault)?;
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
         self.needles.forget();
         Ok(())
+    }
+
+    fn take_foreign(&self, vault: &Vault) -> Result<(), vault::Error> {
+        let mut foreign = Vec::new();
+        vault.each(RecordKind::FingerprintKey, |id, bytes| {
+            if id.0 != vault.vault_id() {
+                foreign.extend(Key::from_bytes(bytes.expose()));
+            }
+            Ok(())
+        })?;
+        *self.foreign.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(foreign);
+        Ok(())
+    }
+
+    /// Keys of the fingerprints that came with backups of other vaults.
+    pub fn foreign_keys(&self) -> Arc<Vec<Key>> {
+        self.foreign.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The key that seals what is held back of event files; none while the vault is locked.
@@ -164,6 +186,7 @@ impl Core {
         let _turn = self.turn();
         *self.vault.write().unwrap_or_else(PoisonError::into_inner) = None;
         *self.seal.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.foreign.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
         self.needles.forget();
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
             Catalog::new(self.environments.clone());
@@ -271,6 +294,9 @@ fn load(vault: &Vault, environments: &[EnvName]) -> Result<Catalog, vault::Error
     }
     for (_, bytes) in vault.all(RecordKind::Policy)? {
         catalog.put_policy(parse(&bytes)?);
+    }
+    for (_, bytes) in vault.all(RecordKind::Buried)? {
+        catalog.bury(parse(&bytes)?);
     }
     Ok(catalog)
 }

@@ -1,7 +1,11 @@
 //! The stored part of the exposure ledger, and its list for operators.
 //!
-//! Invariant: an exposure is in the runtime state until the vault has it.
+//! Invariant: an exposure is in the runtime state until the vault has it; one to a person, by
+//! environment or to a rotation chain is in the vault before the value leaves, since nothing but the
+//! ledger names its holder after the keeper's death.
 #![forbid(unsafe_code)]
+
+use std::sync::PoisonError;
 
 use crate::catalog::secret::Secret;
 use crate::control::Caller;
@@ -16,6 +20,9 @@ use super::core::{new_id, vault_problem};
 
 /// Exposures that go to the vault in one commit.
 const EXPOSURES_AT_ONCE: usize = 10_000;
+
+/// Commits of one call.
+const MAX_ROUNDS: usize = 100;
 
 /// Records of exposures beyond which they are put together into one.
 const MAX_EXPOSURE_RECORDS: usize = 64;
@@ -34,11 +41,23 @@ impl Daemon {
         Ok(())
     }
 
-    /// Moves exposures from the runtime state into the vault.
+    /// Moves exposures from the runtime state into the vault: all that were noted before the call.
     pub(super) fn store_exposures(&self) -> Result<(), Problem> {
+        let _turn = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
+        // So many rounds hold whatever the runtime state can.
+        for _ in 0..MAX_ROUNDS {
+            if self.store_some_exposures()? < EXPOSURES_AT_ONCE {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many were stored.
+    fn store_some_exposures(&self) -> Result<usize, Problem> {
         let unstored = self.registry.ledger().unstored(EXPOSURES_AT_ONCE);
         if unstored.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let vault = self.core.unlocked()?;
         let mut batch = Batch::new();
@@ -65,7 +84,8 @@ impl Daemon {
         self.registry
             .ledger()
             .stored(&unstored)
-            .map_err(|e| Problem::new(Code::Busy, e.to_string()))
+            .map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
+        Ok(unstored.len())
     }
 
     pub(super) fn list_exposures(

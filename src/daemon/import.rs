@@ -289,6 +289,7 @@ impl Daemon {
                     created_by: by.clone(),
                     rotated_at: None,
                     expires_at: None,
+                    end_told: None,
                     versions: Vec::new(),
                 };
                 catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;

@@ -71,6 +71,8 @@ pub(super) struct Ended {
     pub(super) launchers: Vec<ProcessRef>,
     /// An agent may leave its group, and take every mark off.
     pub(super) may_hide: bool,
+    /// The execution was over already, and processes of it lived on.
+    pub(super) is_left: bool,
     /// How it obtained the value.
     pub(super) via: BTreeSet<Channel>,
     /// Since when.

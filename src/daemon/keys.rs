@@ -370,6 +370,7 @@ impl Daemon {
         who: &Caller,
         req: &proto::BackupCreate,
     ) -> Result<proto::BackupCreated, Problem> {
+        self.keep_fingerprint_key()?;
         let vault = self.core.unlocked()?;
         let mut bytes = Vec::new();
         let header =
@@ -424,7 +425,8 @@ impl Daemon {
         let content = backup::open(req.passphrase.secret(), &req.backup.0[..])
             .map_err(|e| backup_problem(&e))?;
         let (records, epoch) = (content.header.count, content.header.revision);
-        let revision = content.restore(&vault).map_err(|e| backup_problem(&e))?;
+        let burials = self.burials()?;
+        let revision = content.restore(&vault, burials).map_err(|e| backup_problem(&e))?;
         self.core.reload().map_err(|e| vault_problem(&e))?;
         let reapplied = self.reapply_revocations()?;
         self.load_exposures()?;

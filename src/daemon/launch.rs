@@ -28,6 +28,7 @@ use crate::vault::record::RecordKind;
 
 use super::attach::gone;
 use super::core::vault_problem;
+use super::ending::KILL_LIMIT;
 use super::executions::{pin, registry_problem};
 use super::secrets::parse;
 use super::{Daemon, user_of};
@@ -651,6 +652,10 @@ impl Daemon {
                 secret_env.insert(variable.to_owned(), Value::new(value));
             }
         }
+        if !secret_env.is_empty() {
+            // Variables outlive the daemon: who holds them must be known to the next one.
+            self.store_exposures()?;
+        }
         match (wanted.how, wanted.pid, group) {
             (How::MovePeer, _, Some(group)) => self.move_in(who, None, group)?,
             (How::Attach, Some(pid), _) => {
@@ -728,9 +733,11 @@ impl Daemon {
     ) -> Option<Cgroup> {
         let root = self.cgroup_root.as_ref()?;
         let parent = root.join(execution.as_str());
+        let leaf = parent.join(format!("{agent}.{}", number.0));
         let made = Cgroup::create(root)
             .and_then(|_| Cgroup::create(&parent))
-            .and_then(|_| Cgroup::create(&parent.join(format!("{agent}.{}", number.0))));
+            .and_then(|_| Cgroup::create(&leaf))
+            .and_then(|group| vacated(group, &leaf));
         match made {
             Ok(group) => Some(group),
             Err(error) => {
@@ -788,6 +795,21 @@ impl Daemon {
             })
             .map_err(|e| registry_problem(&registry::Error::State(e)))
     }
+}
+
+/// Numbers begin anew with each keeper: who is left in a group of an earlier one must not become
+/// this agent, and is ended, as its execution was.
+fn vacated(group: Cgroup, path: &Path) -> std::io::Result<Cgroup> {
+    if group.empty_within(Duration::ZERO) {
+        return Ok(group);
+    }
+    group.kill()?;
+    if !group.empty_within(KILL_LIMIT) {
+        return Err(std::io::Error::other("a process of an earlier daemon holds the group"));
+    }
+    // Another id: what was cached of the old one is of nobody.
+    group.remove()?;
+    Cgroup::create(path)
 }
 
 /// The path as `/proc/PID/cgroup` shows it.

@@ -132,8 +132,8 @@ pub struct Daemon {
     rotating: Mutex<BTreeSet<String>>,
     /// What is to be run later, as the vault has it; none: not read yet.
     chores: Mutex<Option<Vec<chore::Chore>>>,
-    /// Secrets whose end was told, with that end.
-    expired: Mutex<BTreeSet<(String, Option<Timestamp>)>>,
+    /// Held over the storing of exposures: whoever waits for it finds its own stored.
+    storing: Mutex<()>,
     /// Where alerts go.
     alerts: alert::Alerts,
     /// Keys and due times of checkpoints.
@@ -180,7 +180,7 @@ impl Daemon {
             looked_at: Mutex::new(None),
             rotating: Mutex::default(),
             chores: Mutex::new(None),
-            expired: Mutex::default(),
+            storing: Mutex::new(()),
             alerts,
         };
         // Before anything is served: what an earlier worker began to revoke stays denied.

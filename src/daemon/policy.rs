@@ -4,11 +4,11 @@
 //! slept for long; [`schedule::steps`] decides, this carries out.
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::audit::record::Event;
 use crate::catalog::policy::{self, Policy, SetBack, State, Terms};
-use crate::catalog::secret::Stage;
+use crate::catalog::secret::{End, Secret, Stage};
 use crate::catalog::{Catalog, Unit};
 use crate::clock::Timestamp;
 use crate::config::Permission;
@@ -19,6 +19,7 @@ use crate::vault::record::RecordKind;
 
 use super::alert::Alert;
 use super::core::{new_id, put};
+use super::rotate::store_all;
 use super::rotation::check_chain;
 use super::secrets::{catalog_problem, parse};
 use super::step::invalid;
@@ -190,7 +191,7 @@ impl Daemon {
                 }
             }
         }
-        self.note_expired(now);
+        self.note_ended(now);
         self.run_chores(now);
     }
 
@@ -240,24 +241,52 @@ impl Daemon {
             .map(|_| ())
     }
 
-    fn note_expired(&self, now: Timestamp) {
-        let expired: Vec<_> = {
-            let catalog = self.core.catalog();
-            let mut known = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
-            let over = catalog.expired(self.started_at, now);
-            over.into_iter().filter(|s| known.insert((s.id.clone(), s.expires_at))).collect()
+    /// Tells of ends that have come, also while no daemon ran.
+    fn note_ended(&self, now: Timestamp) {
+        if self.core.catalog().ended(now).is_empty() {
+            return;
+        }
+        // Noted first: a daemon that dies here tells of it once too few times rather than for ever.
+        let noted = self.core.change(|catalog, batch| {
+            let ended = catalog.ended(now);
+            let mut stored = Vec::new();
+            for (secret, end) in &ended {
+                let mut secret = Secret::clone(secret);
+                secret.tell(*end);
+                put(batch, RecordKind::Secret, &secret.id, &secret)?;
+                stored.push(secret);
+            }
+            Ok((ended, store_all(stored)))
+        });
+        let ended = match noted {
+            Ok((ended, _)) => ended,
+            Err(problem) => return tracing::error!(%problem, "an end could not be noted"),
         };
-        for secret in expired {
+        for (secret, end) in ended {
             let unit = Unit { group: None, members: vec![secret] };
+            let (message, reason) = match end {
+                End::Secret => {
+                    (format!("{} has expired: nobody reads it any more", unit.name()), None)
+                }
+                End::Version(number) => (
+                    format!(
+                        "version {number} of {} has come to its end: new executions get none",
+                        unit.name()
+                    ),
+                    Some(format!("valid_until of version {number}")),
+                ),
+            };
             let uid = nix::unistd::geteuid().as_raw();
-            if let Err(problem) = self.record_unit(Event::SecretExpired, uid, &unit, None, None) {
-                tracing::error!(%problem, "an expiry could not be recorded");
+            let recorded =
+                self.record_unit(Event::SecretExpired, uid, &unit, reason.as_deref(), None);
+            if let Err(problem) = recorded {
+                tracing::error!(%problem, "an end could not be recorded");
             }
             self.alert(Alert {
                 event: Event::SecretExpired.name(),
                 secret: Some(unit.name()),
-                message: format!("{} has expired: nobody reads it any more", unit.name()),
-                reason: None,
+                message,
+                reason,
                 at: now,
             });
         }

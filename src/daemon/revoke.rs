@@ -22,6 +22,7 @@ use crate::execution::exposure::{Channel, Exposure};
 use crate::execution::id::ExecutionId;
 use crate::execution::journal::Kind;
 use crate::execution::principal::{Membership, Pin, Principal};
+use crate::execution::registry;
 use crate::proto::{self, Code, Problem};
 use crate::secret::SecretBytes;
 use crate::sys::cgroup::Cgroup;
@@ -173,6 +174,44 @@ impl Daemon {
         found
     }
 
+    /// Executions that are over and had obtained one of the values, of which processes live on: their
+    /// keeper was killed, or they could not be ended.
+    fn left_over(&self, intent: &Intent) -> BTreeMap<String, Ended> {
+        let mut over: BTreeMap<String, Ended> = BTreeMap::new();
+        for exposure in self.exposures(intent) {
+            let Some(id) = &exposure.execution else { continue };
+            let running = self.registry.execution(id).is_some_and(|e| e.ended.is_none());
+            if running || intent.ended.contains_key(id.as_str()) {
+                continue;
+            }
+            let ended = over.entry(id.to_string()).or_default();
+            ended.is_left = true;
+            ended.chain = exposure.chain.clone().unwrap_or_default();
+            ended.agents.extend(exposure.agent.clone());
+            ended.via.insert(exposure.via);
+            ended.since = Some(ended.since.map_or(exposure.at, |at| at.min(exposure.at)));
+        }
+        if over.is_empty() {
+            return over;
+        }
+        let below = self.cgroup_root.as_deref().map(below_hierarchy);
+        let strays = strays::marked(&over, below.as_deref());
+        over.retain(|id, ended| {
+            let outside = strays.iter().filter(|s| s.execution == *id).count();
+            ended.processes = (self.members_of(id).len() + outside) as u64;
+            ended.processes > 0
+        });
+        over
+    }
+
+    /// Processes in the groups of an execution.
+    fn members_of(&self, id: &str) -> Vec<u32> {
+        let Some(root) = &self.cgroup_root else { return Vec::new() };
+        let Ok(groups) = std::fs::read_dir(root.join(id)) else { return Vec::new() };
+        let groups = groups.flatten().filter_map(|entry| Cgroup::open(&entry.path()).ok());
+        groups.flat_map(|group| group.members().unwrap_or_default()).collect()
+    }
+
     fn exposures(&self, intent: &Intent) -> Vec<std::sync::Arc<Exposure>> {
         let values = intent.targets.iter().flat_map(|t| &t.values);
         values.flat_map(|value| self.registry.ledger().of(value)).collect()
@@ -194,12 +233,16 @@ impl Daemon {
             let ended = self.to_end(&id, had);
             intent.ended.insert(id.to_string(), ended);
         }
+        let left = self.left_over(&intent);
+        intent.ended.extend(left);
         self.note_intent(&intent)?;
         let reason = format!("revoked:{}", intent.name);
         for id in intent.ended.keys() {
-            self.registry
-                .end(&parse(id)?, self.core.clock.now(), &reason)
-                .map_err(|e| registry_problem(&e))?;
+            match self.registry.end(&parse(id)?, self.core.clock.now(), &reason) {
+                // One of an earlier keeper is on no register.
+                Ok(_) | Err(registry::Error::Unknown { .. }) => {}
+                Err(error) => return Err(registry_problem(&error)),
+            }
         }
         let below = self.cgroup_root.as_deref().map(below_hierarchy);
         let strays =
@@ -301,14 +344,7 @@ impl Daemon {
             let _removed = crate::sys::cgroup::remove_tree(&path);
             return Vec::new();
         }
-        let mut left = Vec::new();
-        if let Ok(entries) = std::fs::read_dir(&path) {
-            for entry in entries.flatten() {
-                if let Ok(group) = Cgroup::open(&entry.path()) {
-                    left.extend(group.members().unwrap_or_default());
-                }
-            }
-        }
+        let left = self.members_of(id);
         left.iter().map(|pid| format!("process {pid} of execution {id}{}", held_by(*pid))).collect()
     }
 
@@ -453,11 +489,18 @@ impl Daemon {
     ) -> Result<u64, Problem> {
         let reason = format!("revoked:{}", intent.name);
         if !intent.recorded {
-            for id in intent.ended.keys() {
-                let Some(execution) = self.registry.execution(&parse(id)?) else { continue };
-                let (event, uid) = (Event::ExecutionEnded, execution.uid);
-                let tag = tag(intent, &[b"ended", id.as_bytes()]);
-                self.record_execution_once(event, &execution, uid, Some(&reason), tag)?;
+            for (id, ended) in &intent.ended {
+                let (event, tag) = (Event::ExecutionEnded, tag(intent, &[b"ended", id.as_bytes()]));
+                if let Some(execution) = self.registry.execution(&parse(id)?) {
+                    let uid = execution.uid;
+                    self.record_execution_once(event, &execution, uid, Some(&reason), tag)?;
+                    continue;
+                }
+                let mut record = self.core.new_record(event);
+                record.execution = Some(id);
+                record.chain = Some(&ended.chain);
+                record.reason = Some(&reason);
+                self.core.record_once(&record, tag)?;
             }
         }
         if intent.recorded && committed.is_err() {
@@ -503,6 +546,8 @@ impl Daemon {
             let ended = self.to_end(&id, had);
             would.ended.insert(id.to_string(), ended);
         }
+        let left = self.left_over(&would);
+        would.ended.extend(left);
         let mut answer = self.revoked(&would, begun)?;
         let values: BTreeSet<_> = intent.targets.iter().flat_map(|t| &t.values).collect();
         let permitted = self.registry.executions().into_iter().filter(|e| {
@@ -532,13 +577,20 @@ impl Daemon {
                 replaced_by.insert(secret.key.to_string(), u64::from(version.number));
             }
         }
-        let mut outside = Vec::new();
+        let (mut outside, mut over) = (Vec::new(), Vec::new());
         for target in &intent.targets {
             let Some(secret) = catalog_secret(&target.secret) else { continue };
             for exposure in self.shown_exposures(&secret) {
                 let number = u32::try_from(exposure.version).unwrap_or(0);
-                if exposure.execution.is_none() && target.numbers.contains(&number) {
-                    outside.push(exposure);
+                if !target.numbers.contains(&number) {
+                    continue;
+                }
+                match &exposure.execution {
+                    None => outside.push(exposure),
+                    Some(id) if !exposure.active && !intent.ended.contains_key(id) => {
+                        over.push(exposure);
+                    }
+                    Some(_) => {}
                 }
             }
         }
@@ -561,6 +613,7 @@ impl Daemon {
             goes_on: Vec::new(),
             notes: hidden(intent),
             outside,
+            over,
             same_value: self.same_value(intent)?,
             complete: false,
             dry_run: false,
@@ -620,16 +673,25 @@ impl Daemon {
 
 /// What nobody can vouch for.
 fn hidden(intent: &Intent) -> Vec<String> {
-    let may_hide = intent.ended.iter().filter(|(_, e)| e.may_hide).map(|(id, _)| id.as_str());
-    let ids: Vec<_> = may_hide.collect();
-    if ids.is_empty() {
-        return Vec::new();
+    let of = |which: fn(&Ended) -> bool| {
+        let ids = intent.ended.iter().filter(|(_, e)| which(e)).map(|(id, _)| id.as_str());
+        ids.collect::<Vec<_>>().join(", ")
+    };
+    let (may_hide, left) = (of(|e| e.may_hide), of(|e| e.is_left));
+    let mut notes = Vec::new();
+    if !may_hide.is_empty() {
+        notes.push(format!(
+            "agents of {may_hide} ran as root or without a group: a process of theirs that left it \
+             and cleared its environment is not found"
+        ));
     }
-    vec![format!(
-        "agents of {} ran as root or without a group: a process of theirs that left it and cleared its \
-         environment is not found",
-        ids.join(", ")
-    )]
+    if !left.is_empty() {
+        notes.push(format!(
+            "processes of {left} lived on though the execution was over, as after the death of an \
+             earlier daemon"
+        ));
+    }
+    notes
 }
 
 fn unfinished(intent: &Intent, why: &Problem) -> Problem {

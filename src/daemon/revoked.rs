@@ -1,7 +1,8 @@
 //! What was revoked stays so: when its value is given again, and after a restore.
 //!
 //! Invariant: a value that a version of any secret was revoked with is taken for no other version,
-//! also when its bytes are destroyed. It is known again by a keyed fingerprint in the sealed record.
+//! also when its bytes are destroyed or the secret is removed. It is known again by a keyed
+//! fingerprint in a sealed record; the key goes along in backups, so that another vault knows it too.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,22 +10,38 @@ use std::time::Duration;
 
 use crate::audit::record::Event;
 use crate::catalog::Catalog;
-use crate::catalog::secret::{Secret, Stage, Version};
+use crate::catalog::secret::{Buried, Secret, Stage};
 use crate::proto::{Code, Problem};
 use crate::secret::SecretBytes;
-use crate::vault::crypto;
-use crate::vault::record::RecordKind;
+use crate::vault::crypto::{self, Key};
+use crate::vault::record::{Batch, RecordId, RecordKind};
 
 use super::Daemon;
-use super::core::{put, vault_problem};
+use super::core::{new_id, put, vault_problem};
 use super::intent::Intent;
 use super::secrets::parse;
+
+fn fingerprint_by(key: &Key, value: &SecretBytes) -> String {
+    crypto::hex(key.derive(value.expose(), &[b"value"]).expose())
+}
+
+/// Removes a secret with all its values; what is known of revoked ones stays.
+pub(super) fn delete_secret(batch: &mut Batch, secret: &Secret) -> Result<Vec<Buried>, Problem> {
+    for value in secret.versions.iter().filter_map(|v| v.value.as_deref()) {
+        batch.delete(RecordKind::Value, parse(value)?);
+    }
+    batch.delete(RecordKind::Secret, parse(&secret.id)?);
+    let buried = secret.buried();
+    for one in &buried {
+        put(batch, RecordKind::Buried, &new_id()?.to_string(), one)?;
+    }
+    Ok(buried)
+}
 
 impl Daemon {
     /// What a value is known again by, without its bytes.
     pub(super) fn fingerprint(&self, value: &SecretBytes) -> Result<String, Problem> {
-        let key = self.core.unlocked()?.derive_key("revoked");
-        Ok(crypto::hex(key.derive(value.expose(), &[b"value"]).expose()))
+        Ok(fingerprint_by(&self.core.unlocked()?.derive_key("revoked"), value))
     }
 
     /// Refuses a value that was revoked.
@@ -33,20 +50,46 @@ impl Daemon {
         catalog: &Catalog,
         value: &SecretBytes,
     ) -> Result<(), Problem> {
-        let fingerprint = self.fingerprint(value)?;
-        for secret in catalog.secrets() {
-            let of = |v: &&Version| v.fingerprint.as_deref() == Some(fingerprint.as_str());
-            if let Some(version) = secret.versions.iter().find(of) {
-                let what = format!(
-                    "this is the value of version {} of {}, which was revoked",
-                    version.number, secret.key
-                );
-                return Err(Problem::new(Code::Conflict, what).with_hint(
+        let mut fingerprints = vec![self.fingerprint(value)?];
+        fingerprints.extend(self.core.foreign_keys().iter().map(|key| fingerprint_by(key, value)));
+        match fingerprints.iter().find_map(|fingerprint| catalog.revoked(fingerprint)) {
+            None => Ok(()),
+            Some((key, number)) => {
+                let what =
+                    format!("this is the value of version {number} of {key}, which was revoked");
+                Err(Problem::new(Code::Conflict, what).with_hint(
                     "a revoked value does not come back: have a new one made by its provider",
-                ));
+                ))
             }
         }
-        Ok(())
+    }
+
+    /// Has the key of the fingerprints in the vault, so that a backup takes it along.
+    pub(super) fn keep_fingerprint_key(&self) -> Result<(), Problem> {
+        let vault = self.core.unlocked()?;
+        let id = RecordId(vault.vault_id());
+        if vault.contains(RecordKind::FingerprintKey, id) {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        let key = vault.derive_key("revoked");
+        batch.put(RecordKind::FingerprintKey, id, SecretBytes::copy_of(key.expose()));
+        vault.commit(&batch).map(|_| ()).map_err(|e| vault_problem(&e))
+    }
+
+    /// What a restore must keep: revoked values of secrets that it replaces.
+    pub(super) fn burials(&self) -> Result<Batch, Problem> {
+        let catalog = self.core.catalog();
+        let known: BTreeSet<_> = catalog.buried().map(|b| b.fingerprint.as_str()).collect();
+        let mut batch = Batch::new();
+        for secret in catalog.each_secret() {
+            for buried in secret.buried() {
+                if !known.contains(buried.fingerprint.as_str()) {
+                    put(&mut batch, RecordKind::Buried, &new_id()?.to_string(), &buried)?;
+                }
+            }
+        }
+        Ok(batch)
     }
 
     /// Refuses a replacement that is what it is to replace.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::audit::record::Event;
-use crate::catalog::secret::{NewVersion, Secret, Stage};
+use crate::catalog::secret::{Error, NewVersion, Secret, Stage, Version};
 use crate::catalog::{Catalog, Unit};
 use crate::clock::Timestamp;
 use crate::control::Caller;
@@ -341,7 +341,7 @@ impl Daemon {
     pub(super) fn rollback_secret(
         &self,
         who: &Caller,
-        req: &proto::SecretName,
+        req: &proto::SecretRollback,
     ) -> Result<proto::Rotated, Problem> {
         let unit = self.unit(&req.name, req.scope.as_deref())?;
         if let Some(secret) = unit.members.first()
@@ -360,13 +360,23 @@ impl Daemon {
                 Ok(())
             })?
         } else {
-            let what = (Event::SecretRolledBack, None);
+            let forced =
+                unit.members.iter().any(|s| s.rollback_target().is_some_and(Version::is_withdrawn));
+            if forced {
+                notes.push("its provider may refuse what is current now".to_owned());
+            }
+            let name = unit.name();
+            let what = (Event::SecretRolledBack, forced.then_some("by force: removed before"));
             self.change_unit(&unit, who.peer.uid, what, |secret| {
-                secret.rollback(now).map(|_| ()).map_err(|e| {
-                    Problem::new(Code::Conflict, e.to_string()).with_hint(format!(
-                        "strongroom secret show {} lists what there is",
-                        secret.key
-                    ))
+                secret.rollback(now, req.force).map(|_| ()).map_err(|e| {
+                    let hint = match &e {
+                        Error::Withdrawn { .. } => format!(
+                            "whoever got it could not use it; have a new one made: strongroom \
+                             rotation run {name}; --force brings it back all the same"
+                        ),
+                        _ => format!("strongroom secret show {} lists what there is", secret.key),
+                    };
+                    Problem::new(Code::Conflict, e.to_string()).with_hint(hint)
                 })
             })?
         };
@@ -471,7 +481,7 @@ pub(super) fn fresh_unit(catalog: &Catalog, unit: &Unit) -> Result<Unit, Problem
     })
 }
 
-fn gone(secret: &Secret) -> Problem {
+pub(super) fn gone(secret: &Secret) -> Problem {
     Problem::new(Code::NotFound, format!("{} was removed meanwhile", secret.key))
 }
 

@@ -329,7 +329,7 @@ impl Daemon {
                 })
                 .map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
         }
-        Ok(())
+        self.store_exposures()
     }
 
     /// A rotation that did not come to its end: undone, recorded, alerted; the next try is free.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use crate::audit::record::Event;
 use crate::catalog::group::{Group, GroupKey, Project};
@@ -15,9 +16,11 @@ use crate::execution::exposure::{Channel, Exposure};
 use crate::proto::{self, Code, Problem, Value};
 use crate::redact;
 use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
-use crate::vault::record::{Batch, RecordId, RecordKind};
+use crate::vault::record::{RecordId, RecordKind};
 
 use super::core::{new_id, put, vault_problem};
+use super::revoked::delete_secret;
+use super::rotate::gone;
 use super::{Daemon, user_of};
 
 /// The problem behind a catalog's error.
@@ -86,6 +89,7 @@ pub(super) fn shown(secret: &Secret, notes: Vec<String>) -> proto::SecretShown {
         created_at: v.created_at,
         created_by: v.created_by.clone(),
         destroyed: v.value.is_none(),
+        withdrawn_at: v.withdrawn_at,
         held_by: Vec::new(),
     };
     let by_stage = [
@@ -202,6 +206,7 @@ impl Daemon {
                     created_by: by.clone(),
                     rotated_at: None,
                     expires_at: req.expires_at,
+                    end_told: None,
                     versions: Vec::new(),
                 },
             };
@@ -289,7 +294,8 @@ impl Daemon {
         let found = self.find_secret(&req.name, req.scope.as_deref())?;
         let new_scope = parse_scope(req.new_scope.as_deref())?;
         let (secret, revision) = self.core.change(|catalog, batch| {
-            let mut secret = Secret::clone(&found);
+            let present = catalog.secret(&found.id).ok_or_else(|| gone(&found))?;
+            let mut secret = Secret::clone(present);
             if let Some(text) = &req.description {
                 secret.description = (!text.is_empty()).then(|| text.clone());
             }
@@ -298,6 +304,7 @@ impl Daemon {
                     "" | "never" => None,
                     text => Some(parse(text)?),
                 };
+                secret.end_told = None;
             }
             if req.binding.is_some() {
                 secret.binding = binding(req.binding.as_deref())?;
@@ -392,6 +399,8 @@ impl Daemon {
                 at: self.core.clock.now(),
             })
             .map_err(|e| Problem::new(Code::Busy, e.to_string()))?;
+        // No person is left out of the ledger: also one whose answer outlived the daemon.
+        self.store_exposures()?;
         Ok(proto::SecretRevealed {
             key,
             scope,
@@ -473,8 +482,11 @@ impl Daemon {
                 "change the group with `strongroom group set --replace`, or add --force",
             ));
         }
+        // A revoke that is in work must have left what its values are known by.
+        let _no_revoke = self.revoking.lock().unwrap_or_else(PoisonError::into_inner);
         let ((), revision) = self.core.change(|catalog, batch| {
-            delete_secret(batch, &secret)?;
+            let secret = catalog.secret(&secret.id).ok_or_else(|| gone(&secret))?;
+            let buried = delete_secret(batch, secret)?;
             let id = secret.id.clone();
             if let Some(policy) = catalog.policy(&id) {
                 batch.delete(RecordKind::Policy, parse(&policy.id)?);
@@ -482,6 +494,7 @@ impl Daemon {
             let apply = move |c: &mut Catalog| {
                 c.remove_secret(&id);
                 c.remove_policy(&id);
+                buried.into_iter().for_each(|b| c.bury(b));
             };
             Ok(((), Box::new(apply) as _))
         })?;
@@ -549,6 +562,7 @@ impl Daemon {
                         created_by: by.clone(),
                         rotated_at: None,
                         expires_at: None,
+                        end_told: None,
                         versions: Vec::new(),
                     },
                 };
@@ -561,8 +575,9 @@ impl Daemon {
                 secrets.push(secret);
             }
             let mut gone = Vec::new();
+            let mut buried = Vec::new();
             for secret in old.iter().filter(|s| !members.contains_key(&s.key)) {
-                delete_secret(batch, secret)?;
+                buried.extend(delete_secret(batch, secret)?);
                 gone.push(secret.id.clone());
             }
             put(batch, RecordKind::Group, &group.id, &group)?;
@@ -575,6 +590,7 @@ impl Daemon {
                 for secret in stored.1 {
                     c.put_secret(secret);
                 }
+                buried.into_iter().for_each(|b| c.bury(b));
             };
             Ok(((group, secrets), Box::new(apply) as _))
         })?;
@@ -638,12 +654,14 @@ impl Daemon {
     ) -> Result<proto::Done, Problem> {
         let scope = parse_scope(req.scope.as_deref())?;
         let key: GroupKey = parse(&req.name)?;
+        let _no_revoke = self.revoking.lock().unwrap_or_else(PoisonError::into_inner);
         let ((), revision) = self.core.change(|catalog, batch| {
             let group =
                 catalog.find_group(&key, scope.as_ref()).map_err(|e| catalog_problem(&e))?;
             let members = catalog.members(&group);
+            let mut buried = Vec::new();
             for secret in &members {
-                delete_secret(batch, secret)?;
+                buried.extend(delete_secret(batch, secret)?);
             }
             batch.delete(RecordKind::Group, parse(&group.id)?);
             if let Some(policy) = catalog.policy(&group.id) {
@@ -656,6 +674,7 @@ impl Daemon {
                 }
                 c.remove_policy(&group.id);
                 c.remove_group(&group.id);
+                buried.into_iter().for_each(|b| c.bury(b));
             };
             Ok(((), Box::new(apply) as _))
         })?;
@@ -823,15 +842,6 @@ pub(super) fn alone(secret: &Secret) -> Result<(), Problem> {
             )))
         }
     }
-}
-
-/// Removes a secret with all its values.
-fn delete_secret(batch: &mut Batch, secret: &Secret) -> Result<(), Problem> {
-    for value in secret.versions.iter().filter_map(|v| v.value.as_deref()) {
-        batch.delete(RecordKind::Value, parse(value)?);
-    }
-    batch.delete(RecordKind::Secret, parse(&secret.id)?);
-    Ok(())
 }
 
 fn group_shown(group: &Group, members: &[Secret], notes: Vec<String>) -> proto::GroupShown {

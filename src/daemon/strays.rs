@@ -25,7 +25,7 @@ const MAX_ENVIRON_BYTES: usize = 256 * 1024;
 
 /// A process outside the group of its execution.
 pub(super) struct Stray {
-    execution: String,
+    pub(super) execution: String,
     pid: u32,
     process: PidFd,
 }

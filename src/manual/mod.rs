@@ -93,8 +93,19 @@
 //! `finish` runs when nobody holds the old version any more, `revoke` after an emergency revoke; both
 //! are kept in the vault until they succeed, and tried again after 15 minutes, doubled up to a day.
 //!
+//! `finish` removes the old key at its provider: before it is begun, the old version is marked
+//! (`withdrawn_at`), and `rollback` brings it back by `--force` alone.
+//!
 //! **Exposures.** Who obtained a version (`file`, `env`, `rotation`, `reveal`) is noted in the runtime
-//! state before the bytes leave, and moved into the vault by a background step within about a second.
+//! state before the bytes leave; those by `env`, `rotation` and `reveal` are in the vault as well before
+//! they leave, those by `file` within about a second. The death of workers loses none. When keeper *and*
+//! worker are killed at once (or the host stops), the ledger may lack files that were first read in the
+//! last second; their records are in the audit log (`[audit] sync = "each"`: all of them). When the
+//! keeper alone dies, its worker stores what is left before it goes.
+//!
+//! **The next keeper** knows no executions of the one before; agents' processes may live on. They see
+//! nothing of the mount, and are nobody to it. A revoke still finds and ends those that had obtained the
+//! value, by group and by the environment of their launch, and names all others that had (`over`).
 //!
 //! **Revoke**, in this order: intent in the runtime state; denial, from which every read fails
 //! (`EKEYREVOKED`); requests in work answered; launches in work waited for; exposed executions taken
@@ -103,13 +114,16 @@
 //! never obtained it pinned anew; emptiness awaited, 5 s at most; records; alert. Launches wait
 //! meanwhile. A later worker denies again before it serves, and finishes the rest. Where the vault
 //! cannot be written, the verb fails and says that the denial holds and who was ended; the commit is
-//! tried again every second. Of each revoked version a keyed fingerprint stays: its value is taken for
-//! no other version again. What an agent had obtained when it redeems a ticket counts as obtained by
+//! tried again every second. Of each revoked version a keyed fingerprint stays, also when its secret is
+//! removed: its value is taken for no other version again. A backup takes fingerprints and their key
+//! along, and a restore adds to those that are there. What an agent had obtained when it redeems a ticket counts as obtained by
 //! the new execution as well.
 //!
 //! **Alerts** (`[[alert]] name, on, command | webhook, timeout`): `rotation_due`, `rotation_failed`,
 //! `secret_revoked`, `secret_expired`, `verify_failed`, `unlock_failed`, `denied_burst` (20 refusals of
-//! one agent within a minute). Three tries each, recorded as `alert_sent` or `alert_failed`. Each place
+//! one agent within a minute). `secret_expired` is of `expires_at`, and of a `valid_until` that leaves new
+//! executions without a version; like due notices it is told once, also when the end came while no
+//! daemon ran. Three tries each, recorded as `alert_sent` or `alert_failed`. Each place
 //! has a bounded queue and a thread of its own; what a killed worker did not deliver, the next one does.
 //!
 //! **Schedule.** A period counts from the last rotation by the host's clock (UTC); suspend and downtime

@@ -52,7 +52,7 @@ pub use keys::{
 pub use problem::{Code, Problem};
 pub use rotation::{
     AlertDelivery, AlertTested, GroupRotate, PolicyShown, Rotated, RotationApply, RotationList,
-    RotationListed, RotationRm, RotationRun, RotationStep, SecretPromote,
+    RotationListed, RotationRm, RotationRun, RotationStep, SecretPromote, SecretRollback,
 };
 pub use secret::{
     Exposure, ExposureList, Generate, GroupList, GroupListed, GroupMember, GroupName, GroupSet,

@@ -60,6 +60,26 @@ impl Request for SecretPromote {
     }
 }
 
+/// `secret rollback`: gives up the pending version, or brings the previous one back.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRollback {
+    /// `NAME`, `ENV/NAME`, or a group.
+    pub name: String,
+    /// Needed where the name is ambiguous.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// Also a version that was removed at its provider.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl Request for SecretRollback {
+    fn subject(&self) -> Subject<'_> {
+        place_of_secret(&self.name, self.scope.as_deref())
+    }
+}
+
 /// Where a secret or group stands after a rotation, promotion or rollback.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Rotated {

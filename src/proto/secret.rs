@@ -276,6 +276,10 @@ pub struct VersionShown {
     /// Whether its bytes are gone.
     #[serde(default)]
     pub destroyed: bool,
+    /// Since when its provider takes it no more, or may not: a rotation's `finish` was run.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub withdrawn_at: Option<Timestamp>,
     /// Executions that are pinned to it.
     #[serde(default)]
     pub held_by: Vec<String>,
@@ -401,6 +405,9 @@ pub struct Revoked {
     /// Exposures outside every execution, which only people can undo.
     #[serde(default)]
     pub outside: Vec<Exposure>,
+    /// Exposures to executions that are over, and of which no process is found.
+    #[serde(default)]
+    pub over: Vec<Exposure>,
     /// Other secrets with the same bytes.
     #[serde(default)]
     pub same_value: Vec<String>,

@@ -153,6 +153,7 @@ mod tests {
             created_by: "me".into(),
             rotated_at: None,
             expires_at: None,
+            end_told: None,
             versions: Vec::new(),
         };
         secret.replace(new(1));

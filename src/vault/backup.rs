@@ -21,7 +21,7 @@ const FIRST_LINE: &str = "strongroom backup 1\n";
 /// A backup of 100,000 secrets has about 50 MB.
 const MOST_BYTES: usize = 4 << 30;
 /// All but the signing keys: a copy of them would let its owner sign what came after.
-const KINDS: [RecordKind; 8] = [
+const KINDS: [RecordKind; 10] = [
     RecordKind::Secret,
     RecordKind::Value,
     RecordKind::Group,
@@ -30,7 +30,11 @@ const KINDS: [RecordKind; 8] = [
     RecordKind::Policy,
     RecordKind::Exposure,
     RecordKind::Setting,
+    RecordKind::Buried,
+    RecordKind::FingerprintKey,
 ];
+/// What a restore adds to: revoked values stay known.
+const KEPT: [RecordKind; 2] = [RecordKind::Buried, RecordKind::FingerprintKey];
 
 /// Why a backup is not written or taken.
 #[derive(Debug, thiserror::Error)]
@@ -157,13 +161,13 @@ impl Content {
         self.records.iter().filter(move |(k, _, _)| *k == kind).map(|(_, id, bytes)| (*id, bytes))
     }
 
-    /// Puts every record into `vault`, in one change, in place of all that is there.
+    /// Puts every record into `vault`, in one change with `batch`, in place of all that is there but
+    /// for what revoked values are known again by.
     ///
     /// # Errors
     /// [`Error::Vault`].
-    pub fn restore(self, vault: &Vault) -> Result<u64, Error> {
-        let mut batch = Batch::new();
-        for kind in KINDS {
+    pub fn restore(self, vault: &Vault, mut batch: Batch) -> Result<u64, Error> {
+        for kind in KINDS.into_iter().filter(|kind| !KEPT.contains(kind)) {
             for (id, _) in vault.all(kind)? {
                 batch.delete(kind, id);
             }
@@ -213,7 +217,8 @@ mod tests {
         assert!(!file.windows(10).any(|w| w == b"kept value"));
 
         let other = vault();
-        open(&phrase, &file[..]).unwrap().restore(&other).unwrap();
+        let content = open(&phrase, &file[..]).unwrap();
+        content.restore(&other, Batch::new()).unwrap();
         let restored = other.get(RecordKind::Value, id).unwrap().unwrap();
         assert_eq!(restored.expose(), b"kept value");
 

@@ -30,6 +30,10 @@ pub enum RecordKind {
     Signing = 8,
     /// A setting of the vault itself.
     Setting = 9,
+    /// What a revoked value is known again by whose secret was removed.
+    Buried = 10,
+    /// The key of a vault's fingerprints of revoked values; its id is the vault's own.
+    FingerprintKey = 11,
 }
 
 impl RecordKind {
@@ -45,6 +49,8 @@ impl RecordKind {
             7 => Self::Exposure,
             8 => Self::Signing,
             9 => Self::Setting,
+            10 => Self::Buried,
+            11 => Self::FingerprintKey,
             _ => return None,
         })
     }
