@@ -196,6 +196,11 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         .name("files".into())
         .spawn(move || files.keep_files())
         .map_err(part("no thread for event files"))?;
+    let search = daemon.clone();
+    std::thread::Builder::new()
+        .name("search".into())
+        .spawn(move || search.keep_searched())
+        .map_err(part("no thread to search event files"))?;
     let house = daemon.clone();
     let housekeeper = std::thread::Builder::new()
         .name("house".into())

@@ -47,6 +47,17 @@ pub(super) fn status(context: &Context) -> Outcome {
             );
             rows.push(vec!["waiting".to_owned(), text]);
         }
+        if let Some(search) = &status.events_search {
+            let failed = match search.failed {
+                0 => String::new(),
+                failed => format!(", {failed} could not be read (see the log)"),
+            };
+            let text = format!(
+                "{} of {} event files for new values; {} redacted{failed}",
+                search.looked, search.files, search.rewritten
+            );
+            rows.push(vec!["searching".to_owned(), text]);
+        }
         for (step, hold) in &status.hardening {
             if *hold != Hold::Full {
                 rows.push(vec![step.clone(), hold.to_string()]);

@@ -306,6 +306,22 @@ pub struct Events {
     pub max_held: u64,
     /// How long the store may take for a request, which then gets `EIO`.
     pub patience: Period,
+    /// What is taken out of what agents write.
+    pub redact: EventsLevel,
+}
+
+/// How much is looked for in event files; they are never written as they are. In order of rising
+/// care.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventsLevel {
+    /// Values alone.
+    Values,
+    /// Values and known formats.
+    Formats,
+    /// Values, known formats, and what looks random.
+    #[default]
+    All,
 }
 
 impl Default for Events {
@@ -320,6 +336,7 @@ impl Default for Events {
             max_total: 16 << 30,
             max_held: 64 << 20,
             patience: Period::secs(20),
+            redact: EventsLevel::All,
         }
     }
 }

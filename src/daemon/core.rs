@@ -24,6 +24,7 @@ use crate::vault::record::{Batch, RecordId, RecordKind};
 use crate::vault::{self, Vault};
 
 use super::needles::Needles;
+use super::search::Searches;
 
 /// See the module.
 pub struct Core {
@@ -41,6 +42,8 @@ pub struct Core {
     denied: RwLock<HashSet<String>>,
     /// What redaction looks for.
     pub needles: Needles,
+    /// What event files that are complete are still to be searched for.
+    pub(super) searches: Searches,
     /// Seals what is held back of event files, while the vault is unlocked.
     seal: RwLock<Option<Arc<Key>>>,
     /// Keys of the fingerprints that came with backups of other vaults.
@@ -81,6 +84,7 @@ impl Core {
             vault: RwLock::new(None),
             denied: RwLock::default(),
             needles: Needles::default(),
+            searches: Searches::default(),
             seal: RwLock::default(),
             foreign: RwLock::default(),
         }
@@ -128,6 +132,7 @@ impl Core {
     pub fn install(&self, vault: Vault) -> Result<(), vault::Error> {
         let _turn = self.turn();
         let catalog = load(&vault, &self.environments)?;
+        self.searches.load(&vault)?;
         self.deny_revoked(&catalog);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
         self.take_foreign(&vault)?;
@@ -150,7 +155,8 @@ impl Core {
         self.take_foreign(&vault)?;
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
         self.needles.forget();
-        Ok(())
+        self.searches.load(&vault)?;
+        self.searches.add_values(&vault, Vec::new())
     }
 
     fn take_foreign(&self, vault: &Vault) -> Result<(), vault::Error> {
@@ -188,6 +194,7 @@ impl Core {
         *self.seal.write().unwrap_or_else(PoisonError::into_inner) = None;
         *self.foreign.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
         self.needles.forget();
+        self.searches.forget();
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
             Catalog::new(self.environments.clone());
     }
@@ -205,12 +212,14 @@ impl Core {
         let vault = self.unlocked()?;
         let mut batch = Batch::new();
         let (value, apply) = decide(&self.catalog(), &mut batch)?;
+        let noted = Searches::note(&mut batch)?;
         let revision = vault.commit(&batch).map_err(|e| vault_problem(&e))?;
         let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         apply(&mut catalog);
         // Before anybody can be pinned to a new value.
         self.needles.follow(&batch, &catalog);
         drop(catalog);
+        self.searches.add(noted);
         Ok((value, revision))
     }
 

@@ -13,12 +13,13 @@ use crate::audit::record::Event;
 use crate::broker::Refusal;
 use crate::catalog::name::ChainName;
 use crate::clock::Timestamp;
-use crate::config::Permission;
+use crate::config::{EventsLevel, Permission};
 use crate::control::Caller;
 use crate::events::{KeptFolder, folder_of};
 use crate::execution::id::ExecutionId;
 use crate::execution::principal::Execution;
 use crate::proto::{self, Code, Problem};
+use crate::redact::Level;
 
 use super::secrets::parse;
 use super::{Daemon, user_of};
@@ -34,6 +35,15 @@ struct Pruner<'a> {
     user: Option<&'a str>,
     uid: Option<u32>,
     reason: String,
+}
+
+/// What of the engine the configuration asks for.
+pub(super) fn level_of(level: EventsLevel) -> Level {
+    match level {
+        EventsLevel::All => Level::All,
+        EventsLevel::Formats => Level::Formats,
+        EventsLevel::Values => Level::Values,
+    }
 }
 
 fn store_problem(refusal: Refusal) -> Problem {

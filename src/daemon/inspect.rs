@@ -69,6 +69,7 @@ impl Daemon {
             audit_problem: self.core.log.fault(),
             waiting,
             hardening: self.hardening.clone(),
+            events_search: self.core.searches.shown(),
             warnings,
         }
     }

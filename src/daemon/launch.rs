@@ -20,7 +20,6 @@ use crate::execution::registry::{self, SecretInode, process_ref};
 use crate::fs::tree::{AGENTS_NAME, EVENTS_NAME, FIRST_RANDOM};
 use crate::identity::attestor::PrincipalNumber;
 use crate::proto::{self, Code, Hold, How, Problem, Value};
-use crate::redact::Level;
 use crate::secret::SecretBytes;
 use crate::sys::cgroup::{self, Cgroup};
 use crate::vault::crypto;
@@ -594,7 +593,7 @@ impl Daemon {
             keep_background: wanted.keep_background,
             events_folder: self.events_folder(execution)?,
             outputs: self.outputs_of(&execution.chain, agent, &who.peer),
-            redact: Level::All,
+            redact: super::events::level_of(self.config.events.redact),
         };
         let principal = self.registry.register(principal).map_err(|e| registry_problem(&e))?;
         // What its chain may see is looked for from now on.

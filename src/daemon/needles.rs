@@ -309,12 +309,47 @@ fn plain_values(catalog: &Catalog) -> HashSet<String> {
     plain.flat_map(|s| s.versions.iter().filter_map(|v| v.value.clone())).collect()
 }
 
-/// Values of all versions that exist, with the name of their secret.
+/// Values that files are searched for.
+pub(super) struct Sought(Known);
+
+impl Sought {
+    /// What to look for in a place.
+    pub(super) fn view_in(
+        &self,
+        place: &Place,
+        core: &Core,
+        registry: &Registry,
+        detector: &Arc<Detector>,
+    ) -> Arc<View> {
+        let named: Named = visible(place, &core.catalog(), registry).into_iter().collect();
+        self.0.views_of(&named, detector).0
+    }
+}
+
+/// Some of the values, by the vault's records of them.
+///
+/// # Errors
+/// [`Refusal::Locked`], or that one cannot be read.
+pub(super) fn read(core: &Core, wanted: &dyn Fn(&str) -> bool) -> Result<Sought, Refusal> {
+    let vault = core.vault().ok_or(Refusal::Locked)?;
+    read_some(&vault, &core.catalog(), wanted).map(Sought)
+}
+
+/// Values of all versions that exist.
 fn read_all(vault: &Vault, catalog: &Catalog) -> Result<Known, Refusal> {
+    read_some(vault, catalog, &|_| true)
+}
+
+fn read_some(
+    vault: &Vault,
+    catalog: &Catalog,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Known, Refusal> {
     let mut all: Vec<(u32, SecretBytes)> = Vec::new();
     let mut known = Known::new();
     for secret in catalog.each_secret().filter(|secret| !secret.plain) {
-        for value in secret.versions.iter().filter_map(|v| v.value.as_ref()) {
+        let values = secret.versions.iter().filter_map(|v| v.value.as_ref());
+        for value in values.filter(|value| wanted(value)) {
             let id = value.parse().map_err(|_| Refusal::Fault)?;
             // Destroyed versions have no bytes; every other must be readable, or nothing is written.
             let bytes = match vault.get(RecordKind::Value, id) {
@@ -500,8 +535,9 @@ impl Outside for Around {
         self.core.seal().ok_or(Refusal::Locked)
     }
 
-    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64) {
-        if name.is_empty() {
+    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64, later: bool) {
+        // Who wrote it when nobody looked for it has not guessed.
+        if name.is_empty() && !later {
             self.count_foreign(place, count);
         }
         self.record(Event::EventRedacted, place, Some(file), name, count);

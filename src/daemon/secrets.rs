@@ -319,6 +319,14 @@ impl Daemon {
             let stored = secret.clone();
             Ok((secret, Box::new(move |c: &mut Catalog| c.put_secret(stored)) as _))
         })?;
+        if secret.plain != found.plain {
+            // What is looked for is read anew.
+            self.core.needles.forget();
+            let vault = self.core.unlocked()?;
+            let values = secret.versions.iter().filter_map(|v| v.value.clone()).collect();
+            let noted = self.core.searches.add_values(&vault, values);
+            noted.map_err(|e| super::core::vault_problem(&e))?;
+        }
         self.record_secret(Event::SecretEdited, who, &secret, Some(revision))?;
         self.update_facts(&secret)?;
         Ok(shown(&secret, Vec::new()))

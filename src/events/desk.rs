@@ -81,7 +81,7 @@ impl Events {
     pub(super) fn desk(
         &self,
         inode: u64,
-        fresh: Option<&Writer>,
+        fresh: Option<(&Place, Level)>,
     ) -> Result<Option<Shared>, Refusal> {
         self.desk_of(inode, fresh, None)
     }
@@ -90,7 +90,7 @@ impl Events {
     pub(super) fn desk_of(
         &self,
         inode: u64,
-        fresh: Option<&Writer>,
+        fresh: Option<(&Place, Level)>,
         mut new: Option<Stored>,
     ) -> Result<Option<Shared>, Refusal> {
         loop {
@@ -103,8 +103,8 @@ impl Events {
             if guard.is_none() {
                 *guard = self.load(inode)?;
             }
-            if let (None, Some(writer)) = (&*guard, fresh) {
-                *guard = Some(self.reopen(inode, writer, new.take())?);
+            if let (None, Some((place, level))) = (&*guard, fresh) {
+                *guard = Some(self.reopen(inode, place, level, new.take())?);
             }
             if guard.is_some() {
                 drop(guard);
@@ -128,13 +128,25 @@ impl Events {
     }
 
     pub(super) fn settle(&self, inode: u64, place: &Place, desk: &mut Desk) -> Result<(), Refusal> {
+        // What is held is judged by what is looked for now.
+        self.follow(place, desk)?;
         if desk.draft.is_dirty() {
             self.rebuild(inode, place, desk)?;
         }
         let before = desk.draft.stored_len();
         desk.draft.settle(&desk.store).map_err(|e| os(&e))?;
         self.count(before, desk.draft.stored_len());
-        self.save(inode, &mut desk.draft)
+        self.save_with(inode, &mut desk.draft, desk.modified)
+    }
+
+    /// Looks for what is to be looked for now, also in what is held. Only under the draft's lock: a
+    /// view from before could come after a search of the file for newer values.
+    pub(super) fn follow(&self, place: &Place, desk: &mut Desk) -> Result<(), Refusal> {
+        let view = self.outside.view(place)?;
+        if !Arc::ptr_eq(desk.draft.view(), &view) {
+            desk.draft.set_view(view);
+        }
+        Ok(())
     }
 
     /// After a failure the draft is read from the runtime state again: memory may be ahead of it.
@@ -174,13 +186,13 @@ impl Events {
         let _len = fields.number().ok_or_else(fault)?;
         let modified = (fields.number().ok_or_else(fault)? != 0, fields.number(), fields.number());
         let head = self.unseal(&key, &at, fields.0)?;
-        let (mut draft, counts) = Draft::load(&head, view).ok_or_else(fault)?;
-        for number in 0..counts.segments {
+        let (mut draft, parts) = Draft::load(&head, view).ok_or_else(fault)?;
+        for number in 0..parts.segments {
             let at = key_of(inode, SEGMENT, draft.generation, number);
             let sealed = self.journal.get(Kind::EventDraft, &at).ok_or_else(fault)?;
             draft.add_segment(&self.unseal(&key, &at, &sealed)?).ok_or_else(fault)?;
         }
-        for number in 0..counts.operations {
+        for number in 0..parts.operations {
             let at = key_of(inode, OPERATION, draft.generation, number);
             let sealed = self.journal.get(Kind::EventDraft, &at).ok_or_else(fault)?;
             let plain = self.unseal(&key, &at, &sealed)?;
@@ -193,7 +205,7 @@ impl Events {
             };
             draft.collect(&operation);
         }
-        draft.complete(&counts);
+        draft.complete(&parts);
         // Killed between the new head and the new file's name.
         let staging = staged(inode, draft.generation);
         if self.folder.entry(&staging).is_ok() {
@@ -219,11 +231,12 @@ impl Events {
     pub(super) fn reopen(
         &self,
         inode: u64,
-        writer: &Writer,
+        place: &Place,
+        level: Level,
         new: Option<Stored>,
     ) -> Result<Desk, Refusal> {
         let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
-        let view = self.outside.view(&writer.place)?;
+        let view = self.outside.view(place)?;
         let store = match new {
             Some(new) => new,
             None => self.folder.file(&node.path).map_err(|e| os(&e))?,
@@ -240,7 +253,6 @@ impl Events {
             }
             _ => None,
         };
-        let level = writer.level;
         let mut draft = Draft::reopen(view, level, &store, kept).map_err(|e| os(&e))?;
         self.save(inode, &mut draft)?;
         Ok(Desk { draft, store, level, modified: None, kernel_may_lag: false })
@@ -337,8 +349,7 @@ impl Events {
         let target = self.folder.create(&staging).map_err(|e| os(&e))?;
         let outcome = (|| {
             let mut new = desk.draft.rebuild(&desk.store, &target, view).map_err(|e| os(&e))?;
-            let mode = self.folder.entry(&path).map_err(|e| os(&e))?.mode;
-            self.folder.set_mode(&staging, mode).map_err(|e| os(&e))?;
+            target.look_like(&desk.store).map_err(|e| os(&e))?;
             target.sync().map_err(|e| os(&e))?;
             self.save_with(inode, &mut new, desk.modified)?;
             Ok(new)

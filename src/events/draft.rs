@@ -12,6 +12,7 @@
 //! Writers see hidden bytes as `*`, so that their offsets stay their own.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -84,7 +85,14 @@ pub(super) struct Draft {
     pub requests: [(u64, u64); REQUESTS],
     /// A close followed the last write.
     pub is_flushed: bool,
+    /// Markers by name, and how many of them are on record.
+    counted: Counts,
+    told: Counts,
+    /// Those of the tail.
+    ending: Counts,
 }
+
+type Counts = BTreeMap<String, u64>;
 
 /// A collected operation.
 pub(super) enum Operation<'a> {
@@ -118,6 +126,9 @@ impl Draft {
             generation: 0,
             requests: [(0, 0); REQUESTS],
             is_flushed: true,
+            counted: Counts::new(),
+            told: Counts::new(),
+            ending: Counts::new(),
         }
     }
 
@@ -181,12 +192,6 @@ impl Draft {
         store: &dyn Store,
         len: u64,
     ) -> io::Result<(Redactor, u64)> {
-        struct Nothing;
-        impl Sink for Nothing {
-            fn clear(&mut self, _: &[u8]) {}
-            fn hidden(&mut self, _: &[u8]) {}
-            fn marker(&mut self, _: &str, _: u64) {}
-        }
         let from = len.saturating_sub(TAIL_BYTES);
         let mut end = Zeroizing::new(vec![0; within(len, from)]);
         read_exactly(store, from, &mut end)?;
@@ -235,9 +240,48 @@ impl Draft {
 
     /// Takes the counts of markers since the last time.
     pub(super) fn take_counts(&mut self) -> Vec<(String, u64)> {
-        let counts = self.redactor.counts().map(|(name, n)| (name.to_owned(), n)).collect();
+        let mut all = self.counted.clone();
+        for (name, n) in &self.ending {
+            *all.entry(name.clone()).or_default() += n;
+        }
+        let told = |name: &String| self.told.get(name).copied().unwrap_or(0);
+        let new = all.iter().map(|(name, n)| (name.clone(), n.saturating_sub(told(name))));
+        let new = new.filter(|(_, n)| *n > 0).collect();
+        self.told = all;
+        new
+    }
+
+    /// Counts what the redactor has marked since the last time.
+    fn count(&mut self) {
+        for (name, n) in self.redactor.counts() {
+            match self.counted.get_mut(name) {
+                Some(counted) => *counted += n,
+                None => drop(self.counted.insert(name.to_owned(), n)),
+            }
+        }
         self.redactor.clear_counts();
-        counts
+    }
+
+    /// Whether what was written contains anything that `view` looks for, or ends in the beginning of
+    /// it, which is stored already.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(super) fn contains(&self, store: &dyn Store, view: &Arc<View>) -> io::Result<bool> {
+        let mut search = Redactor::new(view.clone(), self.level);
+        let mut buffer = Zeroizing::new(vec![0; CHUNK_BYTES]);
+        let mut at = 0;
+        while at < self.len {
+            let size = within(self.len, at).min(CHUNK_BYTES);
+            let chunk = &mut buffer[..size];
+            chunk.fill(0);
+            self.read_base(store, at, chunk, true)?;
+            self.overlay.read(at, chunk);
+            search.push(chunk, &mut Nothing);
+            at += size as u64;
+        }
+        let is_begun = search.held() as u64 > self.given_back();
+        Ok(is_begun || search.in_range() || search.counts().next().is_some())
     }
 
     /// Whether a write at `at` only adds to the base.
@@ -265,6 +309,7 @@ impl Draft {
         };
         self.redactor.push(bytes, &mut emit);
         let (out, reached) = (emit.out, emit.at);
+        self.count();
         self.forced.retain(|(_, end)| *end > reached);
         self.streamed += bytes.len() as u64;
         self.len = self.streamed;
@@ -275,6 +320,7 @@ impl Draft {
                 store.set_len(self.stored)?;
             }
             self.tail = 0;
+            self.ending.clear();
         }
         Ok(())
     }
@@ -475,7 +521,12 @@ impl Draft {
         let reached = new.streamed - new.redactor.held() as u64;
         new.forced = forced;
         new.forced.retain(|(_, end)| *end > reached);
-        new.redactor.clear_counts();
+        new.count();
+        // Those of an earlier pass are on record, as far as they are still there.
+        for (name, told) in &self.told {
+            let there = new.counted.get(name).copied().unwrap_or(0);
+            new.told.insert(name.clone(), there.min(*told));
+        }
         Ok(new)
     }
 
@@ -484,14 +535,15 @@ impl Draft {
     /// # Errors
     /// When the store cannot be written.
     pub(super) fn settle(&mut self, store: &dyn Store) -> io::Result<()> {
-        let (out, _) = self.ending();
+        let (out, _, counts) = self.ending();
+        self.ending = counts;
         store.write_at(self.stored, &out)?;
         self.tail = out.len() as u64;
         store.set_len(self.stored_len())
     }
 
     /// What stands for the held bytes at the end, and the segments in it.
-    fn ending(&self) -> (Vec<u8>, Vec<Segment>) {
+    fn ending(&self) -> (Vec<u8>, Vec<Segment>, Counts) {
         let state = self.redactor.save();
         let mut lead =
             Lead { left: self.lead.left, text: self.lead.text.clone(), mixed: self.lead.mixed };
@@ -506,11 +558,13 @@ impl Draft {
             forced: &self.forced,
         };
         let view = self.redactor.view().clone();
+        let mut counts = Counts::new();
         if let Ok(mut copy) = Redactor::resume(view, self.level, &state) {
             copy.finish(&mut emit);
+            counts.extend(copy.counts().map(|(name, n)| (name.to_owned(), n)));
         }
         emit.close("[REDACTED]");
-        (emit.out, segments)
+        (emit.out, segments, counts)
     }
 
     /// What the next writer needs, after [`Draft::settle`].
@@ -520,7 +574,7 @@ impl Draft {
 
     /// As those who still read it see it, after [`Draft::settle`]: the end decided, nothing raw kept.
     pub(super) fn freeze(mut self) -> Self {
-        let (_, segments) = self.ending();
+        let (_, segments, _) = self.ending();
         self.segments.extend(segments);
         self.open = None;
         for segment in &mut self.segments {
@@ -589,11 +643,16 @@ impl Draft {
         }
         let open = self.open.as_ref().map(encode_segment);
         head.optional(open.as_ref().map(|o| o.0.as_slice()));
+        head.number(self.counted.len() as u64);
+        for (name, count) in &self.counted {
+            let told = self.told.get(name).copied().unwrap_or(0);
+            head.bytes(name.as_bytes()).number(*count).number(told);
+        }
         head.0
     }
 
     /// Takes up again what [`Draft::head`] saved; segments and operations come after.
-    pub(super) fn load(head: &[u8], view: Arc<View>) -> Option<(Self, Counts)> {
+    pub(super) fn load(head: &[u8], view: Arc<View>) -> Option<(Self, Parts)> {
         let mut from = Decoder(head);
         let mut draft = Self::new(view.clone(), Level::All);
         draft.generation = from.number()?;
@@ -604,7 +663,7 @@ impl Draft {
         let (segments, operations) = (from.number()?, from.number()?);
         draft.is_flushed = from.number()? != 0;
         let (is_cut, cut) = (from.number()? != 0, from.number()?);
-        let counts = Counts { segments, operations, len, cut: is_cut.then_some(cut) };
+        let parts = Parts { segments, operations, len, cut: is_cut.then_some(cut) };
         draft.lead.left = from.number()?;
         draft.lead.mixed = from.number()? != 0;
         draft.lead.text = Zeroizing::new(from.bytes()?.to_vec());
@@ -623,14 +682,19 @@ impl Draft {
             Some(bytes) => Some(decode_segment(bytes)?),
             None => None,
         };
+        for _ in 0..from.number()? {
+            let name = String::from_utf8(from.bytes()?.to_vec()).ok()?;
+            draft.counted.insert(name.clone(), from.number()?);
+            draft.told.insert(name, from.number()?);
+        }
         draft.len = draft.streamed;
-        Some((draft, counts))
+        Some((draft, parts))
     }
 
     /// All segments and operations are back.
-    pub(super) fn complete(&mut self, counts: &Counts) {
+    pub(super) fn complete(&mut self, parts: &Parts) {
         // The base has grown since some of them: where it is cut is not theirs to say.
-        (self.len, self.cut) = (counts.len, counts.cut);
+        (self.len, self.cut) = (parts.len, parts.cut);
     }
 
     /// A segment that was saved.
@@ -641,8 +705,17 @@ impl Draft {
     }
 }
 
+/// Takes nothing: what is looked for is counted.
+pub(super) struct Nothing;
+
+impl Sink for Nothing {
+    fn clear(&mut self, _: &[u8]) {}
+    fn hidden(&mut self, _: &[u8]) {}
+    fn marker(&mut self, _: &str, _: u64) {}
+}
+
 /// What belongs to a saved head.
-pub(super) struct Counts {
+pub(super) struct Parts {
     pub segments: u64,
     pub operations: u64,
     len: u64,
@@ -777,11 +850,11 @@ mod tests {
         }
 
         fn crash(&mut self) {
-            let (mut draft, counts) = Draft::load(&self.head, view()).unwrap();
-            for number in 0..counts.segments {
+            let (mut draft, parts) = Draft::load(&self.head, view()).unwrap();
+            for number in 0..parts.segments {
                 draft.add_segment(&self.segments[&number]).unwrap();
             }
-            assert_eq!(counts.operations, self.operations.len() as u64);
+            assert_eq!(parts.operations, self.operations.len() as u64);
             for operation in &self.operations {
                 match operation {
                     Step::Write(at, bytes) => draft.collect(&Operation::Write(*at, bytes)),
@@ -789,7 +862,7 @@ mod tests {
                     _ => unreachable!(),
                 }
             }
-            draft.complete(&counts);
+            draft.complete(&parts);
             self.draft = draft;
         }
 

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use crate::broker::{Place, Refusal, Request, Writer};
 use crate::execution::handles::Handle;
 use crate::execution::journal::Kind;
-use crate::redact::View;
+use crate::redact::Level;
 
 use super::codec::Encoder;
 use super::desk::{Desk, OPERATION, key_of};
@@ -26,6 +26,10 @@ use super::{At, Attributes, Change, Events, full, lock, os, refusal, stale};
 /// What is collected of one file at most, whatever is configured: a part of what the runtime state has
 /// for all of them.
 const MAX_HELD: u64 = 16 << 20;
+
+fn of(writer: &Writer) -> (&Place, Level) {
+    (&writer.place, writer.level)
+}
 
 impl Events {
     /// Makes a file and opens it for writing; one that is there is opened, unless `exclusive`.
@@ -119,7 +123,7 @@ impl Events {
         let opened = match self.node(writer, inode).map(|node| node.what) {
             // The name has another number by now, which the kernel looks up.
             Ok(What::File { is_old: true, .. }) => Err(refusal(Errno::ESTALE)),
-            Ok(_) if writing => self.desk_of(inode, Some(writer), new).map(drop),
+            Ok(_) if writing => self.desk_of(inode, Some(of(writer)), new).map(drop),
             other => other.map(drop),
         };
         match opened {
@@ -179,14 +183,13 @@ impl Events {
         request: Request,
     ) -> Result<(), Refusal> {
         let inode = self.handle(writer, fh, true)?;
-        let view = self.outside.view(&writer.place)?;
-        let shared = self.desk(inode, Some(writer))?.ok_or(Refusal::Fault)?;
+        let shared = self.desk(inode, Some(of(writer)))?.ok_or(Refusal::Fault)?;
         let mut guard = lock(&shared);
         let desk = guard.as_mut().ok_or(Refusal::Fault)?;
         if request.resent && desk.draft.has_done(request.id) {
             return Ok(());
         }
-        let outcome = self.write_to(inode, &writer.place, desk, (at, bytes), &view, request);
+        let outcome = self.write_to(inode, &writer.place, desk, (at, bytes), request);
         self.keep(&mut guard, outcome)
     }
 
@@ -353,7 +356,6 @@ impl Events {
         place: &Place,
         desk: &mut Desk,
         (at, bytes): (At, &[u8]),
-        view: &Arc<View>,
         request: Request,
     ) -> Result<(), Refusal> {
         let before = desk.draft.len();
@@ -368,9 +370,7 @@ impl Events {
         if self.journal.is_crowded() {
             return Err(refusal(Errno::ENOSPC));
         }
-        if !Arc::ptr_eq(desk.draft.view(), view) {
-            desk.draft.set_view(view.clone());
-        }
+        self.follow(place, desk)?;
         desk.modified = None;
         desk.draft.is_flushed = false;
         if desk.draft.is_next(at) {
@@ -416,7 +416,7 @@ impl Events {
         if size > self.limits.max_file {
             return Err(refusal(Errno::EDQUOT));
         }
-        let shared = self.desk(inode, Some(writer))?.ok_or(Refusal::Fault)?;
+        let shared = self.desk(inode, Some(of(writer)))?.ok_or(Refusal::Fault)?;
         let mut guard = lock(&shared);
         let desk = guard.as_mut().ok_or(Refusal::Fault)?;
         let outcome = self.truncate_to(inode, writer, desk, size);
@@ -448,6 +448,7 @@ impl Events {
             self.collect(inode, &writer.place, desk, &Operation::Truncate(size))?;
             return self.save(inode, &mut desk.draft);
         }
+        self.report(inode, &writer.place, &mut desk.draft);
         let view = self.outside.view(&writer.place)?;
         let mut new = Draft::new(view, desk.level);
         new.generation = desk.draft.generation + 1;
@@ -462,13 +463,22 @@ impl Events {
     }
 
     pub(super) fn report(&self, inode: u64, place: &Place, draft: &mut Draft) {
+        self.report_as(inode, place, draft, false);
+    }
+
+    /// The same, for what was written before it was looked for.
+    pub(super) fn report_later(&self, inode: u64, place: &Place, draft: &mut Draft) {
+        self.report_as(inode, place, draft, true);
+    }
+
+    fn report_as(&self, inode: u64, place: &Place, draft: &mut Draft, later: bool) {
         let counts = draft.take_counts();
         if counts.is_empty() {
             return;
         }
         let file = lock(&self.nodes).get(inode).map_or_else(String::new, Node::shown);
         for (name, count) in counts {
-            self.outside.redacted(place, &file, &name, count);
+            self.outside.redacted(place, &file, &name, count, later);
         }
     }
 
@@ -500,7 +510,7 @@ impl Events {
         let mut guard = lock(&shared);
         let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
         // Somebody may have opened it again meanwhile.
-        if lock(&self.openers).get(&inode).is_some_and(|o| !o.writers.is_empty()) {
+        if self.is_written(inode) {
             return Ok(());
         }
         let Some(desk) = guard.as_mut() else { return Ok(()) };

@@ -254,6 +254,21 @@ impl Folder {
         nix::sys::stat::fchmod(&stored.0, mode).map_err(error)
     }
 
+    /// How many files there are, but for those without a name.
+    pub(super) fn files(&self) -> u64 {
+        let mut left = vec![PathBuf::new()];
+        let mut count = 0;
+        while let Some(path) = left.pop() {
+            for (name, sort, _) in self.list(&path).unwrap_or_default() {
+                match sort {
+                    Sort::Directory => left.push(path.join(name)),
+                    Sort::File => count += 1,
+                }
+            }
+        }
+        count
+    }
+
     /// Bytes of all files.
     pub(super) fn total(&self) -> u64 {
         fn walk(folder: &Folder, path: &Path, total: &mut u64) {
@@ -285,10 +300,26 @@ impl Stored {
         Ok(self.0.metadata()?.ino())
     }
 
-    /// Sets its modification time, in seconds and nanoseconds since 1970.
+    /// Sets its modification time, in seconds and nanoseconds since 1970; that of its last reading
+    /// stays.
     pub(super) fn set_modified(&self, (seconds, nanos): (i64, i64)) -> io::Result<()> {
         let time = nix::sys::time::TimeSpec::new(seconds, nanos);
-        nix::sys::stat::futimens(&self.0, &time, &time).map_err(error)
+        let same = nix::sys::time::TimeSpec::UTIME_OMIT;
+        nix::sys::stat::futimens(&self.0, &same, &time).map_err(error)
+    }
+
+    /// Gives it owner, group, permission bits and the time of the last reading of the file whose
+    /// place it takes.
+    pub(super) fn look_like(&self, old: &Self) -> io::Result<()> {
+        let (was, is) = (old.0.metadata()?, self.0.metadata()?);
+        if (was.uid(), was.gid()) != (is.uid(), is.gid()) {
+            std::os::unix::fs::fchown(&self.0, Some(was.uid()), Some(was.gid()))?;
+        }
+        let mode = Mode::from_bits_truncate(was.mode() & 0o777);
+        nix::sys::stat::fchmod(&self.0, mode).map_err(error)?;
+        let read = nix::sys::time::TimeSpec::new(was.atime(), was.atime_nsec());
+        let same = nix::sys::time::TimeSpec::UTIME_OMIT;
+        nix::sys::stat::futimens(&self.0, &read, &same).map_err(error)
     }
 }
 

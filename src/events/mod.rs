@@ -17,6 +17,7 @@ mod folder;
 mod names;
 mod node;
 mod overlay;
+mod search;
 mod stock;
 
 use std::collections::{HashMap, HashSet};
@@ -35,6 +36,7 @@ use crate::redact::View;
 use crate::vault::crypto::Key;
 
 pub use folder::Look;
+pub use search::{Progress, Wanted};
 pub use stock::{Kept as KeptFolder, folder_of};
 
 use codec::Decoder;
@@ -61,8 +63,9 @@ pub trait Outside: Send + Sync + 'static {
     /// [`Refusal::Locked`].
     fn key(&self) -> Result<Arc<Key>, Refusal>;
 
-    /// So many markers of this name were written to a file.
-    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64);
+    /// So many markers of this name were written to a file; `later`: for what was there before it was
+    /// looked for.
+    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64, later: bool);
 
     /// A name with a secret in it was refused.
     fn name_refused(&self, place: &Place);
@@ -141,6 +144,8 @@ pub struct Events {
     leftovers: Mutex<HashMap<u64, Vec<PathBuf>>>,
     /// Bytes in the store.
     total: AtomicU64,
+    /// Innermost.
+    sweep: Mutex<search::Sweep>,
 }
 
 fn os(error: &io::Error) -> Refusal {
@@ -214,6 +219,7 @@ impl Events {
             idle: Mutex::default(),
             leftovers: Mutex::new(leftovers),
             total: AtomicU64::new(0),
+            sweep: Mutex::default(),
         })
     }
 
@@ -292,6 +298,11 @@ impl Events {
         // What a locked vault seals tells its length all the same.
         let head = self.journal.get(Kind::EventDraft, &key_of(inode, HEAD, 0, 0));
         Ok(head.and_then(|head| Decoder(&head).number()))
+    }
+
+    /// Whether somebody has the file open for writing.
+    fn is_written(&self, inode: u64) -> bool {
+        lock(&self.openers).get(&inode).is_some_and(|o| !o.writers.is_empty())
     }
 
     /// Whether somebody has the file open.

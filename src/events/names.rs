@@ -7,10 +7,11 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::broker::{Refusal, Request, Writer};
+use crate::broker::{Place, Refusal, Request, Writer};
 use crate::redact;
 
 use super::folder::{Entry, Sort};
@@ -69,7 +70,7 @@ impl Events {
     ) -> Result<Attributes, Refusal> {
         let inode = match entry.sort {
             Sort::Directory => self.directory_inode(writer, path)?,
-            Sort::File => self.file_inode(writer, path, entry)?,
+            Sort::File => self.file_inode(&writer.place, path, entry)?,
         };
         self.shown(inode, entry)
     }
@@ -230,8 +231,11 @@ impl Events {
             }
             _ => {}
         }
-        self.folder.rename(&from, &to, exclusive).map_err(|e| os(&e))?;
-        lock(&self.nodes).rename(&from, &to).map_err(full)
+        self.begin_move();
+        let renamed = self.folder.rename(&from, &to, exclusive).map_err(|e| os(&e));
+        let renamed = renamed.and_then(|()| lock(&self.nodes).rename(&from, &to).map_err(full));
+        self.end_move(&to);
+        renamed
     }
 
     /// Takes the file at `path` out of its directory: away, or where those find it who have it open.
@@ -304,7 +308,7 @@ impl Events {
     /// The number of a file; a file that was replaced from outside gets a new one.
     pub(super) fn file_inode(
         &self,
-        writer: &Writer,
+        place: &Arc<Place>,
         path: &Path,
         entry: Entry,
     ) -> Result<u64, Refusal> {
@@ -320,7 +324,7 @@ impl Events {
         }
         let inode = self.new_inode()?;
         let node = Node {
-            place: writer.place.clone(),
+            place: place.clone(),
             path: path.to_owned(),
             what: What::File { store_inode: entry.inode, kept: None, is_old: false },
         };

@@ -17,7 +17,7 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::broker::Refusal;
+use crate::broker::{Place, Refusal};
 use crate::clock::Timestamp;
 
 use super::folder::{Folder, STAGING};
@@ -135,6 +135,16 @@ fn names_of(
     let chain = chain.replace("%2F", "/").replace("%25", "%");
     let environment = Some(environment.to_owned()).filter(|e| e != "-");
     (chain, environment, Some(last.to_owned()).filter(|l| l != SHARED))
+}
+
+/// Whose folder a path below the store lies in.
+pub(super) fn place_of(path: &Path) -> Option<Place> {
+    let mut parts = path.components().map(|part| part.as_os_str().to_str());
+    let (chain, environment, last) = (parts.next()??, parts.next()??, parts.next()??);
+    parts.next()?;
+    let folder = format!("{chain}/{environment}/{last}");
+    let (chain, environment, execution) = names_of(chain, environment, last);
+    Some(Place { folder, chain, environment, execution: execution.unwrap_or_default() })
 }
 
 fn kept(store: &Folder, folder: &str) -> io::Result<Kept> {

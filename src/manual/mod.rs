@@ -194,7 +194,24 @@
 //! the new name appears. inotify tells of `CLOSE_WRITE` when the file is complete; a worker that died
 //! closes its files early. All drafts together use half of the runtime state, then writers get `ENOSPC`.
 //!
-//! **A slow store.** At most half of the mount's threads carry out requests of events; the rest go to
+//! **Values that come later.** A change that stores values (`secret set`, `rotate`, `group`, `import`,
+//! a restore, `secret edit --plain false`) stores with them, in the vault, that the store is to be
+//! searched for them; the note goes when every file was looked at, so that a worker or daemon that
+//! dies leaves it to the next. What is written is judged by the new values from the change's commit
+//! on. The search goes through all files that have a name, one after the other, at the level of
+//! `[events] redact` without formats; agents that move files meanwhile tell it where to. A complete
+//! file that has one is redacted into a new file, which takes its place by rename, with owner, mode,
+//! and times of the old one and a new inode number; who had it open goes on seeing what it saw. One
+//! that is being written is searched and made anew under its lock, also where it ends in the
+//! beginning of a value. Each is an `event_redacted` record, and no `redaction_probe` counts it.
+//! `status` (`events_search`) shows how far it is; a file that cannot be read, or has a second name from
+//! outside, is told there and in the log, and tried again with the next change, or after 30 s,
+//! doubled up to an hour.
+//!
+//! **How much.** `[events] redact` is `"all"` (the default), `"formats"` or `"values"`, for agents
+//! that are launched from then on. There is no `"off"`.
+//!
+//! **A slow store. At most half of the mount's threads carry out requests of events; the rest go to
 //! a bounded pool, and whatever is not done after `[events] patience` (20 s) gets `EIO`. Such a request
 //! may still be carried out when the store answers again.
 //!
@@ -347,7 +364,7 @@
 //!
 //! `cargo bench --bench mount -- events` (same host, busy, one CPU; 1,000 secrets, the store on a tmpfs,
 //! one writer of a log without secrets; medians of three), against a bare fuser server that writes
-//! through to a file of the tmpfs. A daemon writes events at `all`, which nothing changes; `values` was
+//! through to a file of the tmpfs. A daemon writes events at `all` here; `values` was
 //! measured without one, on a bare server that hands the writes to the same code but judges no caller:
 //!
 //! | what | bare : ours | share of the bare speed | aim |
@@ -361,7 +378,7 @@
 //!
 //! # Limits of this version
 //!
-//! See `SECURITY.md`, last section. A daemon's events are written at level `all`. Of a value in base64
+//! See `SECURITY.md`, last section. Of a value in base64
 //! up to four bits of its first and last byte may stay, in the characters that it shares with its
 //! neighbours. Of other programs' filesystem tests fio's own checks run on `events` (in order, at
 //! random, mixed, synced, direct); `pjdfstest` and `fsx` do not: most of the one is about links, devices

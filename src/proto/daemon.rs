@@ -187,9 +187,27 @@ pub struct Status {
     /// Hardening steps and what they achieved.
     #[serde(default)]
     pub hardening: BTreeMap<String, Hold>,
+    /// The search of event files for values that came after them, while there is one.
+    #[serde(default)]
+    pub events_search: Option<EventsSearch>,
     /// What the operator should know.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// How far the search of complete event files for new values is.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct EventsSearch {
+    /// Changes of the vault whose values are searched for.
+    pub changes: u64,
+    /// Files there were when it began.
+    pub files: u64,
+    /// Files that were looked at.
+    pub looked: u64,
+    /// Files that held such a value and were made anew.
+    pub rewritten: u64,
+    /// Files that could not be searched; it is tried again.
+    pub failed: u64,
 }
 
 /// How far one promise holds here.

@@ -37,8 +37,8 @@ pub use chain::{
     ChainShown, ChainSummary, GrantChange, Unresolved,
 };
 pub use daemon::{
-    Check, Confirm, Doctor, Done, Empty, Health, Lock, Promise, State, Status, Unlock, Unlocked,
-    VaultStatus, Waiting,
+    Check, Confirm, Doctor, Done, Empty, EventsSearch, Health, Lock, Promise, State, Status,
+    Unlock, Unlocked, VaultStatus, Waiting,
 };
 pub use events::{EventsFolder, EventsList, EventsListed, EventsPath, EventsPrune, EventsPruned};
 pub use execution::{

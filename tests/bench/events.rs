@@ -246,7 +246,7 @@ impl Outside for Known {
         Ok(self.key.clone())
     }
 
-    fn redacted(&self, _: &Place, _: &str, _: &str, _: u64) {}
+    fn redacted(&self, _: &Place, _: &str, _: &str, _: u64, _: bool) {}
 
     fn name_refused(&self, _: &Place) {}
 }

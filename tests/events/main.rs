@@ -7,6 +7,7 @@ mod common;
 mod crash;
 mod foreign;
 mod hand;
+mod later;
 mod oracle;
 #[path = "../tools/mod.rs"]
 mod tools;
