@@ -11,6 +11,7 @@ mod events;
 mod examples;
 pub mod exit;
 mod import;
+mod init;
 mod man;
 mod output;
 mod prompt;
@@ -20,6 +21,7 @@ mod run;
 mod scan;
 mod secret;
 mod serve;
+mod setup;
 mod value;
 mod version;
 
@@ -38,7 +40,7 @@ use crate::redact::detect::Detector;
 /// A secrets vault for chains of agents, mounted at /run/secrets.
 #[derive(Debug, Parser)]
 #[command(name = "strongroom", version, max_term_width = 100)]
-#[command(after_help = "Examples:\n  strongroom demo\n  strongroom init && strongroom up\n  \
+#[command(after_help = "Examples:\n  strongroom demo\n  strongroom setup\n  \
     printf %s \"$KEY\" | strongroom secret set OPENAI_API_KEY\n  \
     strongroom run -s OPENAI_API_KEY -- python3 agent.py")]
 struct Cli {
@@ -108,7 +110,7 @@ enum Command {
     /// Takes values from a dotenv file, JSON, or a directory.
     Import(import::ImportArgs),
     /// Makes the vault.
-    Init(serve::InitArgs),
+    Init(init::InitArgs),
     /// Key slots: the ways to unlock the vault.
     #[command(subcommand)]
     Key(admin::KeyCommand),
@@ -142,6 +144,8 @@ enum Command {
         strongroom serve\n  \
         systemctl start strongroom")]
     Serve,
+    /// Makes vault, key and configuration, starts the daemon, and says what to do next.
+    Setup(setup::SetupArgs),
     /// State of the daemon.
     #[command(after_help = "Examples:\n  \
         strongroom status\n  \
@@ -267,6 +271,29 @@ pub struct Context {
 }
 
 impl Context {
+    /// Reads and checks the configuration. A client of another user may need the socket alone; the
+    /// file may hold a webhook's token.
+    fn load(home: Option<PathBuf>, json: bool, socket_alone: bool) -> Result<Self, Failure> {
+        use crate::config::Error;
+        let home = home.map(std::path::absolute).transpose().map_err(anyhow::Error::from)?;
+        let paths = Paths::of_this_process(home.as_deref()).map_err(config_failure)?;
+        let config = match Config::load(&paths) {
+            Err(Error::Read { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied && socket_alone =>
+            {
+                Config::default()
+            }
+            loaded => loaded.map_err(config_failure)?,
+        };
+        let paths = paths.with(&config);
+        config.check(&paths).map_err(config_failure)?;
+        Detector::of_config(&config.redaction).map_err(|error| {
+            let file = paths.config_file.display();
+            Failure::new(format!("configuration {file}: {error}")).hint(error.hint())
+        })?;
+        Ok(Self { paths, config, home, json })
+    }
+
     fn client(&self) -> Client {
         Client::new(&self.paths.socket).asking(|| value::prompt("the vault's passphrase").ok())
     }
@@ -370,6 +397,7 @@ fn dispatch(cli: Cli) -> Outcome {
         }
         Command::Man(args) => return man::main(Cli::command(), args, cli.json),
         Command::Demo => return demo::main(cli.json),
+        Command::Setup(args) => return setup::main(cli.home.clone(), args, cli.json),
         Command::Tee(args) => return chain_run::tee(args),
         Command::Prompt(args) if args.is_local() => return prompt::local(cli.json),
         Command::Redact(args) if args.is_local() => {
@@ -380,28 +408,7 @@ fn dispatch(cli: Cli) -> Outcome {
         }
         _ => {}
     }
-    let home = match &cli.home {
-        Some(home) => Some(std::path::absolute(home).map_err(anyhow::Error::from)?),
-        None => None,
-    };
-    let paths = Paths::of_this_process(home.as_deref()).map_err(config_failure)?;
-    let config = match Config::load(&paths) {
-        // A client of another user needs the socket alone; the file may hold a webhook's token.
-        Err(crate::config::Error::Read { source, .. })
-            if source.kind() == std::io::ErrorKind::PermissionDenied
-                && cli.command.needs_socket_alone() =>
-        {
-            Config::default()
-        }
-        loaded => loaded.map_err(config_failure)?,
-    };
-    let paths = paths.with(&config);
-    config.check(&paths).map_err(config_failure)?;
-    Detector::of_config(&config.redaction).map_err(|error| {
-        let file = paths.config_file.display();
-        Failure::new(format!("configuration {file}: {error}")).hint(error.hint())
-    })?;
-    let context = Context { paths, config, home, json: cli.json };
+    let context = Context::load(cli.home, cli.json, cli.command.needs_socket_alone())?;
     match cli.command {
         Command::Alert(AlertCommand::Test) => version::test_alerts(&context),
         Command::Access(args) => chain::access(&context, &args),
@@ -417,7 +424,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Explain(args) => chain::explain(&context, &args),
         Command::Group(command) => secret::group(&context, command),
         Command::Import(args) => import::main(&context, &args),
-        Command::Init(args) => serve::init(&context, &args),
+        Command::Init(args) => init::init(&context, &args),
         Command::Key(command) => admin::key(&context, command),
         Command::Lock => admin::lock(&context),
         Command::Project(command) => secret::project(&context, command),
@@ -434,9 +441,11 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Up => serve::up(&context),
         Command::Wait(args) => admin::wait(&context, &args),
         Command::Worker { descriptors } => serve::worker(context, &descriptors),
-        Command::Completions { .. } | Command::Demo | Command::Man(_) | Command::Tee(_) => {
-            Ok(exit::OK)
-        }
+        Command::Completions { .. }
+        | Command::Demo
+        | Command::Man(_)
+        | Command::Setup(_)
+        | Command::Tee(_) => Ok(exit::OK),
     }
 }
 

@@ -1,134 +1,27 @@
-//! Making, starting and ending the daemon.
+//! Starting and ending the daemon.
 #![forbid(unsafe_code)]
 
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use clap::Args;
-
-use crate::clock::{Clock, SystemClock};
-use crate::config::{Mode, UnlockMethod};
-use crate::daemon::keys::{Init, create_vault};
+use crate::config::UnlockMethod;
 use crate::keeper;
 use crate::proto;
 use crate::sys::process;
-use crate::vault::unlock::{Credential, key_file};
 use crate::worker;
 
-use super::output::{note, show};
-use super::{Context, Failure, Outcome, exit, value};
+use super::output::show;
+use super::{Context, Failure, Outcome, exit};
 
 /// How long a daemon may take to answer.
 const UP_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to be gone.
 const DOWN_LIMIT: Duration = Duration::from_secs(20);
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  strongroom init\n  \
-    head -c 32 /dev/urandom > key && chmod 600 key && strongroom init --unlock key-file:$PWD/key\n  \
-    strongroom init --unlock command:/usr/local/bin/kms-wrap --recovery")]
-pub(super) struct InitArgs {
-    /// How the vault is unlocked: passphrase, key-file:PATH, or command:PROGRAM.
-    #[arg(long, default_value = "passphrase", value_name = "METHOD")]
-    unlock: String,
-    /// Also makes a recovery key, printed once.
-    #[arg(long)]
-    recovery: bool,
-}
-
-pub(super) fn init(context: &Context, args: &InitArgs) -> Outcome {
-    let paths = &context.paths;
-    let (method, setting, credential) = match args.unlock.split_once(':') {
-        None if args.unlock == "passphrase" => {
-            let typed = value::read(None, false, "new passphrase")?;
-            (
-                UnlockMethod::Passphrase,
-                "method = \"passphrase\"\n".to_owned(),
-                Credential::Passphrase(typed),
-            )
-        }
-        Some(("key-file", path)) => {
-            let path = std::path::absolute(path).map_err(anyhow::Error::from)?;
-            let forbidden = (paths.mode == Mode::System).then_some(paths.state_dir.as_path());
-            let content = key_file::read(&path, forbidden)
-                .map_err(|e| Failure::new(e.to_string()).hint(e.hint()))?;
-            let setting =
-                format!("method = \"key-file\"\npath = {}\n", quoted(&path.to_string_lossy()));
-            (UnlockMethod::KeyFile, setting, Credential::KeyFile(content))
-        }
-        Some(("command", program)) => {
-            let argv: Vec<String> = program.split_whitespace().map(ToOwned::to_owned).collect();
-            let list: Vec<_> = argv.iter().map(|a| quoted(a)).collect();
-            let setting = format!("method = \"command\"\ncommand = [{}]\n", list.join(", "));
-            (UnlockMethod::Command, setting, Credential::Command(argv))
-        }
-        _ => {
-            return Err(Failure::new(format!("there is no unlock method {}", args.unlock))
-                .hint("use passphrase, key-file:PATH or command:PROGRAM"));
-        }
-    };
-    let prepare = |path: &Path, e: io::Error| {
-        Failure::new(format!("{}: {e}", path.display())).hint("check that its parent is yours")
-    };
-    for dir in [&paths.state_dir, &paths.audit_dir] {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|e| prepare(dir, e))?;
-    }
-    let init = Init { method, credential, recovery: args.recovery };
-    let recovery = create_vault(&paths.vault_file, init, SystemClock.now()).map_err(|e| {
-        let failure = Failure::new(format!("{}: {e}", paths.vault_file.display()));
-        match e.hint() {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        }
-    })?;
-    if paths.config_file.exists() {
-        note(&format!(
-            "note: {} was there and stays; its [unlock] must say: {}",
-            paths.config_file.display(),
-            setting.trim_end().replace('\n', ", ")
-        ));
-    } else {
-        if let Some(dir) = paths.config_file.parent() {
-            fs::create_dir_all(dir).map_err(|e| prepare(dir, e))?;
-        }
-        let text = format!("# strongroom config show prints every setting.\n[unlock]\n{setting}");
-        fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&paths.config_file)
-            .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-            .map_err(|e| prepare(&paths.config_file, e))?;
-    }
-    if let Some(key) = &recovery {
-        // The one time that it is shown, to the person who asked for it.
-        eprintln!("recovery key (write it down, it is not shown again):");
-        eprintln!("  {}", String::from_utf8_lossy(key.expose()));
-    }
-    let made = serde_json::json!({
-        "vault": paths.vault_file,
-        "config": paths.config_file,
-        "method": args.unlock.split(':').next(),
-    });
-    show(context.json, &made, || {
-        format!("made {}\nnext: strongroom up", paths.vault_file.display())
-    })?;
-    Ok(exit::OK)
-}
-
-/// A TOML basic string.
-fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
-}
 
 fn keeper_failure(error: &keeper::Error) -> Failure {
     let mut what = error.to_string();
@@ -201,6 +94,17 @@ fn log_file(context: &Context) -> PathBuf {
 }
 
 pub(super) fn up(context: &Context) -> Outcome {
+    let health = start(context)?;
+    show(context.json, &health, || {
+        let locked = health.state == proto::State::Locked;
+        let next = if locked { "\nnext: strongroom unlock" } else { "" };
+        format!("{} at {}{next}", health.state, context.paths.mount.display())
+    })?;
+    Ok(exit::OK)
+}
+
+/// Starts the daemon in the background; how it is when the mount answers.
+pub(super) fn start(context: &Context) -> Result<proto::Health, Failure> {
     require_vault(context)?;
     let paths = &context.paths;
     if keeper::is_served(&paths.runtime_dir) {
@@ -217,7 +121,7 @@ pub(super) fn up(context: &Context) -> Outcome {
         .open(log_file(context))
         .map_err(anyhow::Error::from)?;
     let start = log.metadata().map_err(anyhow::Error::from)?.len();
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(context.home_args())
         .arg("serve")
         .stdin(Stdio::null())
@@ -227,31 +131,44 @@ pub(super) fn up(context: &Context) -> Outcome {
         .env("STRONGROOM_DETACH", "1")
         .spawn()
         .map_err(anyhow::Error::from)?;
+    await_answer(context, Some((child, start)))
+}
+
+/// Waits until the mount answers. `own` is a daemon that was just started, and where its log begins:
+/// it is ended if it does not answer.
+pub(super) fn await_answer(
+    context: &Context,
+    mut own: Option<(Child, u64)>,
+) -> Result<proto::Health, Failure> {
     let deadline = Instant::now() + UP_LIMIT;
     loop {
-        if let Some(status) = child.try_wait().map_err(anyhow::Error::from)? {
-            return Err(failed_start(context, start, &format!("the daemon ended with {status}")));
+        if let Some((child, start)) = &mut own
+            && let Some(status) = child.try_wait().map_err(anyhow::Error::from)?
+        {
+            return Err(failed_start(context, *start, &format!("the daemon ended with {status}")));
         }
         let health: Result<proto::Health, _> =
             context.client().get("/v1/health", &proto::Empty::default());
-        if let Ok(health) = health {
-            // The mount answers, not only the socket.
-            if fs::metadata(&paths.mount).is_ok() {
-                if health.state == proto::State::Locked {
-                    say_why_locked(context)?;
-                }
-                show(context.json, &health, || {
-                    let locked = health.state == proto::State::Locked;
-                    let next = if locked { "\nnext: strongroom unlock" } else { "" };
-                    format!("{} at {}{next}", health.state, paths.mount.display())
-                })?;
-                return Ok(exit::OK);
+        // The mount answers, not only the socket.
+        if let Ok(health) = health
+            && fs::metadata(&context.paths.mount).is_ok()
+        {
+            if health.state == proto::State::Locked {
+                say_why_locked(context)?;
             }
+            return Ok(health);
         }
         if Instant::now() >= deadline {
-            let _ended = child.kill();
-            let _reaped = child.wait();
-            return Err(failed_start(context, start, "the daemon does not answer"));
+            let start = own.map(|(mut child, start)| {
+                let _ended = child.kill();
+                let _reaped = child.wait();
+                start
+            });
+            return Err(failed_start(
+                context,
+                start.unwrap_or_default(),
+                "the daemon does not answer",
+            ));
         }
         std::thread::park_timeout(Duration::from_millis(10));
     }

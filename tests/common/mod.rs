@@ -49,6 +49,22 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> 
     }
 }
 
+/// Runs a shell script on a terminal of its own; each answer is typed when its question was seen.
+/// What was seen, then `unanswered N status N`.
+pub(crate) fn at_a_terminal(home: &Home, script: &str, answers: &[(&str, &str)]) -> String {
+    let file = home.dir.path().join("terminal.py");
+    std::fs::write(&file, include_str!("terminal.py")).unwrap();
+    let output = Command::new("python3")
+        .arg(&file)
+        .arg(script.replace("strongroom ", concat!(env!("CARGO_BIN_EXE_strongroom"), " ")))
+        .args(answers.iter().flat_map(|(question, answer)| [question, answer]))
+        .env("STRONGROOM_HOME", home.home())
+        .current_dir(home.dir.path())
+        .output()
+        .unwrap();
+    text(&output).replace('\r', "")
+}
+
 /// A home, served until it is dropped.
 pub(crate) struct Home {
     pub(crate) dir: tempfile::TempDir,
