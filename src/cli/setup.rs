@@ -27,8 +27,8 @@ use super::{Context, Failure, Outcome, exit, serve};
     strongroom --home ~/vault setup --unlock passphrase --recovery\n\n\
     At a terminal it asks for what no option says. It may be run again: what is there stays.")]
 pub(super) struct SetupArgs {
-    /// How the vault is unlocked: passphrase, key-file[:PATH] (made where there is none), or
-    /// command:PROGRAM.
+    /// How the vault is unlocked: passphrase, key-file, key-file:PATH (made where there is
+    /// none), or command:PROGRAM.
     #[arg(long, value_name = "METHOD")]
     unlock: Option<String>,
     /// Also makes a recovery key, printed once.
