@@ -36,6 +36,7 @@ const ALONE: &[(&str, &[&str])] = &[
     ("fuser", &["fuse"]),
     ("argon2", &["vault"]),
     ("redb", &["vault"]),
+    ("landlock", &["workspace"]),
     ("libc", &["sys", "fs", "fuse"]),
     ("axum", &["control", "proto"]),
     ("clap", &["cli"]),

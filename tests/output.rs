@@ -337,6 +337,9 @@ fn an_agent_of_another_user_is_redacted_too() {
     assert_eq!(out(&done), "nobody\n[REDACTED:DATABASE_URL]", "{}", text(&done));
 }
 
+/// What holds on a terminal holds for an isolated agent as well.
+const PLAIN_AND_ISOLATED: [&[&str]; 2] = [&[], &["--isolate"]];
+
 /// A terminal of the test's own, with a command on it.
 struct Screen {
     master: OwnedFd,
@@ -436,26 +439,28 @@ fn on_a_terminal_the_agent_has_one_of_its_own_and_it_is_redacted() {
         return;
     }
     let home = Home::deployed();
-    let script = format!(
-        "for i in 0 1 2; do test -t $i && echo tty $i; done; stty size; {SHOW}; echo; \
+    for more in PLAIN_AND_ISOLATED {
+        let script = format!(
+            "for i in 0 1 2; do test -t $i && echo tty $i; done; stty size; {SHOW}; echo; \
          {SHOW} > /dev/tty; echo; echo err >&2; echo 'Password: ' | tr -d '\\n'; read line; \
          echo \"got $line\"; exit 9"
-    );
-    let mut screen = Screen::start(&home, &[], &script, &[]);
-    screen.expect("tty 0\r\ntty 1\r\ntty 2\r\n31 97\r\n");
-    screen.expect("[REDACTED:DATABASE_URL]\r\n[REDACTED:DATABASE_URL]\r\nerr\r\nPassword: ");
-    assert!(!screen.is_cooked(), "keys are passed on as they come");
-    for key in ["p", "o", "s"] {
-        // These begin a value, and are seen all the same.
-        screen.type_in(key);
-        screen.expect(key);
+        );
+        let mut screen = Screen::start(&home, more, &script, &[]);
+        screen.expect("tty 0\r\ntty 1\r\ntty 2\r\n31 97\r\n");
+        screen.expect("[REDACTED:DATABASE_URL]\r\n[REDACTED:DATABASE_URL]\r\nerr\r\nPassword: ");
+        assert!(!screen.is_cooked(), "keys are passed on as they come");
+        for key in ["p", "o", "s"] {
+            // These begin a value, and are seen all the same.
+            screen.type_in(key);
+            screen.expect(key);
+        }
+        screen.type_in("hello\r");
+        screen.expect("hello\r\ngot poshello\r\n");
+        let master = screen.master.try_clone().unwrap();
+        assert_eq!(screen.end(), (Some(9), String::new()));
+        let settings = nix::sys::termios::tcgetattr(&master).unwrap();
+        assert!(settings.local_flags.contains(nix::sys::termios::LocalFlags::ICANON), "as it was");
     }
-    screen.type_in("hello\r");
-    screen.expect("hello\r\ngot poshello\r\n");
-    let master = screen.master.try_clone().unwrap();
-    assert_eq!(screen.end(), (Some(9), String::new()));
-    let settings = nix::sys::termios::tcgetattr(&master).unwrap();
-    assert!(settings.local_flags.contains(nix::sys::termios::LocalFlags::ICANON), "as it was");
 }
 
 #[test]
@@ -464,21 +469,23 @@ fn keys_that_interrupt_reach_the_command_and_its_status_comes_back() {
         return;
     }
     let home = Home::deployed();
-    let mut screen = Screen::start(&home, &[], "echo ready; exec sleep 60", &[]);
-    screen.expect("ready");
-    screen.type_in("\x03");
-    let (status, _) = screen.end();
-    assert_eq!(status, Some(130));
-    let mut screen = Screen::start(
-        &home,
-        &[],
-        "trap 'echo caught; exit 4' INT; echo ready; while :; do sleep 0.05; done",
-        &[],
-    );
-    screen.expect("ready");
-    screen.type_in("\x03");
-    screen.expect("caught");
-    assert_eq!(screen.end().0, Some(4));
+    for more in PLAIN_AND_ISOLATED {
+        let mut screen = Screen::start(&home, more, "echo ready; exec sleep 60", &[]);
+        screen.expect("ready");
+        screen.type_in("\x03");
+        let (status, _) = screen.end();
+        assert_eq!(status, Some(130));
+        let mut screen = Screen::start(
+            &home,
+            more,
+            "trap 'echo caught; exit 4' INT; echo ready; while :; do sleep 0.05; done",
+            &[],
+        );
+        screen.expect("ready");
+        screen.type_in("\x03");
+        screen.expect("caught");
+        assert_eq!(screen.end().0, Some(4));
+    }
 }
 
 #[test]
@@ -487,19 +494,21 @@ fn a_signal_that_ends_the_launcher_gives_the_terminal_back() {
         return;
     }
     let home = Home::deployed();
-    let mut screen = Screen::start(
-        &home,
-        &[],
-        "echo ready; exec sleep 60",
-        &["sh", "-c", "echo $$; exec \"$@\"", "sh"],
-    );
-    let pid: i32 = screen.expect("\r\nready").trim().parse().unwrap();
-    assert!(!screen.is_cooked());
-    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
-    let master = screen.master.try_clone().unwrap();
-    assert_eq!(screen.end().0, Some(143));
-    let settings = nix::sys::termios::tcgetattr(&master).unwrap();
-    assert!(settings.local_flags.contains(nix::sys::termios::LocalFlags::ICANON));
+    for more in PLAIN_AND_ISOLATED {
+        let mut screen = Screen::start(
+            &home,
+            more,
+            "echo ready; exec sleep 60",
+            &["sh", "-c", "echo $$; exec \"$@\"", "sh"],
+        );
+        let pid: i32 = screen.expect("\r\nready").trim().parse().unwrap();
+        assert!(!screen.is_cooked());
+        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+        let master = screen.master.try_clone().unwrap();
+        assert_eq!(screen.end().0, Some(143));
+        let settings = nix::sys::termios::tcgetattr(&master).unwrap();
+        assert!(settings.local_flags.contains(nix::sys::termios::LocalFlags::ICANON));
+    }
 }
 
 #[test]
@@ -508,23 +517,25 @@ fn a_command_is_stopped_by_a_key_and_goes_on_in_the_foreground() {
         return;
     }
     let home = Home::deployed();
-    let script = r#""$@"; echo "shell: $?"; echo waits; read x; fg; echo "ended: $?""#;
-    let agent = "echo ready; read line; echo \"got $line\"; exit 6";
-    let mut screen = Screen::start(&home, &[], agent, &["bash", "-m", "-c", script, "bash"]);
-    screen.expect("ready");
-    screen.type_in("\x1a");
-    screen.expect("waits");
-    assert!(screen.is_cooked(), "the shell has its terminal back");
-    screen.type_in("x\n");
-    let deadline = Instant::now() + LIMIT;
-    while screen.is_cooked() {
-        assert!(Instant::now() < deadline, "{:?}", screen.seen);
-        screen.read(10);
+    for more in PLAIN_AND_ISOLATED {
+        let script = r#""$@"; echo "shell: $?"; echo waits; read x; fg; echo "ended: $?""#;
+        let agent = "echo ready; read line; echo \"got $line\"; exit 6";
+        let mut screen = Screen::start(&home, more, agent, &["bash", "-m", "-c", script, "bash"]);
+        screen.expect("ready");
+        screen.type_in("\x1a");
+        screen.expect("waits");
+        assert!(screen.is_cooked(), "the shell has its terminal back");
+        screen.type_in("x\n");
+        let deadline = Instant::now() + LIMIT;
+        while screen.is_cooked() {
+            assert!(Instant::now() < deadline, "{:?}", screen.seen);
+            screen.read(10);
+        }
+        screen.type_in("more\r");
+        screen.expect("got more");
+        screen.expect("ended: 6");
+        screen.end();
     }
-    screen.type_in("more\r");
-    screen.expect("got more");
-    screen.expect("ended: 6");
-    screen.end();
 }
 
 #[test]
@@ -533,13 +544,15 @@ fn another_size_of_the_terminal_is_told() {
         return;
     }
     let home = Home::deployed();
-    let script = "trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.05; done";
-    let mut screen = Screen::start(&home, &[], script, &[]);
-    screen.expect("ready");
-    let size = Winsize { ws_row: 50, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
-    strongroom::sys::terminal::set_size(screen.master.as_fd(), size).unwrap();
-    screen.expect("50 132");
-    assert_eq!(screen.end().0, Some(0));
+    for more in PLAIN_AND_ISOLATED {
+        let script = "trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.05; done";
+        let mut screen = Screen::start(&home, more, script, &[]);
+        screen.expect("ready");
+        let size = Winsize { ws_row: 50, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+        strongroom::sys::terminal::set_size(screen.master.as_fd(), size).unwrap();
+        screen.expect("50 132");
+        assert_eq!(screen.end().0, Some(0));
+    }
 }
 
 #[test]
@@ -548,19 +561,21 @@ fn in_a_pipeline_only_what_was_a_terminal_is_one() {
         return;
     }
     let home = Home::deployed();
-    let script = format!(
-        "for i in 0 1 2; do test -t $i && echo tty $i 1>&2; done; stty size <&2 >&2; {SHOW} >&2; \
+    for more in PLAIN_AND_ISOLATED {
+        let script = format!(
+            "for i in 0 1 2; do test -t $i && echo tty $i 1>&2; done; stty size <&2 >&2; {SHOW} >&2; \
          echo >&2; {SHOW}; echo"
-    );
-    let mut screen = Screen::start(
-        &home,
-        &[],
-        &script,
-        &["sh", "-c", "\"$@\" | sed 's/^/piped: /'; echo done", "sh"],
-    );
-    let told = screen.expect("done");
-    assert!(told.contains("tty 0\r\ntty 2\r\n31 97\r\n"), "{told:?}");
-    assert!(told.contains("piped: [REDACTED:DATABASE_URL]\r\n"), "{told:?}");
-    assert_eq!(told.matches("[REDACTED:DATABASE_URL]").count(), 2, "{told:?}");
-    screen.end();
+        );
+        let mut screen = Screen::start(
+            &home,
+            more,
+            &script,
+            &["sh", "-c", "\"$@\" | sed 's/^/piped: /'; echo done", "sh"],
+        );
+        let told = screen.expect("done");
+        assert!(told.contains("tty 0\r\ntty 2\r\n31 97\r\n"), "{told:?}");
+        assert!(told.contains("piped: [REDACTED:DATABASE_URL]\r\n"), "{told:?}");
+        assert_eq!(told.matches("[REDACTED:DATABASE_URL]").count(), 2, "{told:?}");
+        screen.end();
+    }
 }

@@ -638,6 +638,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
                 "environment": principal.environment,
                 "workspace": principal.workspace,
             },
+            "isolation": principal.isolation.as_deref().unwrap_or("none"),
             "secrets": secrets,
             "last_refusal": refusal,
         });

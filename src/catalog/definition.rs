@@ -23,6 +23,7 @@ const AGENT_KEYS: &[&str] = &[
     "uids",
     "rotates",
     "may_launch",
+    "isolate",
     "outputs",
     "on_finding",
 ];
@@ -112,6 +113,9 @@ pub struct Agent {
     pub rotates: Vec<SecretKey>,
     /// Agents that it may launch itself.
     pub may_launch: Vec<AgentName>,
+    /// It is launched isolated, or not at all.
+    #[serde(default)]
+    pub isolate: bool,
     /// What it leaves: searched when it has ended, beneath its launcher's working directory.
     #[serde(default)]
     pub outputs: Vec<PathBuf>,
@@ -355,6 +359,11 @@ impl Source<'_> {
                 .collect::<Result<_, _>>()?,
             outputs: self.outputs(map)?,
             on_finding: self.on_finding(map)?,
+            isolate: match map.get("isolate") {
+                None => false,
+                Some(Value::Bool(isolate)) => *isolate,
+                Some(_) => return Err(self.at("isolate", "\"isolate\" is true or false")),
+            },
             may_launch: self
                 .strings(map, "may_launch")?
                 .iter()

@@ -50,6 +50,9 @@ pub(super) struct ChainRunArgs {
     /// Where the agents see their secrets, instead of /run/secrets.
     #[arg(long, value_name = "DIR")]
     secrets_path: Option<PathBuf>,
+    /// Isolates each agent; those whose definition says "isolate" are in any case.
+    #[arg(long)]
+    isolate: bool,
     /// What is kept out of what is shown: values, formats, all or off. The logs have all of it out.
     #[arg(long, value_name = "HOW MUCH", default_value = "formats",
         value_parser = ["values", "formats", "all", "off"])]
@@ -165,6 +168,9 @@ fn run_all(
         }
         if let Some(user) = &args.as_user {
             command.args(["--as", user]);
+        }
+        if args.isolate {
+            command.arg("--isolate");
         }
         command.arg("--").arg(program).args(["tee", "--log", &log, "--"]).args(words);
         if context.json {

@@ -11,6 +11,7 @@ use crate::proto;
 use crate::redact::Level;
 use crate::sys::process;
 use crate::workspace::host::{self, Bind, Plan};
+use crate::workspace::isolate::Isolate;
 use crate::workspace::output::Wiring;
 
 use super::output::note;
@@ -24,7 +25,8 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_millis(100);
     strongroom run --chain deploy --agent Deployer --env prod -- ./deploy.sh\n  \
     strongroom run -s OPENAI_API_KEY -- python3 agent.py\n  \
     strongroom run --chain deploy --agent Tester --as ci -- sh -c 'cat \
-    \"$CREDENTIALS_DIRECTORY\"/DATABASE_URL'\n\nThe status is the command's own; 128+N for signal \
+    \"$CREDENTIALS_DIRECTORY\"/DATABASE_URL'\n  strongroom run --isolate --chain deploy \
+    --agent Tester -- ./tester.sh\n\nThe status is the command's own; 128+N for signal \
     N; 125 when strongroom failed; 126 and 127 as shells have them.")]
 pub(super) struct RunArgs {
     /// The chain.
@@ -51,6 +53,9 @@ pub(super) struct RunArgs {
     /// Processes that the command leaves behind go on.
     #[arg(long)]
     keep_background: bool,
+    /// Sees and reaches its own processes alone, and nothing of the vault but its secrets.
+    #[arg(long)]
+    isolate: bool,
     /// What is kept out of the output: values, formats (and values), all (and what looks random), or
     /// off.
     #[arg(long, value_name = "HOW MUCH", default_value = "formats", value_parser = level)]
@@ -92,39 +97,16 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
         })?;
     }
     let secrets_path = secrets_path.map(|p| p.to_string_lossy().into_owned());
-    let launched: proto::AgentLaunched = match &args.ticket_file {
-        Some(file) => {
-            let text = super::value::read(Some(file), false, "ticket")?;
-            let request = proto::TicketRedeem {
-                ticket: proto::Value::new(text),
-                how: proto::How::Cgroup,
-                pid: None,
-                secrets_path,
-                exe,
-                keep_background: args.keep_background,
-            };
-            context.client().post("/v1/tickets/redeem", &request)?
+    let mut isolate = args.isolate.then(|| try_isolation(context, args)).transpose()?;
+    let ask = |isolation: Option<&Isolate>| {
+        launch(context, args, secrets_path.clone(), exe.clone(), isolation)
+    };
+    let launched = match ask(isolate.as_ref())? {
+        Err(problem) if problem.code == proto::Code::NotIsolated && isolate.is_none() => {
+            isolate = Some(try_isolation(context, args)?);
+            ask(isolate.as_ref())??
         }
-        None => {
-            let request = proto::AgentLaunch {
-                chain: args.chain.clone(),
-                agent: args.agent.clone(),
-                environment: args.env.clone(),
-                execution: args.execution.clone(),
-                secrets: args.secrets.clone(),
-                deliver: args.deliver.clone(),
-                workspace: None,
-                secrets_path,
-                how: proto::How::Cgroup,
-                as_user: args.as_user.clone(),
-                exe,
-                keep_background: args.keep_background,
-                pid: None,
-                deadline: None,
-                labels: BTreeMap::new(),
-            };
-            context.client().post("/v1/agents", &request)?
-        }
+        other => other?,
     };
     if launched.attestor == "tree" {
         for warning in &launched.warnings {
@@ -149,7 +131,9 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
     let mut plan = Plan {
         cgroup_dir: launched.cgroup_dir.as_deref().map(Path::new),
         attach: &attach,
-        bind: launched.bind.then_some(Bind { from, to }),
+        // A plain user's agent finds its secrets where they are, when all around them is covered.
+        bind: (launched.bind || isolate.is_some()).then_some(Bind { from, to }),
+        isolate: isolate.as_ref(),
         output: None,
         user: user.as_ref(),
         command: &args.command,
@@ -158,7 +142,8 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
     let replaces = level == Level::Off
         && launched.attestor != "tree"
         && !args.keep_background
-        && !launched.outputs;
+        && !launched.outputs
+        && isolate.is_none();
     if replaces {
         // Its end is noticed as that of this process.
         let failure = failure_of(&host::become_command(&plan));
@@ -204,6 +189,70 @@ pub(super) fn main(context: &Context, args: &RunArgs) -> Outcome {
         return Ok(exit::RUN_FAILED);
     }
     Ok(u8::try_from(status).unwrap_or(exit::RUN_FAILED))
+}
+
+/// What this host gives for the isolation of the agent to be.
+fn try_isolation(context: &Context, args: &RunArgs) -> Result<Isolate, Failure> {
+    let user = args.as_user.as_deref().and_then(|name| match name.parse::<u32>() {
+        Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten(),
+        Err(_) => nix::unistd::User::from_name(name).ok().flatten(),
+    });
+    let uid = user.map_or_else(nix::unistd::geteuid, |user| user.uid).as_raw();
+    let mut isolate = Isolate::try_out(&context.paths, &context.config, uid).map_err(|error| {
+        Failure::new(format!("no agent can be isolated here: {error}")).hint(
+            "user namespaces may be switched off (sysctl kernel.unprivileged_userns_clone, \
+             kernel.apparmor_restrict_unprivileged_userns); root needs CAP_SYS_ADMIN",
+        )
+    })?;
+    isolate.keep_background = args.keep_background;
+    Ok(isolate)
+}
+
+/// Asks for the launch; the inner result is what the daemon says.
+fn launch(
+    context: &Context,
+    args: &RunArgs,
+    secrets_path: Option<String>,
+    exe: Option<String>,
+    isolate: Option<&Isolate>,
+) -> Result<Result<proto::AgentLaunched, proto::Problem>, Failure> {
+    let isolation = isolate.map(|isolate| isolate.achieved().clone());
+    Ok(match &args.ticket_file {
+        Some(file) => {
+            let text = super::value::read(Some(file), false, "ticket")?;
+            let request = proto::TicketRedeem {
+                ticket: proto::Value::new(text),
+                how: proto::How::Cgroup,
+                pid: None,
+                secrets_path,
+                exe,
+                keep_background: args.keep_background,
+                isolation,
+            };
+            context.client().post("/v1/tickets/redeem", &request)
+        }
+        None => {
+            let request = proto::AgentLaunch {
+                chain: args.chain.clone(),
+                agent: args.agent.clone(),
+                environment: args.env.clone(),
+                execution: args.execution.clone(),
+                secrets: args.secrets.clone(),
+                deliver: args.deliver.clone(),
+                workspace: None,
+                secrets_path,
+                how: proto::How::Cgroup,
+                as_user: args.as_user.clone(),
+                exe,
+                keep_background: args.keep_background,
+                isolation,
+                pid: None,
+                deadline: None,
+                labels: BTreeMap::new(),
+            };
+            context.client().post("/v1/agents", &request)
+        }
+    })
 }
 
 /// Tells the daemon that the main process has ended, or was never there; whether what it left is as
@@ -262,6 +311,7 @@ fn failure_of(error: &host::Error) -> Failure {
             let status = if missing { exit::RUN_MISSING } else { exit::RUN_CANNOT };
             failure.hint("check the command's name and mode").status(status)
         }
+        host::Error::Isolate { .. } => failure.hint("run it without --isolate, or see doctor"),
         host::Error::Bind { .. } => failure.hint("name another directory with --secrets-path DIR"),
         _ => failure.hint("strongroom doctor says what this host lacks"),
     }

@@ -260,6 +260,7 @@ impl Daemon {
                     uid: p.uid,
                     attestor: attestor.to_owned(),
                     cgroup: path.map(|p: PathBuf| p.display().to_string()),
+                    isolation: p.isolation.clone(),
                 }
             })
             .collect();

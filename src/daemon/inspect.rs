@@ -191,7 +191,7 @@ impl Daemon {
                 "tracing",
                 true,
                 if traced {
-                    "agents of one uid can trace each other: run them --as different users"
+                    "agents of one uid can trace each other: run them --isolate, or --as different users"
                 } else {
                     "restricted by Yama"
                 }

@@ -49,6 +49,7 @@ pub(super) struct Wanted<'a> {
     pub(super) gid: u32,
     pub(super) pid: Option<i32>,
     pub(super) keep_background: bool,
+    pub(super) isolation: Option<&'a proto::Isolation>,
     pub(super) deadline: Option<Duration>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) right: Right,
@@ -206,6 +207,7 @@ impl Daemon {
                 gid,
                 pid: req.pid,
                 keep_background: req.keep_background,
+                isolation: req.isolation.as_ref(),
                 deadline: req.deadline.map(|p| p.0),
                 labels: req.labels.clone(),
                 right,
@@ -276,6 +278,30 @@ impl Daemon {
                 )))
             }
         }
+    }
+
+    /// What the definition wants isolated is not launched otherwise. Workspaces beside the host isolate
+    /// by themselves.
+    pub(super) fn require_isolation(
+        &self,
+        chain: &ChainName,
+        agent: &AgentName,
+        workspace: &str,
+        isolation: Option<&proto::Isolation>,
+    ) -> Result<(), Problem> {
+        let is_isolated = isolation.is_some_and(|isolation| isolation.holds != Hold::None);
+        let is_wanted = workspace == "host"
+            && self
+                .core
+                .catalog()
+                .chain(chain)
+                .and_then(|stored| stored.definition.agent(agent).map(|agent| agent.isolate))
+                .unwrap_or(false);
+        if !is_wanted || is_isolated {
+            return Ok(());
+        }
+        Err(Problem::new(Code::NotIsolated, format!("agent {agent} runs isolated, or not at all"))
+            .with_hint("its definition says \"isolate\": true; run it with --isolate"))
     }
 
     fn launch_user(&self, who: &Caller, as_user: Option<&str>) -> Result<(u32, u32), Problem> {
@@ -368,6 +394,7 @@ impl Daemon {
         if definition.is_none() && !adhoc {
             return Err(resolve_problem(&ResolveError::NoChain { chain }));
         }
+        self.require_isolation(&chain, &agent, wanted.workspace, wanted.isolation)?;
         let references = adhoc_references(wanted.secrets)?;
         let deliver: Option<Deliver> = wanted
             .deliver
@@ -593,6 +620,7 @@ impl Daemon {
             keep_background: wanted.keep_background,
             events_folder: self.events_folder(execution)?,
             outputs: self.outputs_of(&execution.chain, agent, &who.peer),
+            isolation: wanted.isolation.map(ToString::to_string),
             redact: super::events::level_of(self.config.events.redact),
         };
         let principal = self.registry.register(principal).map_err(|e| registry_problem(&e))?;
@@ -712,6 +740,14 @@ impl Daemon {
                         .to_owned(),
                 ),
             ),
+            Membership::Cgroup { .. } if principal.uid == 0 && principal.isolation.is_some() => (
+                Hold::Partial,
+                Some(
+                    "identity partial: the agent is root, and what it writes on the host may act \
+                     for it; use --as USER"
+                        .to_owned(),
+                ),
+            ),
             Membership::Cgroup { .. } if principal.uid == 0 => (
                 Hold::None,
                 Some(
@@ -761,7 +797,11 @@ impl Daemon {
         record.execution = Some(principal.execution.as_str());
         record.uid = Some(principal.uid);
         record.pid = u32::try_from(who.peer.pid).ok();
-        record.reason = identity.1.as_deref();
+        let isolation = principal.isolation.as_ref().map(|found| format!("isolation {found}"));
+        let reason: Vec<_> =
+            [isolation.as_deref(), identity.1.as_deref()].into_iter().flatten().collect();
+        let reason = reason.join("; ");
+        record.reason = Some(reason.as_str()).filter(|text| !text.is_empty());
         self.core.record(&record)?;
         Ok(())
     }

@@ -143,6 +143,13 @@ impl Daemon {
         if ticket.uid != who.peer.uid || ticket.expires_at <= self.core.clock.now() {
             return Err(refuse());
         }
+        // Asked before it is used up: the starter tries again, isolated.
+        self.require_isolation(
+            &parse(&ticket.chain)?,
+            &parse(&ticket.agent)?,
+            "host",
+            req.isolation.as_ref(),
+        )?;
         ticket.uses -= 1;
         // Used up before anything is given for it.
         let noted = if ticket.uses == 0 {
@@ -169,6 +176,7 @@ impl Daemon {
                 gid: ticket.gid,
                 pid: req.pid,
                 keep_background: req.keep_background,
+                isolation: req.isolation.as_ref(),
                 deadline: None,
                 labels: BTreeMap::new(),
                 right: Right::Ticket,

@@ -170,6 +170,9 @@ pub struct Principal {
     /// What it leaves, to be searched when it has ended.
     #[serde(default)]
     pub outputs: Option<Outputs>,
+    /// How far it is isolated: `full`, or `partial` and what is missing; none: not at all.
+    #[serde(default)]
+    pub isolation: Option<String>,
     /// What is looked for in what it writes there.
     #[serde(default)]
     pub redact: Level,

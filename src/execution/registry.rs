@@ -602,6 +602,7 @@ mod tests {
             keep_background: false,
             events_folder: String::new(),
             outputs: None,
+            isolation: None,
             redact: crate::redact::Level::All,
         }
     }

@@ -130,6 +130,23 @@
 //! count as time. Where the clock is found to be behind the last rotation, the period counts from that
 //! moment, until the clock is past it again.
 //!
+//! # Isolation
+//!
+//! `run --isolate` starts the agent in pid and mount namespaces of its own (a plain user's in a user
+//! namespace), led by a small process of ours that is its process 1: the command is process 2. It has
+//! its own `/proc`; state, runtime and configuration paths, the key file, the mount's shared root and
+//! `/run/user/UID/{bus,systemd}` are covered; its secrets are at `$CREDENTIALS_DIRECTORY` as ever.
+//! Control groups are read-only, nothing that it executes gains rights (no `sudo`), Landlock keeps
+//! signals and abstract sockets inside. A working directory beneath a cover becomes `/`. Hence it
+//! reaches no control socket: `may_launch` is not for isolated agents.
+//!
+//! The launcher tries it out in a child first and tells the daemon what this host gives, which goes on
+//! record (`reason` of `agent_started`), into `execution show` and `.identity`; the agent then finds
+//! the same, or does not run. `"isolate": true` in an agent's definition refuses every other launch on
+//! the host (code `not_isolated`); `run` and `chain run` isolate it unasked. Where no namespace can be
+//! made, `run --isolate` fails. `--redact off` does not make `run` become an isolated command, and a
+//! shell that is left on the caller's terminal that way has no job control.
+//!
 //! # The output of `run`
 //!
 //! The agent's stdout and stderr go through the worker: what its chain's agents can see is hidden by

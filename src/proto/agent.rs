@@ -64,6 +64,9 @@ pub struct AgentLaunch {
     /// Processes may outlive the main process.
     #[serde(default)]
     pub keep_background: bool,
+    /// What the starter isolates the agent by; none: nothing.
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
     /// The main process is this child of the peer (`attach` in one step).
     #[serde(default)]
     pub pid: Option<i32>,
@@ -110,6 +113,26 @@ impl std::fmt::Display for Hold {
             Self::Partial => "partial",
             Self::None => "none",
         })
+    }
+}
+
+/// How far an agent is isolated from others of its user, as its starter found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Isolation {
+    /// `full`: namespaces, its own `/proc`, Landlock, the vault out of sight. `partial`: but for `why`.
+    pub holds: Hold,
+    /// What is missing.
+    #[serde(default)]
+    pub why: Option<String>,
+}
+
+impl std::fmt::Display for Isolation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.why {
+            None => self.holds.fmt(f),
+            Some(why) => write!(f, "{}: {why}", self.holds),
+        }
     }
 }
 
@@ -319,6 +342,9 @@ pub struct TicketRedeem {
     /// Processes may outlive the main process.
     #[serde(default)]
     pub keep_background: bool,
+    /// What the starter isolates the agent by; none: nothing.
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
 }
 
 impl Request for TicketRedeem {

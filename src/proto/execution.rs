@@ -180,6 +180,9 @@ pub struct AgentShown {
     /// Its cgroup.
     #[serde(default)]
     pub cgroup: Option<String>,
+    /// How far it is isolated: `full`, or `partial` and what is missing; none: not at all.
+    #[serde(default)]
+    pub isolation: Option<String>,
 }
 
 /// A version that an execution holds.

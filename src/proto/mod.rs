@@ -26,7 +26,7 @@ pub use access::{
 };
 pub use agent::{
     AgentAttach, AgentAttached, AgentEnd, AgentEnded, AgentLaunch, AgentLaunched, Hold, How,
-    OutputFinding, TicketCreate, TicketCreated, TicketRedeem,
+    Isolation, OutputFinding, TicketCreate, TicketCreated, TicketRedeem,
 };
 pub use audit::{
     AuditHead, AuditPrune, AuditPruned, AuditQuery, AuditVerified, AuditVerify, FirstBad, Watch,

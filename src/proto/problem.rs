@@ -45,6 +45,8 @@ pub enum Code {
     NoRole,
     /// There is no such thing.
     NotFound,
+    /// The agent's definition wants it isolated.
+    NotIsolated,
     /// The vault file is older than the audit log knows.
     RollbackRefused,
     /// The request did not arrive in time.
@@ -65,7 +67,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for tables.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AgentRefused,
         Self::Ambiguous,
         Self::AuditUnavailable,
@@ -82,6 +84,7 @@ impl Code {
         Self::MethodNotAllowed,
         Self::NoRole,
         Self::NotFound,
+        Self::NotIsolated,
         Self::RollbackRefused,
         Self::Timeout,
         Self::TooLarge,
@@ -125,6 +128,7 @@ impl Code {
             Self::MethodNotAllowed => (405, "method_not_allowed", "method not allowed"),
             Self::NoRole => (403, "no_role", "no role allows this"),
             Self::NotFound => (404, "not_found", "not found"),
+            Self::NotIsolated => (409, "not_isolated", "isolation wanted"),
             Self::RollbackRefused => (409, "rollback_refused", "older vault file refused"),
             Self::Timeout => (408, "timeout", "not in time"),
             Self::TooLarge => (413, "too_large", "too long"),

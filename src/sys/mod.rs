@@ -5,8 +5,10 @@
 
 pub mod alloc;
 pub mod cgroup;
+pub mod descriptor;
 pub mod device;
 pub mod durable;
+pub mod isolate;
 pub mod mount;
 pub mod peer;
 pub mod pidfd;

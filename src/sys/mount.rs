@@ -7,14 +7,14 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags};
-use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 
 /// The type that our mounts show in `/proc/self/mountinfo`.
 pub const FS_TYPE: &str = "fuse.strongroom";
@@ -41,10 +41,7 @@ pub struct MountEntry {
 /// # Errors
 /// What reading `/proc/self/mountinfo` reports.
 pub fn table() -> io::Result<Vec<MountEntry>> {
-    Ok(fs::read(format!("/proc/{}/mountinfo", std::process::id()))?
-        .split(|b| *b == b'\n')
-        .filter_map(parse_line)
-        .collect())
+    Ok(fs::read("/proc/self/mountinfo")?.split(|b| *b == b'\n').filter_map(parse_line).collect())
 }
 
 /// The mounts as process `pid` has them.
@@ -246,24 +243,10 @@ pub fn inheritable(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn receive_fd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let mut byte = [0_u8; 1];
-    let mut iov = [io::IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!(RawFd);
-    let message = nix::sys::socket::recvmsg::<()>(
-        socket.as_raw_fd(),
-        &mut iov,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = control
-            && let Some(fd) = fds.first()
-        {
-            // SAFETY: the kernel has just installed it for us; the helper sends exactly one.
-            return Ok(unsafe { OwnedFd::from_raw_fd(*fd) });
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "fusermount3 sent no descriptor"))
+    let (_, fds) = super::descriptor::receive(socket, &mut [0])?;
+    fds.into_iter().next().ok_or_else(|| {
+        io::Error::new(io::ErrorKind::UnexpectedEof, "fusermount3 sent no descriptor")
+    })
 }
 
 /// Whether the topmost mount at its path is still the one that we made.
@@ -352,14 +335,7 @@ pub fn clear_dead(path: &Path, source: &str) -> io::Result<()> {
 /// `EPERM` without CAP_SYS_ADMIN; else what unshare(2) and mount(2) report.
 pub fn bind_privately(from: &Path, to: &Path) -> io::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    // Slave, not private: what the host mounts later still arrives.
-    nix::mount::mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_SLAVE,
-        None::<&str>,
-    )?;
+    super::isolate::keep_mounts_here()?;
     nix::mount::mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
     Ok(())
 }

@@ -60,9 +60,42 @@ pub fn spawn_in_cgroup(
     cgroup: Option<BorrowedFd<'_>>,
     run: impl FnOnce() -> std::convert::Infallible,
 ) -> io::Result<Child> {
+    spawn(cgroup, Namespaces::Ours, run)
+}
+
+/// What a child is born into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Namespaces {
+    /// The caller's.
+    Ours,
+    /// Pid and mount namespaces of its own, for callers with CAP_SYS_ADMIN.
+    PidAndMount,
+    /// The same and a user namespace of its own, for everybody else.
+    UserPidAndMount,
+}
+
+impl Namespaces {
+    fn flags(self) -> i32 {
+        match self {
+            Self::Ours => 0,
+            Self::PidAndMount => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
+            Self::UserPidAndMount => libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS,
+        }
+    }
+}
+
+/// [`spawn_in_cgroup`], with namespaces of the child's own.
+///
+/// # Errors
+/// Besides: `EPERM` where they may not be made.
+pub fn spawn(
+    cgroup: Option<BorrowedFd<'_>>,
+    namespaces: Namespaces,
+    run: impl FnOnce() -> std::convert::Infallible,
+) -> io::Result<Child> {
     let mut pidfd: i32 = -1;
     let mut args = CloneArgs {
-        flags: u64::try_from(libc::CLONE_PIDFD).map_err(io::Error::other)?,
+        flags: u64::try_from(libc::CLONE_PIDFD | namespaces.flags()).map_err(io::Error::other)?,
         pidfd: (&raw mut pidfd).addr() as u64,
         exit_signal: u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?,
         ..CloneArgs::default()
@@ -95,13 +128,17 @@ pub fn spawn_in_cgroup(
 
 /// Closes every descriptor beyond the first three, but `kept`; for a child that owns nothing of what
 /// its memory is a copy of, and ends by [`leave`].
-pub fn close_all_but(kept: BorrowedFd<'_>) {
-    let kept = kept.as_raw_fd().cast_unsigned();
-    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
-        if first <= last {
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for last in kept.into_iter().map(Some).chain([None]) {
+        let end = last.map_or(u32::MAX, |number| number.saturating_sub(1));
+        if first <= end {
             // SAFETY: the caller's promise; closing what is not open does nothing.
-            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            unsafe { libc::syscall(libc::SYS_close_range, first, end, 0) };
         }
+        first = last.map_or(u32::MAX, |number| number.max(2) + 1);
     }
 }
 

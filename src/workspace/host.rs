@@ -22,10 +22,13 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, User};
 
 use crate::sys::pidfd::PidFd;
-use crate::sys::{mount, process, terminal};
+use crate::sys::process::{self, Namespaces};
+use crate::sys::{mount, terminal};
 
+use super::isolate::Isolate;
+use super::leader::{self, Change, Leader, Left};
 use super::output::Wiring;
-use super::terminal::{self as terminal_session, Change, Session, follow_size};
+use super::terminal::{Session, follow_size};
 
 /// What the launcher does for the child between its birth and the command.
 pub struct Plan<'a> {
@@ -36,6 +39,8 @@ pub struct Plan<'a> {
     pub attach: &'a dyn Fn() -> Result<(), String>,
     /// What to bind where, in a mount namespace of the child's own.
     pub bind: Option<Bind<'a>>,
+    /// Isolation, where it is asked for.
+    pub isolate: Option<&'a Isolate>,
     /// What its output becomes; none: the launcher's own.
     pub output: Option<&'a Wiring>,
     /// The user to become.
@@ -80,6 +85,14 @@ pub enum Error {
         /// What execve(2) said.
         source: io::Error,
     },
+    /// It could not be isolated.
+    #[error("the agent could not be isolated: {step}")]
+    Isolate {
+        /// What could not be had.
+        step: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Its output could not be connected.
     #[error("the agent's output could not be connected")]
     Output {
@@ -103,6 +116,7 @@ const STEP_BIND: u8 = 2;
 const STEP_USER: u8 = 3;
 const STEP_EXEC: u8 = 4;
 const STEP_OUTPUT: u8 = 5;
+const STEP_ISOLATE: u8 = 6;
 
 /// Whether something other than an empty directory stands at `path`.
 ///
@@ -130,6 +144,8 @@ pub fn check_bind_target(path: &Path) -> Result<(), String> {
 pub struct Running {
     child: process::Child,
     signals: SignalFd,
+    /// Who stands between, where somebody does.
+    leader: Option<Leader>,
     /// Its terminal, where that is one of its own.
     session: Option<Session>,
     /// Terminals for output alone, and what they are like.
@@ -158,7 +174,9 @@ pub fn start(plan: &Plan<'_>) -> Result<Running, Error> {
     let before = SigSet::thread_get_mask().map_err(io::Error::from)?;
     let own_terminal = plan.output.and_then(Wiring::session_end).is_some();
     let signals = take_signals(own_terminal)?;
-    if let Some(bind) = &plan.bind {
+    if let Some(bind) = &plan.bind
+        && !plan.isolate.is_some_and(|isolate| isolate.hides(bind.to))
+    {
         std::fs::create_dir_all(bind.to)
             .map_err(|source| Error::Bind { path: bind.to.to_owned(), source })?;
     }
@@ -169,7 +187,8 @@ pub fn start(plan: &Plan<'_>) -> Result<Running, Error> {
     let cgroup = plan.cgroup_dir.and_then(|dir| File::open(dir).ok());
     let spawn = |group: Option<BorrowedFd<'_>>, attach: bool| -> io::Result<process::Child> {
         let ends = Ends { failed: failed.try_clone()?, leader: leader.try_clone()? };
-        process::spawn_in_cgroup(group, || run_child(plan, attach, &before, ends))
+        let namespaces = plan.isolate.map_or(Namespaces::Ours, Isolate::namespaces);
+        process::spawn(group, namespaces, || run_child(plan, attach, &before, ends))
     };
     let child = match &cgroup {
         None => spawn(None, true)?,
@@ -187,9 +206,11 @@ pub fn start(plan: &Plan<'_>) -> Result<Running, Error> {
         return Err(error);
     }
     let master = plan.output.map(Wiring::master).transpose()?.flatten();
-    let session = master.map(|master| Session::begin(launcher, master)).transpose()?;
+    let is_led = master.is_some() || plan.isolate.is_some();
+    let leader = is_led.then(|| Leader::begin(launcher)).transpose()?;
+    let session = master.map(Session::begin).transpose()?;
     let followers = plan.output.map(Wiring::followers).transpose()?.unwrap_or_default();
-    Ok(Running { child, signals, session, followers })
+    Ok(Running { child, signals, leader, session, followers })
 }
 
 /// What a child tells of itself.
@@ -239,28 +260,37 @@ fn run_child(plan: &Plan<'_>, attach: bool, mask: &SigSet, ends: Ends) -> Infall
         });
         report(error)
     };
-    if slave.is_none() {
+    if slave.is_none() && plan.isolate.is_none() {
         return run();
     }
+    let left = plan
+        .isolate
+        .map_or(Left::Nothing, |isolate| Left::Namespace { keep: isolate.keep_background });
     match process::spawn_in_cgroup(None, run) {
         Err(error) => report((STEP_OUTPUT, errno_text(&error))),
         Ok(command) => {
             // It holds no end of the agent's pipes, and a copy of the launcher's memory.
-            process::close_all_but(leader.as_fd());
-            let _hidden = nix::sys::prctl::set_dumpable(false);
-            terminal_session::lead(leader, Pid::from_raw(command.pid.cast_signed()));
+            process::close_all_but(&[leader.as_fd(), command.pidfd.as_fd()]);
+            leader::lead(leader, &command, left);
             process::leave(0)
         }
     }
 }
 
-/// Registered, in its mount namespace, as its user.
+/// Registered, in its namespaces, as its user.
 fn become_agent(plan: &Plan<'_>, attach: bool) -> Result<(), Failed> {
     if attach {
         (plan.attach)().map_err(|message| (STEP_ATTACH, message))?;
     }
-    if let Some(bind) = &plan.bind {
-        mount::bind_privately(bind.from, bind.to).map_err(|e| (STEP_BIND, errno_text(&e)))?;
+    let mut missing = Vec::new();
+    match (plan.isolate, &plan.bind) {
+        (Some(isolate), bind) => {
+            missing = isolate.enter(*bind).map_err(isolate_step)?;
+        }
+        (None, Some(bind)) => {
+            mount::bind_privately(bind.from, bind.to).map_err(|e| (STEP_BIND, errno_text(&e)))?;
+        }
+        (None, None) => {}
     }
     if let Some(user) = plan.user {
         // A terminal is its user's, who may have to open it again by its name.
@@ -270,7 +300,29 @@ fn become_agent(plan: &Plan<'_>, attach: bool) -> Result<(), Failed> {
         }
         process::become_user(user).map_err(|e| (STEP_USER, errno_text(&e)))?;
     }
+    if let Some(isolate) = plan.isolate {
+        let uid = nix::unistd::geteuid().as_raw();
+        let found = isolate.close(uid, missing).map_err(isolate_step)?;
+        if !isolate.is_as_told(&found) {
+            let what = format!("{} it is {found}, which is not what is on record", libc_eio());
+            return Err((STEP_ISOLATE, what));
+        }
+    }
+    let is_led = plan.isolate.is_some() || plan.output.and_then(Wiring::session_end).is_some();
+    if is_led {
+        // Its memory is a copy of the launcher's; the command's is its own from its exec on.
+        let _hidden = nix::sys::prctl::set_dumpable(false);
+    }
+    if let Some(isolate) = plan.isolate {
+        isolate
+            .end_with_launcher()
+            .map_err(|e| (STEP_ISOLATE, format!("{} its end", errno_text(&e))))?;
+    }
     Ok(())
+}
+
+fn isolate_step(failed: super::isolate::Failed) -> Failed {
+    (STEP_ISOLATE, format!("{} {}", errno_text(&failed.source), failed.step))
 }
 
 fn exec(plan: &Plan<'_>) -> Result<Infallible, Failed> {
@@ -292,8 +344,10 @@ fn failure(plan: &Plan<'_>, message: &[u8]) -> Option<Error> {
 }
 
 fn error_of(plan: &Plan<'_>, step: u8, text: String) -> Error {
-    let source = io::Error::from_raw_os_error(text.parse().unwrap_or(libc_eio()));
+    let (number, rest) = text.split_once(' ').unwrap_or((&text, ""));
+    let source = io::Error::from_raw_os_error(number.parse().unwrap_or(libc_eio()));
     match step {
+        STEP_ISOLATE => Error::Isolate { step: rest.to_owned(), source },
         STEP_ATTACH => Error::Attach { message: text },
         STEP_BIND => {
             let path = plan.bind.map(|b| b.to.to_owned()).unwrap_or_default();
@@ -354,7 +408,7 @@ impl Running {
 
     /// Names the command's process.
     pub fn pidfd(&self) -> &PidFd {
-        self.session.as_ref().map_or(&self.child.pidfd, Session::command)
+        self.leader.as_ref().map_or(&self.child.pidfd, Leader::command)
     }
 
     /// Waits for the command, passing signals and keys on and reaping orphans; its status as a shell
@@ -367,20 +421,27 @@ impl Running {
             if let Some(status) = self.reap_all()? {
                 return Ok(self.ended(status));
             }
-            if let Some(session) = &self.session {
+            if let Some(leader) = &self.leader {
                 let own = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
-                let [leader, keys, room] = session.waits();
-                let mut fds = [own, leader, keys, room];
+                let leader = PollFd::new(leader.as_fd(), PollFlags::POLLIN);
+                let mut fds = vec![own, leader];
+                if let (Some(session), Some(leader)) = (&self.session, &self.leader) {
+                    fds.extend(session.waits(leader.as_fd()));
+                }
                 match poll(&mut fds, PollTimeout::NONE) {
                     Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                     Err(errno) => return Err(errno.into()),
                 }
-                let told = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-                let [signal, leader] = [told[0], told[1]].map(|told| !told.is_empty());
-                let [keys, room] = [told[2], told[3]].map(|told| !told.is_empty());
+                let told = |number: usize| {
+                    let told = fds.get(number).and_then(PollFd::revents);
+                    told.is_some_and(|told| !told.is_empty())
+                };
+                let [signal, leader, keys, room] = [0, 1, 2, 3].map(told);
+                drop(fds);
                 if let Some(session) = &mut self.session {
                     session.pass_keys(keys, room);
                 }
+                // Nothing more comes from one that has ended: the next turn reaps it.
                 if leader && let Some(status) = self.follow()? {
                     return Ok(status);
                 }
@@ -406,33 +467,33 @@ impl Running {
                     follow_size(ours.as_fd(), like.as_fd());
                 }
                 // Whatever the terminal has told it: the size it asks for has changed only now.
-                let _gone = self.child.pidfd.signal(signal);
+                let _gone = self.pidfd().signal(signal);
             }
             // The terminal has told the command already: it is in our process group.
             (_, None) if of_terminal => {}
             // It may be gone in this moment; the next turn reaps it.
-            (_, None) => drop(self.child.pidfd.signal(signal)),
-            (_, Some(session)) => drop(session.command().signal(signal)),
+            _ => drop(self.pidfd().signal(signal)),
         }
         Ok(())
     }
 
-    /// What the leader of the session says; the command's status where it has ended.
+    /// What the leader says; the command's status where it has ended.
     fn follow(&mut self) -> io::Result<Option<i32>> {
-        let Some(session) = &mut self.session else { return Ok(None) };
-        while let Some(change) = session.change() {
-            match change {
-                Change::Ended(status) => return Ok(Some(status)),
-                Change::Stopped => session.stop()?,
+        while let Some(change) = self.leader.as_mut().and_then(Leader::change) {
+            match (change, &mut self.session) {
+                (Change::Ended(status), _) => return Ok(Some(status)),
+                (Change::Stopped, Some(session)) => session.stop()?,
+                // The terminal stops the launcher as well; it is in the same process group.
+                (Change::Stopped, None) => {}
             }
         }
         // Its end is told by the next turn.
         Ok(None)
     }
 
-    /// The status of the command, where the process that ended may be the leader of its session.
+    /// The status of the command, where the process that ended may be its leader.
     fn ended(&mut self, status: i32) -> i32 {
-        match self.session.as_mut().and_then(Session::change) {
+        match self.leader.as_mut().and_then(Leader::change) {
             Some(Change::Ended(told)) => told,
             _ => status,
         }

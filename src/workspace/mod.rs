@@ -2,5 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod host;
+pub mod isolate;
+mod leader;
 pub mod output;
 mod terminal;

@@ -1,74 +1,23 @@
 //! A terminal between the caller's and the agent's: keys in, sizes, stops and continues.
 //!
 //! The agent has a session of its own on a terminal of its own, so that all it writes there passes
-//! the worker. A small process of ours leads the session and tells the launcher of stops: a command
+//! the worker. A [leader](super::leader) of the session tells the launcher of stops: a command
 //! without a parent in its session could not be stopped by a key. Invariant: the caller's terminal
 //! passes keys on only while it is ours to use, and is as it was when the launcher stops or leaves.
 #![forbid(unsafe_code)]
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 
-use crate::sys::pidfd::PidFd;
 use crate::sys::terminal::{self, Raw};
-
-/// What has become of the command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    /// It has ended, with a status as a shell tells it.
-    Ended(i32),
-    /// It was stopped.
-    Stopped,
-}
-
-/// Kinds of messages of the session's leader: four bytes of number follow.
-const STARTED: u8 = 1;
-const ENDED: u8 = 2;
-const STOPPED: u8 = 3;
-const MESSAGE_BYTES: usize = 5;
-
-fn message(kind: u8, number: i32) -> [u8; MESSAGE_BYTES] {
-    let mut message = [kind, 0, 0, 0, 0];
-    message[1..].copy_from_slice(&number.to_le_bytes());
-    message
-}
-
-/// The life of the session's leader: tells of the command's start, stops and end.
-pub(super) fn lead(mut launcher: UnixStream, command: Pid) {
-    if launcher.write_all(&message(STARTED, command.as_raw())).is_err() {
-        return;
-    }
-    // The launcher takes hold of the command before anybody can reap it.
-    if launcher.read_exact(&mut [0]).is_err() {
-        return;
-    }
-    loop {
-        let told = match waitpid(command, Some(WaitPidFlag::WUNTRACED)) {
-            Ok(WaitStatus::Exited(_, code)) => message(ENDED, code),
-            Ok(WaitStatus::Signaled(_, signal, _)) => message(ENDED, 128 + signal as i32),
-            Ok(WaitStatus::Stopped(_, signal)) => message(STOPPED, signal as i32),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
-            Err(_) => return,
-        };
-        // Without a launcher nobody is left to be told.
-        if launcher.write_all(&told).is_err() || told[0] == ENDED {
-            return;
-        }
-    }
-}
 
 /// The launcher's side.
 pub(super) struct Session {
     raw: Raw,
     master: OwnedFd,
-    leader: UnixStream,
-    command: PidFd,
     /// Keys that the agent's terminal has no room for yet.
     keys: Vec<u8>,
     /// The caller's terminal gives no more keys.
@@ -76,23 +25,11 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// After the leader has begun; waits for its word of the command.
-    pub(super) fn begin(mut leader: UnixStream, master: OwnedFd) -> io::Result<Self> {
-        let mut told = [0; MESSAGE_BYTES];
-        leader.read_exact(&mut told)?;
-        let [kind, number @ ..] = told;
-        if kind != STARTED {
-            return Err(ErrorKind::InvalidData.into());
-        }
-        let pid = u32::try_from(i32::from_le_bytes(number)).map_err(io::Error::other)?;
-        let command = PidFd::open(pid)?;
-        leader.write_all(&[1])?;
-        leader.set_nonblocking(true)?;
+    /// After the leader has begun.
+    pub(super) fn begin(master: OwnedFd) -> io::Result<Self> {
         let mut session = Self {
             raw: Raw::new(io::stdin().as_fd())?,
             master,
-            leader,
-            command,
             keys: Vec::new(),
             is_closed: false,
         };
@@ -100,29 +37,20 @@ impl Session {
         Ok(session)
     }
 
-    /// The command's process.
-    pub(super) fn command(&self) -> &PidFd {
-        &self.command
-    }
-
     fn wants_keys(&self) -> bool {
         self.raw.is_raw() && self.keys.is_empty() && !self.is_closed
     }
 
-    /// What to wait for: the leader, then keys, then room for keys.
-    pub(super) fn waits(&self) -> [PollFd<'_>; 3] {
+    /// What to wait for: keys, then room for keys; `idle` where one of them is not wanted.
+    pub(super) fn waits<'a>(&'a self, idle: BorrowedFd<'a>) -> [PollFd<'a>; 2] {
         let mut keys = PollFlags::empty();
-        keys.set(PollFlags::POLLIN, self.raw.is_raw() && self.keys.is_empty() && !self.is_closed);
+        keys.set(PollFlags::POLLIN, self.wants_keys());
         let mut room = PollFlags::empty();
         room.set(PollFlags::POLLOUT, !self.keys.is_empty());
         // A terminal would report its end again and again, also where nothing is waited for.
-        let source = if keys.is_empty() { self.leader.as_fd() } else { self.raw.as_fd() };
-        let sink = if room.is_empty() { self.leader.as_fd() } else { self.master.as_fd() };
-        [
-            PollFd::new(self.leader.as_fd(), PollFlags::POLLIN),
-            PollFd::new(source, keys),
-            PollFd::new(sink, room),
-        ]
+        let source = if keys.is_empty() { idle } else { self.raw.as_fd() };
+        let sink = if room.is_empty() { idle } else { self.master.as_fd() };
+        [PollFd::new(source, keys), PollFd::new(sink, room)]
     }
 
     /// Passes on keys, where there are some and where there is room for them.
@@ -145,19 +73,6 @@ impl Session {
                 // It has hung up.
                 Err(_) => self.keys.clear(),
             }
-        }
-    }
-
-    /// What the leader says; none while it says nothing.
-    pub(super) fn change(&mut self) -> Option<Change> {
-        let mut told = [0; MESSAGE_BYTES];
-        // Five bytes are written at once and come at once.
-        self.leader.read_exact(&mut told).ok()?;
-        let [kind, number @ ..] = told;
-        match kind {
-            ENDED => Some(Change::Ended(i32::from_le_bytes(number))),
-            STOPPED => Some(Change::Stopped),
-            _ => None,
         }
     }
 

@@ -162,6 +162,7 @@ impl Home {
                 as_user: None,
                 exe: None,
                 keep_background: false,
+                isolation: None,
                 pid: None,
                 deadline: None,
                 labels: BTreeMap::new(),

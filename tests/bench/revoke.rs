@@ -59,6 +59,7 @@ fn launch(home: &Home, id: &str) -> proto::AgentLaunched {
         as_user: None,
         exe: None,
         keep_background: false,
+        isolation: None,
         pid: None,
         deadline: None,
         labels: BTreeMap::new(),
