@@ -330,6 +330,123 @@ fn a_new_value_is_in_no_file_argument_or_environment_while_it_is_made_and_tested
     wait_until("promoted", LIMIT, || home.ok(&["secret", "get", "PASSWORD", "--reveal"]) == value);
 }
 
+/// Every file of the home but the mount, the vault and the steps' own.
+fn written(home: &Home) -> String {
+    let mut all = String::new();
+    for dir in [home.home().join("audit"), home.home()] {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            if entry.file_type().unwrap().is_file() && entry.file_name() != "vault.redb" {
+                all.push_str(&String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn what_a_step_says_on_stderr_reaches_the_person_and_the_record_without_any_value() {
+    if !may_mount() {
+        return;
+    }
+    let config = "[rotation]\nstep_timeout = \"5s\"\n\
+        [[alert]]\nname = \"file\"\ncommand = ['sh', '-c', '''printf \"%s\\n\" \"$(cat)\" >> @DIR@/alerts''']\n";
+    let provider = Provider::new(config, "true", "true", "true");
+    let home = &provider.home;
+    let value = "made-by-the-provider-7f3a91c2";
+    let base64 = "bWFkZS1ieS10aGUtcHJvdmlkZXItN2YzYTkxYzI";
+    let rot13: String = value.chars().map(rot13).collect();
+    std::fs::write(provider.dir.join("make"), format!("{rot13}\n")).unwrap();
+    let dir = provider.dir.display();
+    // Whatever the step has, it says: before it is printed, after it, and in another form.
+    let make = format!(
+        "v=$(tr a-zA-Z n-za-mN-ZA-M < {dir}/make); echo loud $v >&2; \
+         printf %s $v | base64 -w0 >&2; printf '\\\\033[31m\\\\n' >&2; echo $v; echo after $v >&2"
+    );
+    let silent = |said: &str| {
+        assert!(!said.contains(value) && !said.contains(base64), "{said}");
+        assert!(!said.contains("first-password"), "{said}");
+    };
+    let run = |home: &Home| home.run(&["rotation", "run", "PASSWORD", "--chain", "rotate"]);
+    let reason = |home: &Home| -> String {
+        home.records("rotation_failed").last().unwrap()["reason"].as_str().unwrap().to_owned()
+    };
+    let alerts = provider.dir.join("alerts");
+    let mut failures = 0;
+    let mut failed = |what: &str| {
+        failures += 1;
+        wait_until("the alert", LIMIT, || lines(&alerts).len() == failures);
+        let alert = lines(&alerts).pop().unwrap();
+        assert!(alert["reason"].as_str().unwrap().contains(what), "{what}: {alert}");
+        assert!(reason(home).contains(what), "{what}: {}", reason(home));
+    };
+
+    // `set` tells all that it can see.
+    let loud = "echo the provider is away >&2; cat $CREDENTIALS_DIRECTORY/* >&2; exit 3";
+    provider.apply_chain(&make, loud, "true");
+    let output = run(home);
+    let said = text(&output);
+    assert!(!output.status.success());
+    assert!(said.contains("create: loud [REDACTED:new-value]"), "{said}");
+    assert!(said.contains("create: after [REDACTED:new-value]"), "{said}");
+    assert!(said.contains("set: the provider is away"), "{said}");
+    assert!(said.contains("[REDACTED:PASSWORD]"), "{said}");
+    assert!(!said.contains('\x1b'), "{said:?}");
+    silent(&said);
+    failed("the provider is away");
+
+    // `create` fails after it has printed, then without having printed anything.
+    provider.apply_chain(&format!("{make}; exit 4"), "true", "true");
+    let said = text(&run(home));
+    assert!(said.contains("create: after [REDACTED:"), "{said}");
+    silent(&said);
+    failed("after [REDACTED:");
+    provider.apply_chain("echo no quota left >&2; exit 5", "true", "true");
+    let said = text(&run(home));
+    assert!(said.contains("create: no quota left"), "{said}");
+    failed("create failed: exit status: 5");
+    assert!(!reason(home).contains("quota"), "kept nowhere: what it made is not known");
+
+    // Too weak a value, or too much text: told of, not shown.
+    provider.apply_chain("echo a-x-b >&2; echo x; exit 6", "true", "true");
+    let said = text(&run(home));
+    assert!(said.contains("withheld: the value that was made is too weak"), "{said}");
+    failed("too weak");
+    provider.apply_chain(MAKE, "yes complaint | head -c 3000000 >&2; exit 7", "true");
+    let said = text(&run(home));
+    assert!(said.contains("set: (what it said on stderr is withheld: it is longer"), "{said}");
+    failed("longer than 1 MiB");
+    // Long, and not too long: its end.
+    provider.apply_chain(
+        MAKE,
+        "yes complaint | head -c 100000 >&2; echo >&2; echo end >&2; exit 8",
+        "true",
+    );
+    let output = run(home);
+    assert!(output.stderr.len() < 20_000, "{}", output.stderr.len());
+    assert!(text(&output).contains("set: end\n"), "{}", text(&output));
+    failed("| end");
+    assert!(reason(home).len() < 500, "{}", reason(home));
+
+    // What succeeds is heard as well; a hang is told with what was said before.
+    provider.apply_chain(MAKE, "echo waits for the provider >&2; sleep 100", "true");
+    let said = text(&run(home));
+    assert!(said.contains("did not end within 5s") && said.contains("waits for"), "{said}");
+    failed("waits for the provider");
+    provider.apply_chain(&make, "echo a warning >&2", "true");
+    let output = run(home);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("set: a warning") && said.contains("PASSWORD is rotated"), "{said}");
+    silent(&said);
+    let all = written(home) + &std::fs::read_to_string(&alerts).unwrap();
+    silent(&all);
+    assert!(all.contains("a step of a rotation failed"), "the operator's log");
+    assert_eq!(
+        home.ok(&["secret", "get", "PASSWORD", "--version", "current", "--reveal"]).len(),
+        value.len()
+    );
+}
+
 fn rot13(c: char) -> char {
     match c {
         'a'..='m' | 'A'..='M' => (c as u8 + 13) as char,

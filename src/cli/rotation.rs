@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use crate::proto;
 
-use super::output::{or_dash, show, table};
+use super::output::{note, or_dash, show, table};
 use super::secret::NameArgs;
 use super::{Context, Failure, Outcome, exit};
 
@@ -112,8 +112,15 @@ fn run(context: &Context, args: RunArgs) -> Outcome {
             return writeln!(std::io::stdout().lock(), "{line}").is_ok();
         }
         if let Ok(step) = serde_json::from_str::<proto::RotationStep>(line) {
-            if progress && step.state == "started" {
-                eprintln!("{} ...", step.step);
+            match (&step.detail, step.state.as_str()) {
+                // Of a pipe as well: it says why.
+                (Some(said), "said") => {
+                    said.lines().for_each(|line| note(&format!("{}: {line}", step.step)));
+                    return true;
+                }
+                (_, "started") if progress => eprintln!("{} ...", step.step),
+                (_, "ok") if progress => eprintln!("{} done", step.step),
+                _ => {}
             }
             last = Some(step);
         }

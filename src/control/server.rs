@@ -521,7 +521,9 @@ async fn try_answer(
             let (lines, received) = mpsc::channel(64);
             let (failed, mut failure) = oneshot::channel();
             let gone = Arc::new(AtomicBool::new(false));
-            let mut out = Channel { lines, gone: gone.clone(), failed: Some(failed) };
+            let began = Arc::new(AtomicBool::new(false));
+            let mut out =
+                Channel { lines, began: began.clone(), gone: gone.clone(), failed: Some(failed) };
             tokio::task::spawn_blocking(move || {
                 let _permit = permit;
                 let ended = run(&*shared.api, &caller, input, &mut out);
@@ -532,8 +534,14 @@ async fn try_answer(
             });
             // A problem before the first line is an ordinary answer; after it, the last line.
             match tokio::time::timeout(STREAM_HEADER_WAIT, &mut failure).await {
-                Ok(Ok(problem)) => Err(problem),
-                Ok(Err(_)) | Err(_) => {
+                Ok(Ok(problem)) if !began.load(Ordering::Acquire) => Err(problem),
+                outcome => {
+                    if let Ok(Ok(problem)) = outcome {
+                        let (failed, told) = oneshot::channel();
+                        failure = told;
+                        // Its receiver is here.
+                        let _ = failed.send(problem);
+                    }
                     let body = Body::new(LineBody { received, failure, gone });
                     Ok(response(StatusCode::OK, NDJSON, body))
                 }
@@ -679,6 +687,8 @@ fn problem_response(problem: &Problem) -> Response {
 /// The verb's end of a stream.
 struct Channel {
     lines: mpsc::Sender<Bytes>,
+    /// Whether a line was sent.
+    began: Arc<AtomicBool>,
     gone: Arc<AtomicBool>,
     failed: Option<oneshot::Sender<Problem>>,
 }
@@ -698,6 +708,7 @@ impl Lines for Channel {
         let mut bytes = Vec::with_capacity(line.len() + 1);
         bytes.extend_from_slice(line);
         bytes.push(b'\n');
+        self.began.store(true, Ordering::Release);
         // A client that takes nothing is cut off by `Patient`, which closes the channel.
         self.lines.blocking_send(Bytes::from(bytes)).map_err(|_| Gone)
     }

@@ -236,7 +236,7 @@ impl Daemon {
             generation: self.state.generation(),
             made: Vec::new(),
         };
-        let outcome = self.run_step(&run, &stored, &execution);
+        let outcome = self.run_step(&run, &stored, &execution, &mut |_| ());
         self.end_one(&execution.id, "rotation over", Duration::ZERO)?;
         outcome.map(|_| ())
     }

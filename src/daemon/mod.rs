@@ -31,6 +31,7 @@ mod revoke;
 mod revoked;
 mod rotate;
 mod rotation;
+mod said;
 mod search;
 mod secrets;
 mod settle;

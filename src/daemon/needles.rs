@@ -33,6 +33,8 @@ const MAX_CHANGES: usize = 500;
 const PROBE_HITS: u64 = 20;
 const PROBE_SECS: i64 = 60;
 const MAX_PROBED: usize = 4096;
+/// The name of a value that is in no vault yet.
+const NEW_VALUE: &str = "new-value";
 
 /// Who shares a view: chain, environment and, for those without a definition, execution.
 type Scope = (String, Option<String>, String);
@@ -255,6 +257,13 @@ impl Needles {
         {
             return Ok(view.clone());
         }
+        let view = self.full_and(core, &[])?;
+        self.lock().full = Some((generation, view.clone()));
+        Ok(view)
+    }
+
+    /// Everything by name, and `more`, which no vault knows yet.
+    fn full_and(&self, core: &Core, more: &[&[u8]]) -> Result<Arc<View>, Refusal> {
         let vault = core.vault().ok_or(Refusal::Locked)?;
         let catalog = core.catalog();
         let mut state = self.lock();
@@ -267,10 +276,13 @@ impl Needles {
             }
         }
         let own = known.guessable.iter().map(|(id, b)| Value { id: *id, bytes: b.expose() });
-        let view = View::of([&*known.index, &Index::build(own)], names, Others::Unseen);
-        let view = Arc::new(view.with_detector(self.detector()));
-        state.full = Some((generation, view.clone()));
-        Ok(view)
+        // Numbers that no value has.
+        let more = more.iter().zip((0..).map(|n| u32::MAX - n));
+        let more: Vec<_> = more.map(|(bytes, id)| Value { id, bytes }).collect();
+        names.extend(more.iter().map(|value| (value.id, NEW_VALUE.into())));
+        let own = Index::build(own.chain(more));
+        let view = View::of([&*known.index, &own], names, Others::Unseen);
+        Ok(Arc::new(view.with_detector(self.detector())))
     }
 }
 
@@ -485,6 +497,14 @@ impl Around {
             return Err(Refusal::Locked);
         }
         self.core.needles.full(&self.core)
+    }
+
+    /// The same, and `more`, which no vault knows yet.
+    pub(super) fn full_and(&self, more: &[&[u8]]) -> Result<Arc<View>, Refusal> {
+        if self.core.seal().is_none() {
+            return Err(Refusal::Locked);
+        }
+        self.core.needles.full_and(&self.core, more)
     }
 
     /// Counts values of others in what an execution writes.

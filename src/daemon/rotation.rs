@@ -260,7 +260,10 @@ impl Daemon {
     ) -> Result<(), Problem> {
         self.note_run(run)?;
         progress("create", "started", &run.token, None);
-        let made = self.run_step(run, chain, execution)?;
+        let token = run.token.clone();
+        let made = self.run_step(run, chain, execution, &mut |s| {
+            progress("create", "said", &token, Some(s))
+        })?;
         let fresh = fresh_of(unit, made)?;
         let uid = nix::unistd::geteuid().as_raw();
         let times = Times { untested: true, ..Times::default() };
@@ -277,7 +280,8 @@ impl Daemon {
             self.note_run(run)?;
             still_pending(&self.unit_now(unit)?, &run.made)?;
             progress(step, "started", &run.token, None);
-            self.run_step(run, chain, execution)?;
+            let token = run.token.clone();
+            self.run_step(run, chain, execution, &mut |s| progress(step, "said", &token, Some(s)))?;
             progress(step, "ok", &run.token, None);
         }
         let now = self.core.clock.now();

@@ -1,11 +1,11 @@
 //! One step of a rotation chain: an agent's command, started by the daemon.
 //!
-//! Invariant: a value that a step prints goes through a pipe into [`SecretBytes`], and nowhere else.
-//! Danger: a chain's command runs as the user who applied the chain, never as more.
+//! Invariant: a value that a step prints goes through a pipe into [`SecretBytes`], and nowhere else;
+//! what it says on stderr is passed on redacted ([`Said`]). Danger: a chain's command runs as the user who applied the chain, never as more.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -20,7 +20,8 @@ use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
 
 use super::Daemon;
 use super::rotate::Fresh;
-use super::rotation::Run;
+use super::rotation::{GRACE, Run};
+use super::said::{self, Said};
 
 /// A request, or a chain, that cannot be worked with.
 pub(super) fn invalid(what: impl Into<String>, hint: &str) -> Problem {
@@ -34,12 +35,13 @@ pub(super) fn step_of<'a>(chain: &'a Chain, step: &str) -> Option<&'a Agent> {
 }
 
 impl Daemon {
-    /// Runs one agent of the chain; its stdout.
+    /// Runs one agent of the chain; its stdout. `hear` gets what it said on stderr, if anything.
     pub(super) fn run_step(
         &self,
         run: &Run,
         chain: &Chain,
         execution: &Arc<Execution>,
+        hear: &mut dyn FnMut(&str),
     ) -> Result<SecretBytes, Problem> {
         let step = &run.step;
         let agent = step_of(chain, step).ok_or_else(|| {
@@ -65,7 +67,7 @@ impl Daemon {
                 f.write_all(ticket.expose())
             })
             .map_err(io)?;
-        let outcome = self.spawn_step(run, agent, (uid, gid), &file, limit);
+        let outcome = self.spawn_step(run, agent, (uid, gid), &file, limit, hear);
         let _removed = std::fs::remove_file(&file);
         outcome.map_err(failed)
     }
@@ -77,6 +79,7 @@ impl Daemon {
         (uid, gid): (u32, u32),
         ticket: &std::path::Path,
         limit: Duration,
+        hear: &mut dyn FnMut(&str),
     ) -> Result<SecretBytes, String> {
         let exe = std::env::current_exe().map_err(|e| e.to_string())?;
         let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
@@ -103,55 +106,60 @@ impl Daemon {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .map_err(|e| format!("{} cannot be started: {}", run.step, e.kind()))?;
-        let pipe = child.stdout.take().ok_or("no pipe")?;
+        let stderr = said::listen(child.stderr.take().ok_or("no pipe")?);
         // One byte more than fits tells of too much.
-        let (sender, printed) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let mut pipe = pipe;
-            let value = SecretBytes::read_from(
-                (&mut pipe).take(MAX_VALUE_BYTES as u64 + 1),
-                MAX_VALUE_BYTES + 1,
-            );
-            // The rest is taken, so that the step is not ended by a closed pipe.
-            let _rest = std::io::copy(&mut pipe, &mut std::io::sink());
-            // Whoever waited may have given up.
-            let _late = sender.send(value);
-        });
+        let stdout = said::drain(child.stdout.take().ok_or("no pipe")?, MAX_VALUE_BYTES);
         let deadline = Instant::now() + limit;
-        let status = loop {
+        let ended = loop {
             match child.try_wait() {
-                Ok(Some(status)) => break Some(status),
-                Ok(None) if Instant::now() >= deadline || self.is_stopping() => break None,
+                Ok(Some(status)) if status.success() => break Ok(()),
+                Ok(Some(status)) => break Err(format!("{} failed: {status}", run.step)),
+                Ok(None) if Instant::now() >= deadline || self.is_stopping() => {
+                    // Its agent ends with its execution; the launcher itself is ended here.
+                    let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+                    let _ended =
+                        self.end_one(&run.execution, "rotation step hangs", Duration::ZERO);
+                    let _gone = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+                    let _reaped = child.wait();
+                    let period = self.config.rotation.step_timeout;
+                    break Err(if self.is_stopping() {
+                        format!("the daemon was stopped during {}", run.step)
+                    } else {
+                        format!("{} did not end within {period}", run.step)
+                    });
+                }
                 Ok(None) => std::thread::park_timeout(Duration::from_millis(10)),
-                Err(error) => return Err(error.to_string()),
+                Err(error) => break Err(error.to_string()),
             }
         };
-        let Some(status) = status else {
-            // Its agent ends with its execution; the launcher itself is ended here.
-            let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        // A process that the step has left behind may hold its pipes for ever.
+        let left = deadline.saturating_duration_since(Instant::now()).max(GRACE);
+        let printed = stdout.recv_timeout(left);
+        if printed.is_err() {
             let _ended = self.end_one(&run.execution, "rotation step hangs", Duration::ZERO);
-            let _gone = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
-            let _reaped = child.wait();
-            return Err(if self.is_stopping() {
-                format!("the daemon was stopped during {}", run.step)
-            } else {
-                format!("{} did not end within {}", run.step, self.config.rotation.step_timeout)
-            });
-        };
-        // A process that the step has left behind may hold its pipe for ever.
-        let left = deadline.saturating_duration_since(Instant::now());
-        let value = printed.recv_timeout(left).map_err(|_| {
-            let _ended = self.end_one(&run.execution, "rotation step hangs", Duration::ZERO);
-            format!("{} ended, and left a process that holds its output", run.step)
-        })?;
-        if !status.success() {
-            return Err(format!("{} failed: {status}", run.step));
         }
-        value.map_err(|e| format!("the output of {} could not be read: {}", run.step, e.kind()))
+        let known = printed.as_ref().ok().and_then(|p| p.as_ref().ok());
+        let said = Said::of(&stderr, GRACE, known, run.step == "create", &self.around);
+        if !said.shown.is_empty() {
+            hear(&said.shown);
+        }
+        let outcome = ended.and_then(|()| match printed {
+            Err(_) => Err(format!("{} ended, and left a process that holds its output", run.step)),
+            Ok(Err(e)) => {
+                Err(format!("the output of {} could not be read: {}", run.step, e.kind()))
+            }
+            Ok(Ok(value)) => Ok(value),
+        });
+        outcome.map_err(|what| {
+            if !said.told.is_empty() {
+                tracing::warn!(step = run.step, stderr = said.told, "a step of a rotation failed");
+            }
+            said.added_to(what)
+        })
     }
 }
 

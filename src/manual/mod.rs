@@ -93,6 +93,11 @@
 //! `finish` runs when nobody holds the old version any more, `revoke` after an emergency revoke; both
 //! are kept in the vault until they succeed, and tried again after 15 minutes, doubled up to a day.
 //!
+//! What a step says on stderr is passed on when the step is over: its redacted end (4 KiB) to whoever runs
+//! `rotation run`, a line of it (320 bytes) into log, record and alert of a failure. It is redacted at
+//! level `all`, with all names, and against what the step printed on its stdout. It is withheld where that
+//! is not certain (longer than 1 MiB, a `create` whose value is not known or weak). Of a `create` that
+//! failed without having printed anything only the person sees it: what it may have made is not known.
 //! `finish` removes the old key at its provider: before it is begun, the old version is marked
 //! (`withdrawn_at`), and `rollback` brings it back by `--force` alone.
 //!

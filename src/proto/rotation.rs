@@ -203,7 +203,7 @@ impl Request for RotationRun {
 pub struct RotationStep {
     /// `create`, `set`, `test`, or `done` at the end.
     pub step: String,
-    /// `started`, `ok` or `failed`.
+    /// `started`, `ok` or `failed`; `said`: its stderr is in `detail`, the redacted end of it.
     pub state: String,
     /// The token of this run.
     pub token: String,
