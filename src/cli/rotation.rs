@@ -48,6 +48,12 @@ pub(super) struct RunArgs {
     chain: Option<String>,
 }
 
+/// The last line of a run that failed.
+#[derive(serde::Deserialize)]
+struct Failed {
+    problem: proto::Problem,
+}
+
 fn rows(listed: &proto::RotationListed) -> String {
     let rows: Vec<_> = listed
         .policies
@@ -106,9 +112,9 @@ fn run(context: &Context, args: RunArgs) -> Outcome {
         proto::RotationRun { name: args.name.name, scope: args.name.scope, chain: args.chain };
     // Progress for people only: a script reads the lines, or the status.
     let progress = !context.json && std::io::stderr().is_terminal();
-    let mut last = None;
+    let mut failed: Option<Failed> = None;
     context.client().stream_post("/v1/rotations/run", &request, |line| {
-        if context.json {
+        if context.json && serde_json::from_str::<Failed>(line).is_err() {
             return writeln!(std::io::stdout().lock(), "{line}").is_ok();
         }
         if let Ok(step) = serde_json::from_str::<proto::RotationStep>(line) {
@@ -119,16 +125,16 @@ fn run(context: &Context, args: RunArgs) -> Outcome {
                     return true;
                 }
                 (_, "started") if progress => eprintln!("{} ...", step.step),
-                (_, "ok") if progress => eprintln!("{} done", step.step),
+                (_, "ok") if progress && step.step != "done" => eprintln!("{} done", step.step),
                 _ => {}
             }
-            last = Some(step);
+        } else if let Ok(last) = serde_json::from_str(line) {
+            failed = Some(last);
         }
         true
     })?;
-    if let Some(step) = last.filter(|s| s.state == "failed") {
-        return Err(Failure::new(step.detail.unwrap_or_default())
-            .hint("the current version stays; mend the chain and run it again"));
+    if let Some(Failed { problem }) = failed {
+        return Err(problem.into());
     }
     if !context.json {
         writeln!(std::io::stdout(), "{} is rotated", request.name).map_err(anyhow::Error::from)?;

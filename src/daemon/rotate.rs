@@ -160,16 +160,7 @@ impl Daemon {
                 "strongroom secret promote {name}, or secret rollback {name} to give it up"
             )));
         }
-        if let Some(secret) = unit.members.iter().find(|s| s.at_stage(Stage::Current).is_none()) {
-            let what = format!("{} has no current version: it was revoked", secret.key);
-            return Err(Problem::new(Code::Conflict, what).with_hint(format!(
-                "give it a new value: strongroom {} --replace",
-                match &unit.group {
-                    Some(group) => format!("group set {}", group.key),
-                    None => format!("secret set {}", secret.key),
-                }
-            )));
-        }
+        has_current(unit)?;
         let generation = next_generation(unit);
         let mut secrets = Vec::new();
         for member in &unit.members {
@@ -472,6 +463,21 @@ impl Daemon {
         self.core.record(&record)?;
         Ok(())
     }
+}
+
+/// Refuses a unit without a current version: there is nothing to be rotated.
+pub(super) fn has_current(unit: &Unit) -> Result<(), Problem> {
+    if let Some(secret) = unit.members.iter().find(|s| s.at_stage(Stage::Current).is_none()) {
+        let what = format!("{} has no current version: it was revoked", secret.key);
+        return Err(Problem::new(Code::Conflict, what).with_hint(format!(
+            "give it a new value: strongroom {} --replace",
+            match &unit.group {
+                Some(group) => format!("group set {}", group.key),
+                None => format!("secret set {}", secret.key),
+            }
+        )));
+    }
+    Ok(())
 }
 
 /// The unit as it is now: another change may have come between.

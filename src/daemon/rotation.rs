@@ -28,7 +28,7 @@ use crate::vault::crypto;
 use super::Daemon;
 use super::alert::Alert;
 use super::executions::registry_problem;
-use super::rotate::{Times, fresh_unit};
+use super::rotate::{Times, fresh_unit, has_current};
 use super::secrets::parse;
 use super::step::{fresh_of, invalid, runner, step_of};
 
@@ -168,6 +168,8 @@ impl Daemon {
                 .with_hint("store its definition: strongroom chain apply FILE.json")
         })?;
         check_chain(&stored)?;
+        // Before a key is made for nothing at the provider.
+        has_current(&self.unit_now(unit)?)?;
         if let Some(waiting) = self.waiting_for(unit) {
             let what = format!("version {} of {} is pending already", waiting.pending, unit.name());
             return Err(Problem::new(Code::Conflict, what).with_hint(format!(
