@@ -47,6 +47,13 @@ pub struct Entry {
     pub bytes: Vec<u8>,
 }
 
+/// What stands before an entry's bytes.
+struct Header {
+    at: usize,
+    len: usize,
+    seq: u64,
+}
+
 struct Position {
     pushed: u64,
     next_seq: u64,
@@ -124,7 +131,8 @@ impl Ring {
         self.position.lock().unwrap_or_else(PoisonError::into_inner).next_seq - 1
     }
 
-    fn walk(&self, mut from: u64, to: u64, mut each: impl FnMut(u64, Entry)) {
+    /// Each entry between two positions: where it ends, and its header.
+    fn walk(&self, mut from: u64, to: u64, mut each: impl FnMut(u64, Header)) {
         while from < to {
             let at = self.at(from);
             let len = self.region.load(at, Ordering::Relaxed);
@@ -133,40 +141,40 @@ impl Ring {
                 from += to_end;
                 continue;
             }
-            let size = usize::try_from(len).unwrap_or(usize::MAX);
-            if size > self.capacity {
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            if len > self.capacity {
                 return;
             }
-            let mut bytes = vec![0; size];
-            self.region.read(at + HEADER_BYTES, &mut bytes);
-            let entry = Entry {
-                seq: self.region.load(at + 8, Ordering::Relaxed),
-                request: self.region.load(at + 16, Ordering::Relaxed),
-                bytes,
-            };
-            from += (HEADER_BYTES + size).next_multiple_of(8) as u64;
-            each(from, entry);
+            from += (HEADER_BYTES + len).next_multiple_of(8) as u64;
+            each(from, Header { at, len, seq: self.region.load(at + 8, Ordering::Relaxed) });
         }
+    }
+
+    /// Bytes that wait for the file, and what fits.
+    pub fn filled(&self) -> (u64, u64) {
+        let pushed = self.region.load(self.offset + PUSHED, Ordering::Acquire);
+        (pushed - self.tail(), self.capacity as u64)
     }
 
     /// Records that are not yet known to be in the file, oldest first.
     pub fn unflushed(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
-        self.walk(
-            self.tail(),
-            self.region.load(self.offset + PUSHED, Ordering::Acquire),
-            |_, e| {
-                entries.push(e);
-            },
-        );
+        let pushed = self.region.load(self.offset + PUSHED, Ordering::Acquire);
+        self.walk(self.tail(), pushed, |_, header| {
+            let mut bytes = vec![0; header.len];
+            self.region.read(header.at + HEADER_BYTES, &mut bytes);
+            let request = self.region.load(header.at + 16, Ordering::Relaxed);
+            entries.push(Entry { seq: header.seq, request, bytes });
+        });
         entries
     }
 
     /// Frees the room of records up to number `seq`, which are in the file.
     pub fn flushed(&self, seq: u64) {
         let mut tail = self.tail();
-        self.walk(tail, self.region.load(self.offset + PUSHED, Ordering::Acquire), |end, e| {
-            if e.seq <= seq {
+        let pushed = self.region.load(self.offset + PUSHED, Ordering::Acquire);
+        self.walk(tail, pushed, |end, header| {
+            if header.seq <= seq {
                 tail = end;
             }
         });

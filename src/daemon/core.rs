@@ -386,7 +386,10 @@ impl Recorder for Core {
             record.execution = Some(principal.execution.as_str());
         }
         record.uid = Some(access.caller.uid);
-        record.login_uid = proc::login_uid(access.caller.tid);
+        record.login_uid = match access.principal {
+            Some(principal) => principal.login_uid,
+            None => proc::login_uid(access.caller.tid),
+        };
         record.pid = pid;
         record.exe = exe.as_deref();
         record.via = Some("file");

@@ -22,6 +22,7 @@ use crate::identity::attestor::PrincipalNumber;
 use crate::proto::{self, Code, Hold, How, Problem, Value};
 use crate::secret::SecretBytes;
 use crate::sys::cgroup::{self, Cgroup};
+use crate::sys::proc;
 use crate::vault::crypto;
 use crate::vault::record::RecordKind;
 
@@ -604,6 +605,7 @@ impl Daemon {
             agent: agent.to_string(),
             environment: execution.environment.clone(),
             user,
+            login_uid: peer.pid().ok().and_then(proc::login_uid),
             workspace: wanted.workspace.to_owned(),
             uid: wanted.uid,
             gid: wanted.gid,

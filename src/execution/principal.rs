@@ -134,6 +134,10 @@ pub struct Principal {
     pub environment: Option<String>,
     /// Who launched it.
     pub user: String,
+    /// The login uid of its launcher, which its processes inherit: not asked of each of them, since
+    /// one that has none could give itself any (`audit_set_loginuid_perm` in kernel/audit.c).
+    #[serde(default)]
+    pub login_uid: Option<u32>,
     /// Where it runs.
     pub workspace: String,
     /// The uid that its processes have, who also owns its files.

@@ -582,6 +582,7 @@ mod tests {
             agent: "Deployer".into(),
             environment: Some("prod".into()),
             user: "ci".into(),
+            login_uid: None,
             workspace: "host".into(),
             uid: 1000,
             gid: 1000,
