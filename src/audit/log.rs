@@ -2,7 +2,7 @@
 //!
 //! A record is pushed to the ring by whoever makes it; one thread takes it from there, gives it its
 //! number and its link and appends the line. `link` is SHA-256 over the previous link and the line
-//! before it. Where records come faster than [`PACE`], one turn of it takes what has gathered: each
+//! before it. Where records come faster than `PACE`, one turn of it takes what has gathered: each
 //! turn stands in the way of some read. At a start the newest file tells which record was the last; the ring has the rest.
 //!
 //! Invariant: a record whose [`Log::append`] returned is in the ring or in the file, once. A sink
@@ -496,12 +496,8 @@ pub fn link(previous: &str, unlinked: &[u8]) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        use std::fmt::Write as _;
-        // Writing to a string cannot fail.
-        let _written = write!(text, "{byte:02x}");
-        text
-    })
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// The bytes of a link; none when it is not one.
@@ -608,6 +604,27 @@ mod tests {
             verify(dir.path(), &Known::default()).unwrap(),
             Verdict::Whole { records: 101, .. }
         ));
+    }
+
+    #[test]
+    fn records_that_nobody_waits_for_reach_the_file_by_themselves() {
+        for sync in [Sync::Batch, Sync::Os] {
+            let dir = tempfile::tempdir().unwrap();
+            let region = Arc::new(Region::create(c"ring", RING.1).unwrap());
+            let log = Log::open(dir.path(), region, RING, options(sync), clock()).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            // More than the ring holds: also those that come while a turn is not due.
+            for count in [1, 2, 1_000] {
+                let before = log.head().seq;
+                for _ in 0..count {
+                    log.append(&record(), 0).unwrap();
+                }
+                while log.head().seq < before + count {
+                    assert!(Instant::now() < deadline, "{:?} of {}", log.head(), before + count);
+                    std::thread::yield_now();
+                }
+            }
+        }
     }
 
     #[test]
