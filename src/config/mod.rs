@@ -24,6 +24,9 @@ pub const HOME_VARIABLE: &str = "STRONGROOM_HOME";
 /// The longest configuration file that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
+/// The most that `events.max_held` may be: a part of what the runtime state has for all files.
+const MAX_HELD: u64 = 32 << 20;
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -302,7 +305,8 @@ pub struct Events {
     pub max_file: u64,
     /// The most that the store may hold.
     pub max_total: u64,
-    /// The most that is held back in memory.
+    /// What is collected in memory of one file's writes elsewhere than at its end, before they are
+    /// applied.
     pub max_held: u64,
     /// How long the store may take for a request, which then gets `EIO`.
     pub patience: Period,
@@ -334,7 +338,7 @@ impl Default for Events {
             keep: None,
             max_file: 1 << 30,
             max_total: 16 << 30,
-            max_held: 64 << 20,
+            max_held: 16 << 20,
             patience: Period::secs(20),
             redact: EventsLevel::All,
         }
@@ -505,6 +509,12 @@ impl Config {
             _ => {
                 return invalid("events.mode is no octal mode".to_owned(), "write mode = \"0640\"");
             }
+        }
+        if self.events.max_held > MAX_HELD {
+            return invalid(
+                format!("events.max_held is more than {MAX_HELD} bytes"),
+                "the memory is shared by all files that are written; the default is 16 MiB",
+            );
         }
         for role in &self.roles {
             if role.uids.is_empty() && role.gids.is_empty() {

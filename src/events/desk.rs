@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
@@ -20,6 +21,7 @@ use super::codec::{Decoder, Encoder};
 use super::draft::{Draft, Kept, Operation, Store};
 use super::folder::{STAGING, Stored};
 use super::node::What;
+use super::packs::Filed;
 use super::{At, Events, Shared, full, lock, os, stale};
 
 /// Keys of a draft's entries in the runtime state, after its inode number.
@@ -30,7 +32,7 @@ pub(super) const OPERATION: u8 = 2;
 /// A file that is written, with its place in the store.
 pub(super) struct Desk {
     pub draft: Draft,
-    pub store: Stored,
+    pub store: Filed,
     pub level: Level,
     /// Set by a writer, and to be so when the file is complete.
     pub modified: Option<(i64, i64)>,
@@ -69,9 +71,10 @@ fn staged(inode: u64, generation: u64) -> PathBuf {
     Path::new(STAGING).join(format!("{inode:016x}.{generation}"))
 }
 
-/// The file that a name of [`staged`] is for.
+/// The file that a name of [`staged`], or of packs, is for.
 pub(super) fn inode_of_staged(name: &OsStr) -> Option<u64> {
     let (inode, generation) = name.to_str()?.split_once('.')?;
+    let generation = generation.strip_suffix(".hidden").unwrap_or(generation);
     generation.parse::<u64>().ok()?;
     u64::from_str_radix(inode, 16).ok()
 }
@@ -187,7 +190,7 @@ impl Events {
         let modified = (fields.number().ok_or_else(fault)? != 0, fields.number(), fields.number());
         let head = self.unseal(&key, &at, fields.0)?;
         let (mut draft, parts) = Draft::load(&head, view).ok_or_else(fault)?;
-        for number in 0..parts.segments {
+        for number in parts.segments.clone() {
             let at = key_of(inode, SEGMENT, draft.generation, number);
             let sealed = self.journal.get(Kind::EventDraft, &at).ok_or_else(fault)?;
             draft.add_segment(&self.unseal(&key, &at, &sealed)?).ok_or_else(fault)?;
@@ -212,6 +215,8 @@ impl Events {
             self.folder.rename(&staging, &node.path, false).map_err(|e| os(&e))?;
         }
         let store = self.folder.file(&node.path).map_err(|e| os(&e))?;
+        let store = self.filed(store, (inode, draft.generation));
+        draft.add_packs(&store, &parts).map_err(|e| os(&e))?;
         self.note_store(inode, &store)?;
         // Killed between the store and the note of it: what is behind was not acknowledged.
         if store.len().map_err(|e| os(&e))? > draft.stored_len() {
@@ -241,6 +246,7 @@ impl Events {
             Some(new) => new,
             None => self.folder.file(&node.path).map_err(|e| os(&e))?,
         };
+        let store = self.filed(store, (inode, 0));
         let kept = match &node.what {
             What::File { kept: Some((stored, tail, sealed)), .. } => {
                 let key = self.outside.key()?;
@@ -256,6 +262,26 @@ impl Events {
         let mut draft = Draft::reopen(view, level, &store, kept).map_err(|e| os(&e))?;
         self.save(inode, &mut draft)?;
         Ok(Desk { draft, store, level, modified: None, kernel_may_lag: false })
+    }
+
+    fn filed(&self, store: Stored, whose: (u64, u64)) -> Filed {
+        Filed::new(store, self.folder.clone(), self.outside.clone(), whose)
+    }
+
+    /// Packs hidden ranges when they are many. What cannot be packed now stays where it is.
+    pub(super) fn pack(&self, inode: u64, desk: &mut Desk) -> Result<(), Refusal> {
+        if !desk.draft.has_many() {
+            return Ok(());
+        }
+        let packed = match desk.draft.pack(&desk.store) {
+            Ok(packed) => packed,
+            Err(error) => {
+                tracing::debug!(%error, "hidden ranges could not be packed yet");
+                return Ok(());
+            }
+        };
+        self.save_with(inode, &mut desk.draft, desk.modified)?;
+        self.forget_generation(inode, desk.draft.generation, (packed, 0)).map_err(full)
     }
 
     /// Notes a draft in the runtime state: new hidden ranges, then the head that counts them.
@@ -294,10 +320,10 @@ impl Events {
         &self,
         inode: u64,
         generation: u64,
-        (segments, operations): (u64, u64),
+        (segments, operations): (Range<u64>, u64),
     ) -> Result<(), crate::execution::journal::Error> {
-        for (kind, count) in [(SEGMENT, segments), (OPERATION, operations)] {
-            for number in 0..count {
+        for (kind, numbers) in [(SEGMENT, segments), (OPERATION, 0..operations)] {
+            for number in numbers {
                 let at = key_of(inode, kind, generation, number);
                 self.journal.remove(Kind::EventDraft, &at)?;
             }
@@ -307,7 +333,14 @@ impl Events {
 
     /// Removes a draft from memory and the runtime state.
     pub(super) fn forget_draft(&self, inode: u64) -> Result<(), crate::execution::journal::Error> {
-        lock(&self.desks).remove(&inode);
+        let desk = lock(&self.desks).remove(&inode);
+        // Who completes it holds its lock, and has removed them.
+        if let Some(desk) = &desk
+            && let Ok(desk) = desk.try_lock()
+            && let Some(desk) = &*desk
+        {
+            desk.store.unlink_packs();
+        }
         for path in lock(&self.leftovers).remove(&inode).unwrap_or_default() {
             // Gone where its name was used again since.
             let _removed = self.folder.unlink(&path);
@@ -347,6 +380,7 @@ impl Events {
         // Of an earlier try that failed.
         let _removed = self.folder.unlink(&staging);
         let target = self.folder.create(&staging).map_err(|e| os(&e))?;
+        let target = self.filed(target, (inode, desk.draft.generation + 1));
         let outcome = (|| {
             let mut new = desk.draft.rebuild(&desk.store, &target, view).map_err(|e| os(&e))?;
             target.look_like(&desk.store).map_err(|e| os(&e))?;
@@ -358,12 +392,13 @@ impl Events {
             Ok(new) => new,
             Err(refusal) => {
                 let _removed = self.folder.unlink(&staging);
+                target.unlink_packs();
                 return Err(refusal);
             }
         };
         self.folder.rename(&staging, &path, false).map_err(|e| os(&e))?;
         let old = std::mem::replace(&mut desk.draft, new);
-        desk.store = target;
+        std::mem::replace(&mut desk.store, target).unlink_packs();
         self.note_store(inode, &desk.store)?;
         self.count(old.stored_len(), desk.draft.stored_len());
         self.forget_generation(inode, old.generation, (old.segments(), old.operations))

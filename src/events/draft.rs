@@ -23,6 +23,7 @@ use crate::redact::{Level, Redactor, Sink, View};
 use super::codec::{Decoder, Encoder};
 use super::emit::{Emit, Lead, Segment, decode_segment, encode_segment};
 use super::overlay::Overlay;
+use super::ranges::{Part, Ranges};
 
 /// What a hidden byte looks like to writers.
 const HIDDEN: u8 = b'*';
@@ -45,6 +46,12 @@ pub(super) trait Store {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// How long it is.
     fn len(&self) -> io::Result<u64>;
+    /// Keeps a pack of hidden ranges beside it, sealed; those after it are forgotten.
+    fn put_pack(&self, number: u64, plain: &[u8]) -> io::Result<()>;
+    /// A pack that was put.
+    fn pack(&self, number: u64) -> io::Result<Zeroizing<Vec<u8>>>;
+    /// Finds the first packs that an earlier worker put, and forgets those after them.
+    fn keep_packs(&self, count: u64) -> io::Result<()>;
 }
 
 /// The redactor's state at a file's end, for the next writer.
@@ -66,9 +73,7 @@ pub(super) struct Draft {
     streamed: u64,
     stored: u64,
     tail: u64,
-    segments: Vec<Segment>,
-    /// Segments that the runtime state has.
-    segments_saved: usize,
+    ranges: Ranges,
     open: Option<Segment>,
     lead: Lead,
     overlay: Overlay,
@@ -114,8 +119,7 @@ impl Draft {
             streamed: 0,
             stored: 0,
             tail: 0,
-            segments: Vec::new(),
-            segments_saved: 0,
+            ranges: Ranges::default(),
             open: None,
             lead: Lead::default(),
             overlay: Overlay::default(),
@@ -211,7 +215,7 @@ impl Draft {
 
     /// Whether writers see something else than what is stored.
     pub(super) fn has_hidden(&self) -> bool {
-        !self.segments.is_empty() || self.open.is_some() || self.len != self.stored_len()
+        !self.ranges.is_empty() || self.open.is_some() || self.len != self.stored_len()
     }
 
     /// As writers see it.
@@ -302,7 +306,7 @@ impl Draft {
             out: Vec::with_capacity(bytes.len() + 64),
             stored: self.stored,
             at,
-            segments: &mut self.segments,
+            ranges: &mut self.ranges,
             open: &mut self.open,
             lead: &mut self.lead,
             forced: &self.forced,
@@ -363,9 +367,10 @@ impl Draft {
         let held = self.redactor.held_bytes();
         let held = &held[within(self.lead.left, 0).min(held.len())..];
         let mut position = at;
-        let mut index = self.segments.partition_point(|s| s.at + s.len <= at);
+        let Part { mut before, ranges } = self.ranges.between(store, at, end)?;
+        let mut index = 0;
         while position < end {
-            let segment = self.segments.get(index).or(self.open.as_ref());
+            let segment = ranges.get(index).or(self.open.as_ref());
             let into = within(position, at);
             match segment.filter(|s| s.at <= position && position < s.at + s.len) {
                 Some(segment) => {
@@ -380,6 +385,7 @@ impl Draft {
                         _ => target.fill(if raw { 0 } else { HIDDEN }),
                     }
                     position = to;
+                    before = Some((segment.at + segment.len, segment.stored + segment.stored_len));
                     index += 1;
                 }
                 None if position >= held_from => {
@@ -392,11 +398,7 @@ impl Draft {
                 None => {
                     let next = segment.map(|s| s.at).filter(|next| *next > position);
                     let to = next.unwrap_or(u64::MAX).min(end).min(held_from);
-                    let before = index.checked_sub(1).and_then(|i| self.segments.get(i));
-                    let from = match before {
-                        Some(s) => s.stored + s.stored_len + (position - s.at - s.len),
-                        None => position,
-                    };
+                    let from = before.map_or(position, |(at, stored)| stored + (position - at));
                     read_exactly(store, from, &mut buffer[into..within(to, at)])?;
                     position = to;
                 }
@@ -458,24 +460,25 @@ impl Draft {
 
     /// Ranges that are hidden and were changed or are not known any more: what is left of them stays
     /// hidden.
-    fn forced(&self) -> Vec<(u64, u64)> {
+    fn forced(&self, store: &dyn Store) -> io::Result<Vec<(u64, u64)>> {
         let end = self.cut.unwrap_or(self.streamed).min(self.streamed);
         let mut forced = Vec::new();
         for (from, to) in &self.forced {
             forced.extend(self.overlay.gaps(*from, (*to).min(end)));
         }
-        for segment in self.segments.iter().chain(&self.open) {
+        let mut judge = |segment: &Segment| {
             let (from, to) = (segment.at, segment.at + segment.len);
             let is_known = segment.raw.is_some() && !segment.is_remnant;
             let is_whole = is_known && to <= end && !self.overlay.touches(from, to);
-            if is_whole || segment.is_marker {
-                continue;
+            if !is_whole && !segment.is_marker {
+                // What a later write put there is judged as what it is.
+                forced.extend(self.overlay.gaps(from, to.min(end)));
             }
-            // What a later write put there is judged as what it is.
-            forced.extend(self.overlay.gaps(from, to.min(end)));
-        }
+        };
+        self.ranges.each(store, &mut judge)?;
+        self.open.iter().for_each(judge);
         forced.sort_unstable();
-        forced
+        Ok(forced)
     }
 
     /// Redacts what writers see anew, into an empty store.
@@ -488,7 +491,7 @@ impl Draft {
         target: &dyn Store,
         view: Arc<View>,
     ) -> io::Result<Self> {
-        let forced = self.forced();
+        let forced = self.forced(source)?;
         let mut new = Self::new(view, self.level);
         new.generation = self.generation + 1;
         new.requests = self.requests;
@@ -505,7 +508,7 @@ impl Draft {
                 out: Vec::with_capacity(size + 64),
                 stored: new.stored,
                 at: new.streamed - new.redactor.held() as u64,
-                segments: &mut new.segments,
+                ranges: &mut new.ranges,
                 open: &mut new.open,
                 lead: &mut new.lead,
                 forced: &forced,
@@ -516,6 +519,9 @@ impl Draft {
             new.stored += out.len() as u64;
             at += size as u64;
             new.streamed = at;
+            if new.ranges.are_many() {
+                new.ranges.pack(target)?;
+            }
         }
         new.len = new.streamed;
         let reached = new.streamed - new.redactor.held() as u64;
@@ -542,17 +548,17 @@ impl Draft {
         store.set_len(self.stored_len())
     }
 
-    /// What stands for the held bytes at the end, and the segments in it.
-    fn ending(&self) -> (Vec<u8>, Vec<Segment>, Counts) {
+    /// What stands for the held bytes at the end, and the ranges in it.
+    fn ending(&self) -> (Vec<u8>, Ranges, Counts) {
         let state = self.redactor.save();
         let mut lead =
             Lead { left: self.lead.left, text: self.lead.text.clone(), mixed: self.lead.mixed };
-        let (mut segments, mut open) = (Vec::new(), self.open.clone());
+        let (mut ranges, mut open) = (Ranges::default(), self.open.clone());
         let mut emit = Emit {
             out: Vec::new(),
             stored: self.stored,
             at: self.streamed - self.given_back(),
-            segments: &mut segments,
+            ranges: &mut ranges,
             open: &mut open,
             lead: &mut lead,
             forced: &self.forced,
@@ -564,7 +570,7 @@ impl Draft {
             counts.extend(copy.counts().map(|(name, n)| (name.to_owned(), n)));
         }
         emit.close("[REDACTED]");
-        (emit.out, segments, counts)
+        (emit.out, ranges, counts)
     }
 
     /// What the next writer needs, after [`Draft::settle`].
@@ -574,12 +580,10 @@ impl Draft {
 
     /// As those who still read it see it, after [`Draft::settle`]: the end decided, nothing raw kept.
     pub(super) fn freeze(mut self) -> Self {
-        let (_, segments, _) = self.ending();
-        self.segments.extend(segments);
+        let (_, ranges, _) = self.ending();
+        self.ranges.append(ranges);
         self.open = None;
-        for segment in &mut self.segments {
-            segment.raw = None;
-        }
+        self.ranges.forget_text();
         self.stored += self.tail;
         self.tail = 0;
         self.lead = Lead::default();
@@ -604,15 +608,29 @@ impl Draft {
         self.requests.iter().any(|(_, before)| *before == len)
     }
 
-    /// Segments that the runtime state does not have yet, with their numbers.
+    /// Hidden ranges that the runtime state does not have yet, with their numbers.
     pub(super) fn unsaved(&mut self) -> impl Iterator<Item = (u64, Zeroizing<Vec<u8>>)> {
-        let from = std::mem::replace(&mut self.segments_saved, self.segments.len());
-        (from as u64..).zip(self.segments[from..].iter().map(|s| encode_segment(s).0))
+        self.ranges.unsaved().map(|(number, segment)| (number, encode_segment(segment).0))
     }
 
-    /// How many segments there are.
-    pub(super) fn segments(&self) -> u64 {
-        self.segments.len() as u64
+    /// Numbers of the hidden ranges that the runtime state has.
+    pub(super) fn segments(&self) -> std::ops::Range<u64> {
+        let (all, packed) = self.ranges.count();
+        packed..all
+    }
+
+    /// Whether there are so many hidden ranges that [`Draft::pack`] is due.
+    pub(super) fn has_many(&self) -> bool {
+        self.ranges.are_many()
+    }
+
+    /// Puts hidden ranges beside the store; the numbers in the runtime state that may go when the
+    /// head is saved.
+    ///
+    /// # Errors
+    /// When they cannot be stored; nothing has changed then.
+    pub(super) fn pack(&mut self, store: &dyn Store) -> io::Result<std::ops::Range<u64>> {
+        self.ranges.pack(store)
     }
 
     /// Everything but segments and collected operations.
@@ -624,7 +642,9 @@ impl Draft {
             .number(self.streamed)
             .number(self.stored)
             .number(self.tail)
-            .number(self.segments.len() as u64)
+            .number(self.ranges.count().0)
+            .number(self.ranges.count().1)
+            .number(self.ranges.packs())
             .number(self.operations)
             .number(u64::from(self.is_flushed))
             .number(u64::from(self.cut.is_some()))
@@ -660,10 +680,12 @@ impl Draft {
         draft.streamed = from.number()?;
         draft.stored = from.number()?;
         draft.tail = from.number()?;
-        let (segments, operations) = (from.number()?, from.number()?);
+        let (all, packed, packs) = (from.number()?, from.number()?, from.number()?);
+        let operations = from.number()?;
         draft.is_flushed = from.number()? != 0;
         let (is_cut, cut) = (from.number()? != 0, from.number()?);
-        let parts = Parts { segments, operations, len, cut: is_cut.then_some(cut) };
+        let segments = packed..all;
+        let parts = Parts { segments, packs, operations, len, cut: is_cut.then_some(cut) };
         draft.lead.left = from.number()?;
         draft.lead.mixed = from.number()? != 0;
         draft.lead.text = Zeroizing::new(from.bytes()?.to_vec());
@@ -699,9 +721,16 @@ impl Draft {
 
     /// A segment that was saved.
     pub(super) fn add_segment(&mut self, bytes: &[u8]) -> Option<()> {
-        self.segments.push(decode_segment(bytes)?);
-        self.segments_saved = self.segments.len();
+        self.ranges.add_saved(decode_segment(bytes)?);
         Some(())
+    }
+
+    /// Takes up what is packed.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn add_packs(&mut self, store: &dyn Store, parts: &Parts) -> io::Result<()> {
+        self.ranges.load(store, parts.packs)
     }
 }
 
@@ -716,7 +745,8 @@ impl Sink for Nothing {
 
 /// What belongs to a saved head.
 pub(super) struct Parts {
-    pub segments: u64,
+    pub segments: std::ops::Range<u64>,
+    packs: u64,
     pub operations: u64,
     len: u64,
     cut: Option<u64>,
@@ -745,7 +775,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[derive(Default)]
-    struct Memory(RefCell<Vec<u8>>);
+    struct Memory(RefCell<Vec<u8>>, RefCell<Vec<Vec<u8>>>);
 
     impl Store for Memory {
         fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -771,6 +801,19 @@ mod tests {
         fn len(&self) -> io::Result<u64> {
             Ok(self.0.borrow().len() as u64)
         }
+        fn put_pack(&self, number: u64, plain: &[u8]) -> io::Result<()> {
+            let mut packs = self.1.borrow_mut();
+            packs.truncate(number as usize);
+            packs.push(plain.to_vec());
+            Ok(())
+        }
+        fn pack(&self, number: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+            Ok(Zeroizing::new(self.1.borrow()[number as usize].clone()))
+        }
+        fn keep_packs(&self, count: u64) -> io::Result<()> {
+            self.1.borrow_mut().truncate(count as usize);
+            Ok(())
+        }
     }
 
     const VALUES: [&str; 3] = ["Zk8Wq2LmN5rT7yU0", "abcdabcd-abcdabcd", "N5rT7yU0-more-of-it"];
@@ -791,6 +834,8 @@ mod tests {
         /// Another worker takes over.
         Crash,
         Settle,
+        /// Hidden ranges are put beside the store.
+        Pack,
         Read(u64, usize),
     }
 
@@ -814,6 +859,7 @@ mod tests {
             1 => Just(Step::Rebuild),
             2 => Just(Step::Crash),
             1 => Just(Step::Settle),
+            2 => Just(Step::Pack),
             1 => (0_u64..120, 0_usize..60).prop_map(|(at, n)| Step::Read(at, n)),
         ]
     }
@@ -849,11 +895,18 @@ mod tests {
             self.save();
         }
 
+        fn pack(&mut self) {
+            let packed = self.draft.pack(&self.store).unwrap();
+            self.save();
+            packed.for_each(|number| drop(self.segments.remove(&number)));
+        }
+
         fn crash(&mut self) {
             let (mut draft, parts) = Draft::load(&self.head, view()).unwrap();
-            for number in 0..parts.segments {
+            for number in parts.segments.clone() {
                 draft.add_segment(&self.segments[&number]).unwrap();
             }
+            draft.add_packs(&self.store, &parts).unwrap();
             assert_eq!(parts.operations, self.operations.len() as u64);
             for operation in &self.operations {
                 match operation {
@@ -917,6 +970,45 @@ mod tests {
         }
     }
 
+    /// A log with a secret in each line.
+    #[test]
+    fn a_million_redactions_of_one_file_take_no_memory() {
+        let lines: u64 = 1_000_000;
+        let mut desk = Desk::new();
+        let mut most = 0;
+        let chunk: String = (0..1000).map(|n| format!("{n} {} x\n", VALUES[0])).collect();
+        for _ in 0..lines / 1000 {
+            desk.draft.stream(&desk.store, chunk.as_bytes()).unwrap();
+            let held = desk.draft.segments();
+            most = most.max(held.end - held.start);
+            if desk.draft.has_many() {
+                desk.draft.pack(&desk.store).unwrap();
+            }
+        }
+        desk.save();
+        assert!(most <= 2000, "{most} ranges in memory");
+        let kept: usize = desk.store.1.borrow().iter().map(Vec::len).sum();
+        assert!(kept as u64 <= 16 * lines, "{kept} bytes beside the store");
+        desk.crash();
+        // Writers' places are their own, wherever they look.
+        let len = chunk.len() as u64;
+        let hidden = chunk.replace(VALUES[0], &"*".repeat(VALUES[0].len()));
+        for turn in [0, 1, 500, 998, 999] {
+            let seen = desk.draft.read(&desk.store, turn * len, chunk.len()).unwrap();
+            assert!(seen == hidden.as_bytes(), "{turn}");
+        }
+        // A pass over all of it, with something changed.
+        desk.draft.collect(&Operation::Write(len, b"7"));
+        desk.operations.push(Step::Write(len, b"7".to_vec()));
+        let again = desk.draft.rebuild(&desk.store, &Memory::default(), view()).unwrap();
+        let held = again.segments();
+        assert_eq!(held.end, lines);
+        assert!(held.end - held.start <= 20_000, "{held:?}");
+        assert_eq!(again.len(), desk.draft.len());
+        let marked = chunk.replace(VALUES[0], "[REDACTED:N0]");
+        assert_eq!(desk.store.0.borrow().len() as u64, 1000 * marked.len() as u64);
+    }
+
     fn text(bytes: &[u8]) -> String {
         String::from_utf8_lossy(bytes).into_owned()
     }
@@ -960,10 +1052,11 @@ mod tests {
                         }
                     }
                     Step::Rebuild => {
-                        cut |= !desk.draft.forced().is_empty();
+                        cut |= !desk.draft.forced(&desk.store).unwrap().is_empty();
                         desk.rebuild();
                     }
                     Step::Crash => desk.crash(),
+                    Step::Pack => desk.pack(),
                     Step::Settle => {
                         if !desk.draft.is_dirty() {
                             desk.draft.settle(&desk.store).unwrap();
@@ -988,7 +1081,7 @@ mod tests {
                     prop_assert!(!text(&desk.store.0.borrow()).contains(value));
                 }
             }
-            cut |= !desk.draft.forced().is_empty();
+            cut |= !desk.draft.forced(&desk.store).unwrap().is_empty();
             desk.finish();
             let stored = text(&desk.store.0.borrow());
             prop_assert_eq!(stored.len() as u64, desk.draft.stored_len());

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 use crate::redact::Sink;
 
 use super::codec::{Decoder, Encoder};
+use super::ranges::Ranges;
 
 /// Raw text of a hidden range beyond this is not kept: the range then stays hidden for good.
 const MAX_RAW_BYTES: usize = 64 << 10;
@@ -48,7 +49,7 @@ pub(super) struct Emit<'a> {
     pub stored: u64,
     /// Where writers see the next byte.
     pub at: u64,
-    pub segments: &'a mut Vec<Segment>,
+    pub ranges: &'a mut Ranges,
     pub open: &'a mut Option<Segment>,
     pub lead: &'a mut Lead,
     /// Ranges that stay hidden whatever they contain now.
@@ -119,7 +120,7 @@ impl Emit<'_> {
             self.out.extend_from_slice(text.as_bytes());
             let is_same = open.raw.as_ref().is_some_and(|raw| raw.as_slice() == text.as_bytes());
             if !(open.is_marker && is_same) {
-                self.segments.push(open);
+                self.ranges.push(open);
             }
         }
     }

@@ -23,10 +23,6 @@ use super::folder::{Sort, Stored};
 use super::node::{Node, What};
 use super::{At, Attributes, Change, Events, full, lock, os, refusal, stale};
 
-/// What is collected of one file at most, whatever is configured: a part of what the runtime state has
-/// for all of them.
-const MAX_HELD: u64 = 16 << 20;
-
 fn of(writer: &Writer) -> (&Place, Level) {
     (&writer.place, writer.level)
 }
@@ -367,9 +363,7 @@ impl Events {
         {
             return Err(refusal(Errno::EDQUOT));
         }
-        if self.journal.is_crowded() {
-            return Err(refusal(Errno::ENOSPC));
-        }
+        self.make_room(inode, place, desk)?;
         self.follow(place, desk)?;
         desk.modified = None;
         desk.draft.is_flushed = false;
@@ -381,7 +375,16 @@ impl Events {
             self.collect(inode, place, desk, &Operation::Write(at, bytes))?;
         }
         desk.draft.note(request.id, before);
-        self.save(inode, &mut desk.draft)
+        self.save(inode, &mut desk.draft)?;
+        self.pack(inode, desk)
+    }
+
+    /// Gives back what the draft has of the runtime state, when all together have too much of it.
+    fn make_room(&self, inode: u64, place: &Place, desk: &mut Desk) -> Result<(), Refusal> {
+        if self.journal.is_crowded() && desk.draft.operations > 0 {
+            self.rebuild(inode, place, desk)?;
+        }
+        if self.journal.is_crowded() { Err(refusal(Errno::ENOSPC)) } else { Ok(()) }
     }
 
     pub(super) fn collect(
@@ -392,7 +395,7 @@ impl Events {
         operation: &Operation<'_>,
     ) -> Result<(), Refusal> {
         // Applied early rather than refused: a pass over the file makes room.
-        if desk.draft.held_bytes > self.limits.max_held.min(MAX_HELD) {
+        if desk.draft.held_bytes > self.limits.max_held {
             self.rebuild(inode, place, desk)?;
         }
         let mut plain = Encoder::with_capacity(32);
@@ -456,6 +459,7 @@ impl Events {
         // The head first: a worker that finds the file longer than it says cuts it.
         self.save(inode, &mut new)?;
         let old = std::mem::replace(&mut desk.draft, new);
+        desk.store.renew(desk.draft.generation);
         desk.store.set_len(0).map_err(|e| os(&e))?;
         self.count(old.stored_len(), 0);
         self.forget_generation(inode, old.generation, (old.segments(), old.operations))
@@ -525,6 +529,7 @@ impl Events {
         let sealed = self.seal(&*self.outside.key()?, b"event tail", &kept.state)?;
         let kept = Some((kept.stored, kept.tail, sealed));
         let store_inode = desk.store.inode().map_err(|e| os(&e))?;
+        desk.store.unlink_packs();
         let frozen = desk.draft.freeze();
         let complete =
             Node { what: What::File { store_inode, kept, is_old: false }, ..node.clone() };
@@ -536,7 +541,7 @@ impl Events {
             if self.is_open(inode) {
                 let what = What::File { store_inode, kept: None, is_old: true };
                 nodes.put(inode, Node { what, ..node }).map_err(full)?;
-                lock(&self.frozen).insert(inode, Arc::new((frozen, reader)));
+                lock(&self.frozen).insert(inode, Arc::new((frozen, desk.store.with(reader))));
             } else {
                 nodes.remove(inode).map_err(full)?;
             }

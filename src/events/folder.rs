@@ -17,8 +17,6 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag};
 
-use super::draft::Store;
-
 /// Where files are while they have no name.
 pub(super) const STAGING: &str = ".strongroom";
 
@@ -205,6 +203,14 @@ impl Folder {
         Ok(Stored(File::from(fd)))
     }
 
+    /// Makes a new file that nobody but the daemon reads.
+    pub(super) fn create_private(&self, path: &Path) -> io::Result<Stored> {
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let fd = nix::fcntl::openat2(&self.root, path, how(flags, mode)).map_err(error)?;
+        Ok(Stored(File::from(fd)))
+    }
+
     /// Opens a file for writing. Its close is an event to those who watch the folder, who take the
     /// file for complete then.
     pub(super) fn file(&self, path: &Path) -> io::Result<Stored> {
@@ -308,6 +314,31 @@ impl Stored {
         nix::sys::stat::futimens(&self.0, &same, &time).map_err(error)
     }
 
+    /// Fills `buffer` from byte `at` on; fewer bytes at the end.
+    pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        FileExt::read_at(&self.0, buffer, at)
+    }
+
+    /// Fills `buffer`, or fails.
+    pub(super) fn read_exactly(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buffer, at)
+    }
+
+    /// Writes all of `bytes` at byte `at`.
+    pub(super) fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, at)
+    }
+
+    /// Makes it so long.
+    pub(super) fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    /// How long it is.
+    pub(super) fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
     /// Gives it owner, group, permission bits and the time of the last reading of the file whose
     /// place it takes.
     pub(super) fn look_like(&self, old: &Self) -> io::Result<()> {
@@ -320,24 +351,6 @@ impl Stored {
         let read = nix::sys::time::TimeSpec::new(was.atime(), was.atime_nsec());
         let same = nix::sys::time::TimeSpec::UTIME_OMIT;
         nix::sys::stat::futimens(&self.0, &read, &same).map_err(error)
-    }
-}
-
-impl Store for Stored {
-    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        FileExt::read_at(&self.0, buffer, at)
-    }
-
-    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, at)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
     }
 }
 

@@ -17,6 +17,8 @@ mod folder;
 mod names;
 mod node;
 mod overlay;
+mod packs;
+mod ranges;
 mod search;
 mod stock;
 
@@ -42,8 +44,9 @@ pub use stock::{Kept as KeptFolder, folder_of};
 use codec::Decoder;
 use desk::{Desk, HEAD, key_of};
 use draft::Draft;
-use folder::{Entry, Folder, STAGING, Sort, Stored};
+use folder::{Entry, Folder, STAGING, Sort};
 use node::{Node, Nodes, What};
+use packs::Filed;
 
 /// `NAME_MAX` of limits.h.
 const MAX_NAME_BYTES: usize = 255;
@@ -127,7 +130,7 @@ type Shared = Arc<Mutex<Option<Desk>>>;
 
 /// See the module.
 pub struct Events {
-    folder: Folder,
+    folder: Arc<Folder>,
     limits: Limits,
     journal: Arc<Journal>,
     handles: Arc<Handles>,
@@ -137,7 +140,7 @@ pub struct Events {
     /// Drafts in memory; none in it: to be read from the runtime state.
     desks: Mutex<HashMap<u64, Shared>>,
     /// Complete files for those who had them open before.
-    frozen: Mutex<HashMap<u64, Arc<(Draft, Stored)>>>,
+    frozen: Mutex<HashMap<u64, Arc<(Draft, Filed)>>>,
     /// Since when nobody is in a folder.
     idle: Mutex<HashMap<String, Instant>>,
     /// What earlier workers were killed over, by the file that they made anew.
@@ -186,7 +189,7 @@ impl Events {
         handles: Arc<Handles>,
         outside: Arc<dyn Outside>,
     ) -> io::Result<Self> {
-        let folder = Folder::open(path, look)?;
+        let folder = Arc::new(Folder::open(path, look)?);
         let nodes = Nodes::open(journal.clone());
         let mut leftovers: HashMap<u64, Vec<PathBuf>> = HashMap::new();
         for (name, ..) in folder.list(Path::new(STAGING))? {

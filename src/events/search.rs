@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use crate::broker::{Place, Refusal};
 use crate::redact::{Level, Redactor, View};
 
-use super::draft::{Nothing, Store};
-use super::folder::{STAGING, Sort};
+use super::draft::Nothing;
+use super::folder::{STAGING, Sort, Stored};
 use super::node::What;
 use super::stock::place_of;
 use super::{Events, full, lock, os, refusal, stale};
@@ -272,7 +272,7 @@ enum Found {
     Nothing,
 }
 
-fn finds(store: &dyn Store, view: &Arc<View>, level: Level) -> io::Result<Found> {
+fn finds(store: &Stored, view: &Arc<View>, level: Level) -> io::Result<Found> {
     let mut search = Redactor::new(view.clone(), level);
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut at = 0;

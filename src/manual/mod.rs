@@ -211,10 +211,14 @@
 //! **What the store gets.** The bytes that the redactor has decided, at once; a finished line needs no
 //! close. What is written elsewhere than at the end, or cut, is collected in the runtime state, sealed,
 //! and applied in one pass to a file in `.strongroom` that then takes the name: at fsync, at completion,
-//! and when more than `max_held` (16 MiB at most) of a file is collected. What is left of a match that
+//! and when more than `[events] max_held` (16 MiB unless told otherwise, 32 at most) of a file is
+//! collected: nothing is ever refused for its order, it only costs another pass. What is left of a match that
 //! a later write cut stays redacted. A file that its writer has closed and then renames is whole when
 //! the new name appears. inotify tells of `CLOSE_WRITE` when the file is complete; a worker that died
-//! closes its files early. All drafts together use half of the runtime state, then writers get `ENOSPC`.
+//! closes its files early. Hidden ranges, which writers' offsets and a later pass need, stay in the
+//! runtime state for 512 of them, then go sealed into a file in `.strongroom`, about 8 bytes each, until
+//! the file is complete. All drafts together use half of the runtime state; then collected writes are
+//! applied at once, and where that does not help writers get `ENOSPC`.
 //!
 //! **Values that come later.** A change that stores values (`secret set`, `rotate`, `group`, `import`,
 //! a restore, `secret edit --plain false`) stores with them, in the vault, that the store is to be

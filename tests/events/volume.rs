@@ -42,9 +42,10 @@ fn fio_reads_back_what_it_wrote_in_order_and_at_random() {
     home.ok(&["execution", "end", "fio"]);
 }
 
+/// Memory of its own; the runtime state, whose size is fixed, is the keeper's.
 fn resident_kib(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("RssAnon:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -68,6 +69,136 @@ fn a_long_stream_and_many_appends_cost_no_memory() {
     assert_eq!(fs::metadata(store.join("long")).unwrap().len(), 96_000_000);
     assert_eq!(fs::read_to_string(store.join("many")).unwrap().lines().count(), 10_000);
     home.ok(&["execution", "end", "long"]);
+}
+
+/// A home whose configuration says this of events.
+fn configured(settings: &str) -> Home {
+    let home = Home::new();
+    home.start();
+    let config = home.home().join("strongroom.toml");
+    let own = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{own}\n[events]\n{settings}\n")).unwrap();
+    home.ok(&["reload"]);
+    home.fill();
+    home
+}
+
+#[test]
+fn a_log_with_a_secret_in_each_line_goes_on_without_end() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let store = execution(&home, "dense");
+    good(&agent(&home, "dense", "echo warm > $STRONGROOM_EVENTS_DIR/warm"));
+    let before = resident_kib(home.worker_pid());
+    // More than all drafts together may have of the runtime state, were each range in it.
+    let script = r#"
+        key=$(cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY)
+        exec 3<> $STRONGROOM_EVENTS_DIR/f
+        yes "a line with $key" | head -n 400000 >&3
+        printf X | dd of=/dev/fd/3 bs=1 seek=0 conv=notrunc status=none
+        head -c 100 $STRONGROOM_EVENTS_DIR/f | head -n 2
+    "#;
+    let told = good(&agent(&home, "dense", script));
+    let after = resident_kib(home.worker_pid());
+    assert!(after < before + 60_000, "from {before} to {after} KiB");
+    let hidden = "*".repeat(super::common::OPENAI.len());
+    assert_eq!(told, format!("X line with {hidden}\na line with {hidden}\n"));
+    let stored = fs::read_to_string(store.join("f")).unwrap();
+    let rest = stored.strip_prefix("X line with [REDACTED:OPENAI_API_KEY]\n").unwrap();
+    assert!(rest == "a line with [REDACTED:OPENAI_API_KEY]\n".repeat(399_999));
+    home.ok(&["execution", "end", "dense"]);
+    let count: u64 =
+        home.records("event_redacted").iter().filter_map(|r| r["count"].as_u64()).sum();
+    assert_eq!(count, 400_000);
+    let left = fs::read_dir(home.home().join("events/.strongroom")).unwrap().count();
+    assert_eq!(left, 0, "what was kept beside it is gone");
+}
+
+/// Blocks of a text in any order, much more than is held at once.
+#[test]
+fn writes_in_any_order_are_applied_when_they_are_much_and_none_is_refused() {
+    if !may_mount() {
+        return;
+    }
+    let home = configured("max_held = 1000000");
+    let store = execution(&home, "mixed");
+    let before = resident_kib(home.worker_pid());
+    let script = r#"
+import os, random
+key = open(os.environ["CREDENTIALS_DIRECTORY"] + "/OPENAI_API_KEY").read()
+text = "".join("%d: %s, some more of the line\n" % (n, key if n % 7 == 0 else "nothing")
+               for n in range(200000)).encode()
+f = os.open(os.environ["STRONGROOM_EVENTS_DIR"] + "/f", os.O_CREAT | os.O_RDWR)
+blocks = list(range(0, len(text), 4099))
+random.Random(5).shuffle(blocks)
+for at in blocks:
+    assert os.pwrite(f, text[at:at + 4099], at) == len(text[at:at + 4099])
+assert os.fstat(f).st_size == len(text)
+mask = text.replace(key.encode(), b"*" * len(key))
+for at in blocks[:50]:
+    assert os.pread(f, 4099, at) == mask[at:at + 4099], at
+print(len(text))
+"#;
+    let file = home.dir.path().join("mixed.py");
+    fs::write(&file, script).unwrap();
+    let told = good(&agent(&home, "mixed", &format!("python3 {}", file.display())));
+    assert!(told.trim().parse::<u64>().unwrap() > 8_000_000, "{told}");
+    let after = resident_kib(home.worker_pid());
+    assert!(after < before + 48_000, "from {before} to {after} KiB");
+    let expected: String = (0..200_000)
+        .map(|n| {
+            let what = if n % 7 == 0 { "[REDACTED:OPENAI_API_KEY]" } else { "nothing" };
+            format!("{n}: {what}, some more of the line\n")
+        })
+        .collect();
+    assert!(fs::read_to_string(store.join("f")).unwrap() == expected);
+    home.ok(&["execution", "end", "mixed"]);
+    let count: u64 =
+        home.records("event_redacted").iter().filter_map(|r| r["count"].as_u64()).sum();
+    assert_eq!(count, 200_000 / 7 + 1, "what was not written in order is on record as well");
+}
+
+#[test]
+fn events_are_redacted_as_the_configuration_says_and_never_not_at_all() {
+    if !may_mount() {
+        return;
+    }
+    let home = configured("redact = \"values\"");
+    let token = "ghp_16C7e42F292c6912E7710c838347Ae178B4a";
+    let random = "q7Kz0Xv9bT3mW5yR8uJ1nL4cF6hD2sGpA0eZxVbNqM7kJ5tY";
+    let script = format!(
+        "f=$STRONGROOM_EVENTS_DIR/f; cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY > $f; \
+         echo ' {token} {random}' >> $f"
+    );
+    let expected = [
+        ("values", format!("[REDACTED:OPENAI_API_KEY] {token} {random}\n")),
+        ("formats", format!("[REDACTED:OPENAI_API_KEY] [REDACTED:github-token] {random}\n")),
+        (
+            "all",
+            "[REDACTED:OPENAI_API_KEY] [REDACTED:github-token] [REDACTED:high-entropy]\n".into(),
+        ),
+    ];
+    let config = home.home().join("strongroom.toml");
+    let mut level = "values";
+    for (next, expected) in expected {
+        let own = fs::read_to_string(&config).unwrap();
+        fs::write(&config, own.replace(&format!("\"{level}\""), &format!("\"{next}\""))).unwrap();
+        home.ok(&["reload"]);
+        level = next;
+        let store = execution(&home, next);
+        good(&agent(&home, next, &script));
+        home.ok(&["execution", "end", next]);
+        assert_eq!(fs::read_to_string(store.join("f")).unwrap(), expected, "{next}");
+    }
+    let own = fs::read_to_string(&config).unwrap();
+    fs::write(&config, own.replace("\"all\"", "\"off\"")).unwrap();
+    let refused = home.refused(&["config", "check"]);
+    assert!(refused.contains("values") && refused.contains("all"), "{refused}");
+    fs::write(&config, own.replace("redact = \"all\"", "max_held = 99000000")).unwrap();
+    assert!(home.refused(&["config", "check"]).contains("max_held"));
+    fs::write(&config, own).unwrap();
 }
 
 /// What the orchestrator asked of the look of stored files holds for each of them.
