@@ -64,8 +64,8 @@ pub const NAME_AND_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Between two looks at deadlines and deaths.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 
-/// How long the end of an agent waits for its files to be closed.
-const EVENTS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the end of an agent waits for its files to be complete, at most.
+const EVENTS_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The broker of this host.
 pub type LocalBroker = Local<Core, Core>;
@@ -285,7 +285,8 @@ impl Daemon {
 
     /// Waits until the files that ended agents had open are complete.
     fn settle_events(&self, principals: &[u64]) {
-        let deadline = std::time::Instant::now() + EVENTS_PATIENCE;
+        let patience = self.config.events.patience.0.min(EVENTS_PATIENCE);
+        let deadline = std::time::Instant::now() + patience;
         while self.events.is_written_by(principals) && std::time::Instant::now() < deadline {
             std::thread::park_timeout(Duration::from_millis(1));
         }
