@@ -4,6 +4,10 @@
 //! the box of the unlocked root key, and parses nothing that an agent sends. A worker that dies is
 //! replaced, after its death is certain; one that keeps dying at once is replaced ever more slowly.
 //!
+//! Under a service manager it also puts device, socket and runtime state into the manager's store of
+//! descriptors, and tells it when the vault can be read. A keeper that is started with what an earlier
+//! one stored goes on with that mount and all that runs on it; the root key is not stored.
+//!
 //! Invariant: at most one worker serves at a time, and the mount is undone by whoever made it, once.
 //! Danger: a worker that still runs while the next one starts would answer requests twice.
 #![forbid(unsafe_code)]
@@ -11,6 +15,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -22,8 +27,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::{Mode, Paths};
+use crate::daemon::news;
 use crate::execution::state::{self, State};
 use crate::sys::mount::{self, Ground, MountError, OwnMount};
+use crate::sys::notify::{self, Manager};
 use crate::sys::pidfd::PidFd;
 use crate::sys::{device, process, shm::Region};
 
@@ -45,6 +52,14 @@ pub const KEY_BOX_BYTES: usize = 4096;
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a worker may outlive its keeper.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(3);
+/// Names in the service manager's store.
+mod stored {
+    pub(super) const DEVICE: &str = "strongroom-device";
+    pub(super) const SOCKET: &str = "strongroom-socket";
+    pub(super) const STATE: &str = "strongroom-state";
+    pub(super) const ALL: [&str; 3] = [DEVICE, SOCKET, STATE];
+}
+
 /// A worker that lived shorter than this died at its start.
 const SHORT_LIFE: Duration = Duration::from_millis(200);
 /// The longest pause between two starts.
@@ -97,6 +112,9 @@ pub enum Error {
     /// The runtime state cannot be made.
     #[error(transparent)]
     State(#[from] state::Error),
+    /// The worker of an earlier keeper still runs.
+    #[error("the worker of an earlier daemon of this home does not end")]
+    OldWorker,
     /// A worker cannot be started.
     #[error("the worker cannot be started")]
     Worker {
@@ -141,6 +159,9 @@ impl Error {
             Self::Mount(MountError::Kernel { .. } | MountError::Vanished { .. })
             | Self::NoInit { .. } => "`strongroom doctor` says what this host lacks".into(),
             Self::State(_) => "free some memory and try again".into(),
+            Self::OldWorker => {
+                "end it (its command line ends in `worker`), then start again".into()
+            }
             Self::Worker { .. } | Self::WorkerGaveUp => {
                 "run `strongroom serve` in a terminal to read its messages".into()
             }
@@ -164,6 +185,84 @@ struct Shared {
     state: State,
     key_box: Region,
     listener: UnixListener,
+    service: Service,
+    news: (io::PipeReader, io::PipeWriter),
+}
+
+/// What the service manager has been told.
+struct Service {
+    manager: Option<Manager>,
+    wants_signs_of_life: bool,
+    is_ready: std::cell::Cell<bool>,
+    is_reloading: std::cell::Cell<bool>,
+}
+
+impl Service {
+    fn of_environment() -> Self {
+        let manager = Manager::of_environment().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the service manager cannot be reached");
+            None
+        });
+        Self {
+            manager,
+            wants_signs_of_life: notify::watchdog().is_some(),
+            is_ready: false.into(),
+            is_reloading: false.into(),
+        }
+    }
+
+    fn tell(&self, text: &str) {
+        let told = self.manager.as_ref().map(|manager| manager.tell(text));
+        if let Some(Err(error)) = told {
+            tracing::warn!(%error, "the service manager was not told");
+        }
+    }
+
+    fn store(&self, name: &str, fd: std::os::fd::BorrowedFd<'_>) {
+        let told = self.manager.as_ref().map(|manager| manager.store(name, fd));
+        if let Some(Err(error)) = told {
+            tracing::warn!(name, %error, "the service manager keeps no descriptor");
+        }
+    }
+
+    fn forget(&self, names: &[&str]) {
+        for name in names {
+            let told = self.manager.as_ref().map(|manager| manager.forget(name));
+            if let Some(Err(error)) = told {
+                tracing::warn!(name, %error, "the service manager still keeps a descriptor");
+            }
+        }
+    }
+
+    /// Passes on what a worker has said; `is_leaving`: it will say no more.
+    fn pass_on(&self, said: u8, is_leaving: bool) {
+        let status = match said {
+            news::READY => "STATUS=serving",
+            news::LOCKED => "STATUS=the vault is locked: strongroom unlock",
+            _ => "STATUS=degraded: strongroom doctor says why",
+        };
+        let can_read = said != news::LOCKED;
+        let mut words = vec![status];
+        if (can_read && !self.is_ready.get()) || (self.is_reloading.get() && !is_leaving) {
+            self.is_ready.set(true);
+            self.is_reloading.set(false);
+            words.push("READY=1");
+        }
+        if self.wants_signs_of_life {
+            words.push("WATCHDOG=1");
+        }
+        self.tell(&words.join("\n"));
+    }
+
+    fn reloads(&self) {
+        if self.manager.is_none() || !self.is_ready.get() {
+            return;
+        }
+        self.is_reloading.set(true);
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+        let micros = now.map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1_000);
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+    }
 }
 
 /// Serves until it is told to stop.
@@ -171,6 +270,12 @@ struct Shared {
 /// # Errors
 /// See [`Error`]; nothing is left mounted.
 pub fn run(options: &Options) -> Result<(), Error> {
+    // Before anything is opened: numbers that the manager passes are ours from now on.
+    let handed = notify::handed().unwrap_or_else(|error| {
+        tracing::warn!(%error, "what the service manager kept cannot be taken");
+        Vec::new()
+    });
+    let service = Service::of_environment();
     let paths = &options.paths;
     make_dir(&paths.state_dir, 0o700)?;
     // In system mode agents of other users reach the socket, where their credentials decide.
@@ -184,19 +289,124 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if let Err(error) = process::forbid_dumps() {
         tracing::warn!(%error, "the keeper stays dumpable");
     }
-    let shared = Shared {
-        state: State::create()?,
-        key_box: key_box().map_err(|source| Error::Prepare { path: "key box".into(), source })?,
-        listener: listen(&paths.socket)?,
-    };
+    await_worker_of_another(&paths.runtime_dir)?;
     let source = mount_source(paths);
-    let (device, own) = mount_anew(paths, &source, &shared.state)?;
-    let mut mounted = Mounted { device, own };
+    let (state, listener, mut mounted) = match adopt(paths, &source, handed, &service)? {
+        Some(earlier) => {
+            tracing::info!("going on with the mount of an earlier keeper");
+            earlier
+        }
+        None => {
+            let state = State::create()?;
+            let listener = listen(&paths.socket)?;
+            let (device, own) = mount_anew(paths, &source, &state)?;
+            service.store(stored::DEVICE, device.as_fd());
+            service.store(stored::SOCKET, listener.as_fd());
+            service.store(stored::STATE, state.region().as_fd());
+            (state, listener, Mounted { device, own })
+        }
+    };
+    let news = news_pipe().map_err(|source| Error::Worker { source })?;
+    let shared = Shared {
+        state,
+        key_box: key_box().map_err(|source| Error::Prepare { path: "key box".into(), source })?,
+        listener,
+        service,
+        news,
+    };
     let outcome = supervise(options, &shared, &mut mounted, &source, &mut signals);
+    if matches!(outcome, Ok(End::HandedOver)) {
+        tracing::info!("leaving the mount to the next keeper");
+        return Ok(());
+    }
+    shared.service.tell("STOPPING=1");
     mounted.undo();
+    shared.service.forget(&stored::ALL);
     let _gone = fs::remove_file(&paths.socket);
     let _gone = fs::remove_file(mount_note(paths));
-    outcome
+    outcome.map(|_| ())
+}
+
+/// How a keeper's life ends, where nothing fails.
+enum End {
+    /// Nothing is left.
+    Down,
+    /// The service manager keeps all for the next one.
+    HandedOver,
+}
+
+/// Takes what an earlier keeper has left to the service manager, if all of it is there and alive.
+/// Anything less is cleared: a mount that nobody serves keeps whoever looks at it waiting.
+fn adopt(
+    paths: &Paths,
+    source: &str,
+    handed: Vec<(String, OwnedFd)>,
+    service: &Service,
+) -> Result<Option<(State, UnixListener, Mounted)>, Error> {
+    if handed.is_empty() {
+        return Ok(None);
+    }
+    // The newest of a name, should the manager have kept several.
+    let mut of: std::collections::BTreeMap<String, OwnedFd> = handed.into_iter().collect();
+    let parts = [stored::DEVICE, stored::SOCKET, stored::STATE].map(|name| of.remove(name));
+    let noted = fs::read(mount_note(paths))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<OwnMount>(&text).ok())
+        .filter(|own| own.source == source && mount::is_ours(own));
+    let has_socket = fs::symlink_metadata(&paths.socket).is_ok_and(|m| m.file_type().is_socket());
+    if let ([Some(device), Some(socket), Some(memory)], Some(own)) = (parts, noted)
+        && device::is_connected(device.as_fd())
+        && let Ok(state) = Region::map(memory).map_err(state::Error::from).and_then(State::adopt)
+    {
+        let listener = if has_socket {
+            // Its credentials are those of who listens: this keeper from now on.
+            nix::sys::socket::listen(&socket, nix::sys::socket::Backlog::MAXCONN)
+                .map_err(|e| Error::Prepare { path: paths.socket.clone(), source: e.into() })?;
+            UnixListener::from(socket)
+        } else {
+            service.forget(&[stored::SOCKET]);
+            let listener = listen(&paths.socket)?;
+            service.store(stored::SOCKET, listener.as_fd());
+            listener
+        };
+        return Ok(Some((state, listener, Mounted { device, own })));
+    }
+    tracing::warn!("what the service manager kept is of no use; beginning anew");
+    service.forget(&stored::ALL);
+    mount::clear_unserved(&paths.mount, source)
+        .map_err(|error| Error::Prepare { path: paths.mount.clone(), source: error })?;
+    Ok(None)
+}
+
+fn news_pipe() -> io::Result<(io::PipeReader, io::PipeWriter)> {
+    let (reading, writing) = io::pipe()?;
+    for end in [reading.as_fd(), writing.as_fd()] {
+        nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    }
+    Ok((reading, writing))
+}
+
+/// What each worker holds locked from its start to its certain end.
+pub fn worker_lock(runtime_dir: &Path, limit: Duration) -> io::Result<Flock<File>> {
+    let path = runtime_dir.join("worker.lock");
+    let deadline = Instant::now() + limit;
+    loop {
+        let file = File::options().write(true).create(true).truncate(false).open(&path)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, errno)) if Instant::now() >= deadline => return Err(errno.into()),
+            Err(_) => std::thread::park_timeout(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// A worker outlives its killed keeper by a moment; two must never serve.
+fn await_worker_of_another(runtime_dir: &Path) -> Result<(), Error> {
+    match worker_lock(runtime_dir, STOP_LIMIT) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::OldWorker),
+        Err(source) => Err(Error::Prepare { path: runtime_dir.join("worker.lock"), source }),
+    }
 }
 
 /// The mount and the only descriptor that keeps its connection alive.
@@ -223,16 +433,17 @@ fn supervise(
     mounted: &mut Mounted,
     source: &str,
     signals: &mut SignalFd,
-) -> Result<(), Error> {
+) -> Result<End, Error> {
     let mut early_deaths = 0_u32;
     loop {
         let born = Instant::now();
         let child =
             start_worker(options, shared, mounted).map_err(|source| Error::Worker { source })?;
-        let (status, told_to_stop) =
-            watch(child, signals).map_err(|source| Error::Worker { source })?;
-        match (status.code(), told_to_stop) {
-            (_, true) | (Some(worker_status::DOWN), _) => return Ok(()),
+        let (status, told) =
+            watch(child, signals, shared).map_err(|source| Error::Worker { source })?;
+        match (status.code(), told) {
+            (_, Some(Told::HandOver)) => return Ok(End::HandedOver),
+            (_, Some(Told::Stop)) | (Some(worker_status::DOWN), _) => return Ok(End::Down),
             (Some(worker_status::FATAL), _) => return Err(Error::WorkerGaveUp),
             (Some(worker_status::RELOAD), _) => early_deaths = 0,
             (Some(worker_status::REMOUNT), _) => remount(options, shared, mounted, source)?,
@@ -260,46 +471,86 @@ fn remount(
 ) -> Result<(), Error> {
     tracing::warn!("mounting anew; requests in flight fail");
     mounted.undo();
+    shared.service.forget(&[stored::DEVICE]);
     let (device, own) = mount_anew(&options.paths, source, &shared.state)?;
+    shared.service.store(stored::DEVICE, device.as_fd());
     *mounted = Mounted { device, own };
     Ok(())
 }
 
-/// Waits for the worker's certain death; passes on what we are told to do.
-fn watch(mut child: Child, signals: &mut SignalFd) -> io::Result<(ExitStatus, bool)> {
+/// What a keeper was told while a worker ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// To end, and leave everything to the next keeper.
+    HandOver,
+    /// To end.
+    Stop,
+}
+
+/// Waits for the worker's certain death; passes on what we are told to do, and what it says.
+fn watch(
+    mut child: Child,
+    signals: &mut SignalFd,
+    shared: &Shared,
+) -> io::Result<(ExitStatus, Option<Told>)> {
     let pidfd = PidFd::open(child.id())?;
-    let mut stop_by: Option<Instant> = None;
+    let mut told: Option<(Told, Instant)> = None;
+    let mut is_leaving = false;
     loop {
-        let timeout = match stop_by {
+        let timeout = match told {
             None => nix::poll::PollTimeout::NONE,
-            Some(at) => {
+            Some((_, at)) => {
                 let left = at.saturating_duration_since(Instant::now()).as_millis();
                 u16::try_from(left).unwrap_or(u16::MAX).into()
             }
         };
+        let readable = nix::poll::PollFlags::POLLIN;
         let mut fds = [
-            nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN),
-            nix::poll::PollFd::new(signals.as_fd(), nix::poll::PollFlags::POLLIN),
+            nix::poll::PollFd::new(pidfd.as_fd(), readable),
+            nix::poll::PollFd::new(signals.as_fd(), readable),
+            nix::poll::PollFd::new(shared.news.0.as_fd(), readable),
         ];
         match nix::poll::poll(&mut fds, timeout) {
             Err(nix::errno::Errno::EINTR) => continue,
             other => other?,
         };
-        if fds[0].revents().is_some_and(|r| !r.is_empty()) {
-            return Ok((child.wait()?, stop_by.is_some()));
+        let has_ended = fds[0].revents().is_some_and(|r| !r.is_empty());
+        let mut said = [0; 64];
+        // Of several words the last one holds; nothing is there most of the time.
+        let count = nix::unistd::read(shared.news.0.as_fd(), &mut said).unwrap_or(0);
+        if let Some(word) = said[..count].last() {
+            shared.service.pass_on(*word, is_leaving || has_ended);
         }
-        if stop_by.is_some_and(|at| Instant::now() >= at) {
+        if has_ended {
+            return Ok((child.wait()?, told.map(|(what, _)| what)));
+        }
+        if let Some((what, at)) = told
+            && Instant::now() >= at
+        {
             tracing::error!("the worker did not stop in time and is killed");
             child.kill()?;
-            return Ok((child.wait()?, true));
+            return Ok((child.wait()?, Some(what)));
         }
         while let Some(info) = signals.read_signal()? {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|n| Signal::try_from(n).ok());
+            // The worker may have died in this very moment: then its successor is told.
             match signal {
-                Some(Signal::SIGHUP) => pidfd.signal(Signal::SIGHUP)?,
+                Some(Signal::SIGHUP) => {
+                    is_leaving = true;
+                    shared.service.reloads();
+                    let _dead = pidfd.signal(Signal::SIGHUP);
+                }
+                Some(Signal::SIGUSR1) if shared.service.manager.is_some() => {
+                    is_leaving = true;
+                    told.get_or_insert((Told::HandOver, Instant::now() + STOP_LIMIT));
+                    let _dead = pidfd.signal(Signal::SIGHUP);
+                }
+                Some(Signal::SIGUSR1) => {
+                    tracing::warn!("nobody would keep the mount for another keeper; going on");
+                }
                 Some(Signal::SIGTERM | Signal::SIGINT) => {
-                    stop_by.get_or_insert(Instant::now() + STOP_LIMIT);
-                    // It may have died in this very moment.
+                    is_leaving = true;
+                    told.get_or_insert((Told::Stop, Instant::now() + STOP_LIMIT));
                     let _dead = pidfd.signal(Signal::SIGTERM);
                 }
                 _ => {}
@@ -320,20 +571,23 @@ fn start_worker(options: &Options, shared: &Shared, mounted: &Mounted) -> io::Re
         pass(shared.listener.as_fd())?,
         pass(shared.state.region().as_fd())?,
         pass(shared.key_box.as_fd())?,
+        pass(shared.news.1.as_fd())?,
     ];
     let numbers: Vec<String> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-    Command::new(&options.program)
-        .args(&options.worker_args)
-        .arg("worker")
-        .arg("--descriptors")
-        .arg(numbers.join(","))
-        .stdin(Stdio::null())
-        .spawn()
+    let mut command = Command::new(&options.program);
+    command.args(&options.worker_args).arg("worker").arg("--descriptors").arg(numbers.join(","));
+    if shared.service.manager.is_some() {
+        command.arg("--stored");
+    }
+    for name in notify::VARIABLES {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null()).spawn()
 }
 
 fn block_signals() -> io::Result<SignalFd> {
     let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
         set.add(signal);
     }
     set.thread_block()?;

@@ -38,7 +38,7 @@ use crate::fuse::gate::Gate;
 use crate::fuse::session::{self, Takeover};
 use crate::identity::attestor::{CgroupAttestor, TreeAttestor};
 use crate::identity::resolver::Resolver;
-use crate::keeper::{mount_note, worker_status};
+use crate::keeper::{mount_note, worker_lock, worker_status};
 use crate::redact::detect::{BadRules, Detector};
 use crate::sys::mount::{self, OwnMount};
 use crate::sys::pidfd::PidFd;
@@ -48,6 +48,8 @@ use crate::sys::{cgroup, device};
 
 /// How long a read may wait for its record.
 const RECORD_PATIENCE: Duration = Duration::from_millis(250);
+/// How long a worker of another keeper may take to be gone.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(5);
 /// How long requests of the control socket may take after the stop.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Set to switch off what older kernels lack, for tests: `pidfd-info`, `resend`.
@@ -64,6 +66,10 @@ pub struct Inherited {
     pub state: i32,
     /// The box of the root key.
     pub key_box: i32,
+    /// Where the keeper reads how things are.
+    pub news: Option<i32>,
+    /// A service manager keeps all that for the next keeper.
+    pub stored: bool,
 }
 
 /// Why the worker gave up.
@@ -104,6 +110,10 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
     let mut signals = block_signals().map_err(part("signals cannot be blocked"))?;
     let keeper = PidFd::open(nix::unistd::getppid().as_raw().cast_unsigned())
         .map_err(part("the keeper is gone"))?;
+    // Held to the certain end of this process, whoever is its keeper.
+    let _alone = worker_lock(&paths.runtime_dir, PREDECESSOR_LIMIT)
+        .map_err(part("another worker still runs"))?;
+    let news = inherited.news.map(take).transpose()?.map(fs::File::from);
     let hardening = harden(&key_box);
     let disabled = std::env::var(DISABLE_VARIABLE).unwrap_or_default();
     let enabled = |feature: &str| !disabled.split(',').any(|d| d == feature);
@@ -166,6 +176,7 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         around,
         resend,
         hardening,
+        news,
     }));
     let event = if generation == 1 { Event::DaemonStarted } else { Event::WorkerRestarted };
     if core.record(&core.new_record(event)).is_err() {
@@ -207,7 +218,7 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         .spawn(move || house.keep_house())
         .map_err(part("no thread for housekeeping"))?;
 
-    let status = wait(&mut signals, &keeper, &ended, &paths);
+    let status = wait(&mut signals, &keeper, &ended, &paths, inherited.stored);
     daemon.stop();
     server.stop(STOP_GRACE);
     if housekeeper.join().is_err() {
@@ -289,7 +300,13 @@ fn block_signals() -> io::Result<SignalFd> {
 }
 
 /// Waits for a reason to stop; the status for the keeper.
-fn wait(signals: &mut SignalFd, keeper: &PidFd, mount: &OwnedFd, paths: &Paths) -> i32 {
+fn wait(
+    signals: &mut SignalFd,
+    keeper: &PidFd,
+    mount: &OwnedFd,
+    paths: &Paths,
+    stored: bool,
+) -> i32 {
     loop {
         let mut fds = [
             nix::poll::PollFd::new(signals.as_fd(), nix::poll::PollFlags::POLLIN),
@@ -306,6 +323,10 @@ fn wait(signals: &mut SignalFd, keeper: &PidFd, mount: &OwnedFd, paths: &Paths) 
         }
         let is_ready = |index: usize| fds[index].revents().is_some_and(|r| !r.is_empty());
         let (signal, orphaned, unmounted) = (is_ready(0), is_ready(1), is_ready(2));
+        if orphaned && stored {
+            tracing::error!("the keeper died; the service manager keeps the mount for another");
+            return worker_status::RELOAD;
+        }
         if orphaned {
             tracing::error!("the keeper died; unmounting");
             unmount_for_keeper(paths);

@@ -171,6 +171,9 @@ enum Command {
         /// Numbers of the inherited descriptors.
         #[arg(long)]
         descriptors: String,
+        /// The service manager keeps them beyond the keeper.
+        #[arg(long)]
+        stored: bool,
     },
 }
 
@@ -440,7 +443,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Unlock(args) => admin::unlock(&context, &args),
         Command::Up => serve::up(&context),
         Command::Wait(args) => admin::wait(&context, &args),
-        Command::Worker { descriptors } => serve::worker(context, &descriptors),
+        Command::Worker { descriptors, stored } => serve::worker(context, &descriptors, stored),
         Command::Completions { .. }
         | Command::Demo
         | Command::Man(_)

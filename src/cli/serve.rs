@@ -53,15 +53,17 @@ pub(super) fn serve(context: &Context) -> Outcome {
     Ok(exit::OK)
 }
 
-pub(super) fn worker(context: Context, descriptors: &str) -> Outcome {
+pub(super) fn worker(context: Context, descriptors: &str, stored: bool) -> Outcome {
     start_log();
     let numbers: Vec<i32> = descriptors.split(',').filter_map(|n| n.parse().ok()).collect();
-    let [device, listener, state, key_box] = numbers[..] else {
+    let [device, listener, state, key_box, ref more @ ..] = numbers[..] else {
         return Err(
             Failure::new("the worker is started by its keeper alone").hint("strongroom serve")
         );
     };
-    let inherited = worker::Inherited { device, listener, state, key_box };
+    // An older keeper wants no news.
+    let news = more.first().copied();
+    let inherited = worker::Inherited { device, listener, state, key_box, news, stored };
     match worker::run(context.paths, context.config, inherited) {
         Ok(status) => Ok(u8::try_from(status).unwrap_or(exit::FAILED)),
         Err(error) => {

@@ -24,6 +24,7 @@ mod intent;
 pub mod keys;
 mod launch;
 pub mod needles;
+pub mod news;
 mod output;
 mod outputs;
 mod policy;
@@ -98,6 +99,8 @@ pub struct Parts {
     pub resend: bool,
     /// How far hardening went.
     pub hardening: Vec<(&'static str, Achieved)>,
+    /// Where the keeper reads how things are.
+    pub news: Option<std::fs::File>,
 }
 
 /// The daemon behind its interface.
@@ -140,6 +143,8 @@ pub struct Daemon {
     alerts: alert::Alerts,
     /// Keys and due times of checkpoints.
     seal: Mutex<checkpoint::Seal>,
+    /// Where the keeper reads how things are, and what it was told last.
+    news: Mutex<news::News>,
     /// When the event store was last looked through for what may go.
     pruned_at: Mutex<Option<std::time::Instant>>,
     /// When versions and policies were last looked at.
@@ -180,6 +185,7 @@ impl Daemon {
             seal: Mutex::default(),
             pruned_at: Mutex::new(None),
             looked_at: Mutex::new(None),
+            news: Mutex::new(news::News::new(parts.news)),
             rotating: Mutex::default(),
             chores: Mutex::new(None),
             storing: Mutex::new(()),
@@ -200,6 +206,7 @@ impl Daemon {
     pub fn keep_house(self: &Arc<Self>) {
         while !self.is_stopping() {
             let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.tell_keeper();
                 self.housekeeping();
                 self.keep_versions();
                 self.keep_sealed();

@@ -38,7 +38,19 @@
 //! **What outlives what.** The keeper outlives workers: device, socket, runtime state (executions,
 //! principals, inodes, open handles, records on their way) and root key are its own. A worker maps
 //! them, and may die at any instruction. The vault file and the audit log outlive the keeper.
-//! Executions do not: they end with it.
+//! Executions do not: they end with it, unless a service manager keeps its descriptors.
+//!
+//! **Service manager.** Where `NOTIFY_SOCKET` names one (sd_notify(3)), the keeper stores
+//! `strongroom-device`, `strongroom-socket` and `strongroom-state` there, and takes them back from
+//! `LISTEN_FDS` and `LISTEN_FDNAMES` when it is started anew: mount, executions, pins and open files go
+//! on, requests meanwhile wait. The root key is not stored: it is unlocked as at any start, and until
+//! then reads get `ENOKEY`. SIGUSR1 (`RestartKillSignal=` of the unit) has the keeper leave all that
+//! behind; SIGTERM unmounts and takes the descriptors out of the store. A worker whose keeper died then
+//! goes without unmounting; each holds `worker.lock` to its certain end, so that two never serve. What
+//! was kept but has lost its mount is dropped, and the start is a new one. `READY=1` comes when the
+//! vault is unlocked, `STATUS=` says how things are, `RELOADING=1` begins a reload, and every second
+//! the housekeeping thread's word becomes `WATCHDOG=1` where that is wanted. `tests/store.rs` shows
+//! it with a manager that speaks the protocol, under running agents; `tests/unit.rs` checks the units.
 //!
 //! **Takeover.** The kernel's INIT is kept; each worker shows it to fuser over a socket pair, puts the
 //! real device in the pair's place, and asks for the requests that its predecessor left unanswered
@@ -408,9 +420,9 @@
 //! up to four bits of its first and last byte may stay, in the characters that it shares with its
 //! neighbours. Of other programs' filesystem tests fio's own checks run on `events` (in order, at
 //! random, mixed, synced, direct); `pjdfstest` and `fsx` do not: most of the one is about links, devices
-//! and owners, which are refused here, and the other maps files, which is refused as well. A unit of
-//! systemd hands no descriptors to its manager's store, so a dead keeper's mount is cleared by the next
-//! `up`. Processes that an execution left are found by descent or by their launch's environment; an
+//! and owners, which are refused here, and the other maps files, which is refused as well. Without
+//! a service manager a dead keeper's mount is cleared by the next `up`. The manager of the tests is a
+//! small program; under systemd itself the units are checked by `systemd-analyze` alone. Processes that an execution left are found by descent or by their launch's environment; an
 //! agent that is root can hide from both. `Idempotency-Key` is accepted and not used: ids of executions
 //! are what makes a start idempotent. Lookup counts of the kernel are not kept: inodes of secrets live as
 //! long as the keeper, those of a principal as long as its registration.

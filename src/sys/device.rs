@@ -33,6 +33,14 @@ pub fn read_init(device: BorrowedFd<'_>, limit: std::time::Duration) -> io::Resu
     Ok(buffer)
 }
 
+/// Whether the connection lives: neither aborted nor without its mount.
+pub fn is_connected(device: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(device, PollFlags::POLLIN)];
+    // An ended connection tells of an error at once, fs/fuse/dev.c.
+    nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO).is_ok()
+        && !fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLERR))
+}
+
 /// A socket pair that stands in for the device during fuser's handshake.
 #[derive(Debug)]
 pub struct Handshake {

@@ -10,6 +10,7 @@ pub mod device;
 pub mod durable;
 pub mod isolate;
 pub mod mount;
+pub mod notify;
 pub mod peer;
 pub mod pidfd;
 pub mod proc;

@@ -328,6 +328,18 @@ pub fn clear_dead(path: &Path, source: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Unmounts what is mounted at `path` from `source`, without asking whoever should serve it: nobody
+/// might, and who asks waits.
+///
+/// # Errors
+/// What the unmount reports.
+pub fn clear_unserved(path: &Path, source: &str) -> io::Result<()> {
+    while topmost(path).is_some_and(|m| m.fs_type == FS_TYPE && m.source == source) {
+        detach(path, !nix::unistd::geteuid().is_root())?;
+    }
+    Ok(())
+}
+
 /// Gives the calling process its own mount namespace whose mounts do not travel back, and binds
 /// `from` at `to` in it.
 ///
