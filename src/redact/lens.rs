@@ -13,8 +13,10 @@
 
 use zeroize::Zeroizing;
 
+use super::masks::{Masks, bits, run_ends};
 use super::needle::reserve;
 use super::part::{Hit, Text};
+use crate::sys::simd::{BLOCK_BYTES, Set};
 
 /// A longer one separates.
 const BREAK_BYTES_MAX: usize = 64;
@@ -43,8 +45,8 @@ pub(super) fn span(len: usize) -> usize {
     len + (len / RUN_BYTES_MIN + 1) * BREAK_BYTES_MAX
 }
 
-pub(super) fn is_base64(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"+/-_".contains(&byte)
+pub(super) const fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_')
 }
 
 fn is_space(byte: u8) -> bool {
@@ -102,35 +104,66 @@ fn break_at(text: &[u8], start: usize, at: usize, end_of_stream: bool) -> Option
 /// Whether a line of wrapped text may end before `at`.
 #[inline]
 fn ends_run(text: &[u8], at: usize) -> bool {
-    // Most lines end with a shorter word: few bytes tell.
-    let Some(run) = at.checked_sub(RUN_BYTES_MIN).and_then(|from| text.get(from..at)) else {
-        return false;
-    };
-    is_base64(run[15])
-        && is_base64(run[8])
-        && is_base64(run[0])
-        && run.iter().all(|b| is_base64(*b))
+    let run = at.checked_sub(RUN_BYTES_MIN).and_then(|from| text.get(from..at));
+    run.is_some_and(|run| run.iter().all(|b| is_base64(*b)))
+}
+
+/// What a newline begins with, base64 and a CR.
+const SETS: [Set; 3] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = is_base64(byte as u8) as u8;
+        byte += 1;
+    }
+    [Set::of(b"\n\\"), Set::of_table(&table, 1), Set::of(b"\r")]
+};
+
+/// The number of base64 in those.
+const WRAPPED: usize = 1;
+
+/// Calls `each` with every place from `from` on where wrapped text and a newline may meet.
+fn each_end(bytes: &[u8], from: usize, masks: &mut Masks<3>, mut each: impl FnMut(usize)) {
+    // Of a run that ends at `from` all is seen.
+    masks.fill(bytes, from.saturating_sub(BLOCK_BYTES), &SETS);
+    let (mut base64_before, mut ends_before, mut near_before) = (0, 0, 0);
+    for (at, [newline, base64, cr]) in masks.each() {
+        let ends = run_ends::<RUN_BYTES_MIN>(base64_before, base64);
+        let after_run = ends << 1 | ends_before >> 63;
+        let after_cr = after_run & cr;
+        let after = after_run | after_cr << 1 | near_before >> 63;
+        (base64_before, ends_before, near_before) = (base64, ends, after_cr);
+        for bit in bits(newline & after) {
+            if at + bit >= from {
+                each(at + bit);
+            }
+        }
+    }
 }
 
 /// All breaks of `text`, or those behind wrapped text.
-fn breaks(text: Text<'_>, all: bool, found: &mut Vec<Break>) {
+fn breaks(text: Text<'_>, all: bool, masks: &mut Masks<3>, found: &mut Vec<Break>) {
     let bytes = text.bytes;
     found.clear();
     let mut after = text.from.saturating_sub(REACH_BYTES);
     let from = after;
-    for at in memchr::memchr2_iter(b'\n', b'\\', &bytes[from..]) {
-        let at = from + at;
+    let mut newline = |at: usize| {
         if at < after {
-            continue;
+            return;
         }
         let start = (at - spaces_before(bytes, at, all)).max(after);
         if !all && !ends_run(bytes, start) {
-            continue;
+            return;
         }
         if let Some(found_break) = break_at(bytes, start, at, text.end) {
             after = found_break.end;
             found.push(found_break);
         }
+    };
+    if all {
+        memchr::memchr2_iter(b'\n', b'\\', &bytes[from..]).for_each(|at| newline(from + at));
+    } else {
+        each_end(bytes, from, masks, newline);
     }
     if !text.end && found.last().is_none_or(|last| last.closed) {
         // What may become one.
@@ -149,6 +182,7 @@ fn breaks(text: Text<'_>, all: bool, found: &mut Vec<Break>) {
 /// A text as a lens shows it.
 #[derive(Default)]
 pub(super) struct Lens {
+    masks: Masks<3>,
     breaks: Vec<Break>,
     shown: Zeroizing<Vec<u8>>,
     /// Pieces: where each begins as shown and in the text.
@@ -207,7 +241,7 @@ impl Lens {
         each: &mut dyn FnMut(Hit),
     ) -> usize {
         let mut found = std::mem::take(&mut self.breaks);
-        breaks(text, true, &mut found);
+        breaks(text, true, &mut self.masks, &mut found);
         self.clear(text.bytes.len());
         let mut at = text.from;
         for line in &found {
@@ -254,13 +288,11 @@ impl Lens {
         each: &mut dyn FnMut(Hit),
     ) -> usize {
         let mut found = std::mem::take(&mut self.breaks);
-        breaks(text, false, &mut found);
+        breaks(text, false, &mut self.masks, &mut found);
         let (bytes, mut limit) = (text.bytes, text.bytes.len());
         // What follows an open break may become part of it.
-        let run_end = |b: &Break| match bytes.get(b.end..).filter(|_| b.closed) {
-            Some(rest) => b.end + rest.iter().take_while(|b| is_base64(**b)).count(),
-            None => b.end,
-        };
+        let masks = std::mem::take(&mut self.masks);
+        let run_end = |b: &Break| if b.closed { masks.run_end(WRAPPED, b.end) } else { b.end };
         let mut next = 0;
         while next < found.len() {
             let first = found[next];
@@ -271,9 +303,7 @@ impl Lens {
             self.clear(bytes.len() - first.start + self.shown.len());
             let near = first.start - (LEAD_BYTES_MIN - 1);
             let least = near.min(text.from);
-            let back =
-                bytes[least..first.start].iter().rev().take_while(|b| is_base64(**b)).count();
-            self.show(bytes, first.start - back, first.start);
+            self.show(bytes, masks.run_start(WRAPPED, first.start).max(least), first.start);
             let (mut last, mut end) = (first, run_end(&first));
             self.show(bytes, first.end, end);
             while let Some(more) = found.get(next).filter(|b| b.start == end && end > last.end) {
@@ -286,7 +316,7 @@ impl Lens {
             let is_open = end == bytes.len() || !last.closed;
             limit = limit.min(self.chain(text, is_open, search, each));
         }
-        self.breaks = found;
+        (self.breaks, self.masks) = (found, masks);
         limit
     }
 
@@ -338,7 +368,8 @@ impl Lens {
 pub(super) fn fold(value: &[u8], out: &mut Zeroizing<Vec<u8>>) {
     let mut lens = Lens::default();
     let mut found = Vec::new();
-    breaks(Text { bytes: value, from: 0, at: 0, end: true }, true, &mut found);
+    let text = Text { bytes: value, from: 0, at: 0, end: true };
+    breaks(text, true, &mut lens.masks, &mut found);
     if found.is_empty() {
         return;
     }

@@ -19,6 +19,7 @@ pub mod detect;
 mod found;
 mod index;
 mod lens;
+mod masks;
 mod needle;
 mod nested;
 mod part;

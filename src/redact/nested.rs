@@ -9,8 +9,10 @@
 use zeroize::Zeroizing;
 
 use super::lens::{Search, is_base64};
+use super::masks::{Masks, bits, run_ends};
 use super::needle::reserve;
 use super::part::{Hit, Text};
+use crate::sys::simd::Set;
 
 /// Shorter runs are not decoded.
 const RUN_BYTES_MIN: usize = 16;
@@ -19,6 +21,8 @@ const DEPTH_MAX: usize = 2;
 /// Characters before what is undecided that tell how long the runs in them are, at the second depth
 /// too.
 const BACK_BYTES: usize = 2 * RUN_BYTES_MIN;
+/// Where in a group of four characters the first byte may begin.
+const ALIGNMENTS: usize = 4;
 
 /// Characters of one run, or of a part of it.
 #[derive(Clone, Copy)]
@@ -39,7 +43,46 @@ enum Found {
 
 /// Room for what is decoded.
 #[derive(Default)]
-pub(super) struct Nested([Zeroizing<Vec<u8>>; DEPTH_MAX]);
+pub(super) struct Nested {
+    masks: Masks<1>,
+    /// Of runs that something follows, for each depth.
+    batches: [Batch; DEPTH_MAX],
+    /// Of the run at the text's end, for each depth.
+    rooms: [Room; DEPTH_MAX],
+}
+
+/// Many decoded runs in one text, which is searched at once; what is between them is no base64.
+#[derive(Default)]
+struct Batch {
+    bytes: Zeroizing<Vec<u8>>,
+    segments: Vec<Segment>,
+    masks: Masks<1>,
+}
+
+/// One run at one alignment.
+struct Segment {
+    /// Where it is in the batch.
+    start: usize,
+    end: usize,
+    /// Where its first character is in what was decoded.
+    from: usize,
+}
+
+#[derive(Default)]
+struct Room {
+    stream: Zeroizing<Vec<u8>>,
+    decoded: Zeroizing<Vec<u8>>,
+    masks: Masks<1>,
+}
+
+/// The first character that has a part in a byte of what is decoded, and the one after the last.
+fn first(byte: usize) -> usize {
+    byte * 8 / 6
+}
+
+fn after(byte: usize) -> usize {
+    (byte * 8 + 7) / 6 + 1
+}
 
 impl Nested {
     /// Looks for needles in all runs of `text`; where undecided ones begin.
@@ -50,115 +93,215 @@ impl Nested {
         each: &mut dyn FnMut(Hit),
     ) -> usize {
         let mut limit = text.bytes.len();
-        runs(text, &mut |start, end| {
-            let is_last = end == text.bytes.len();
-            let run = Run {
-                chars: &text.bytes[start..end],
-                is_open: is_last && !text.end,
-                is_cut: is_last && text.end,
-            };
-            decode(&mut self.0, run, search, &mut |found| match found {
+        let mut from_text = |start: usize, end: usize, hit: Hit| {
+            if start >= text.from {
+                each(Hit { start, end, literal: false, ..hit });
+            }
+        };
+        let [outer, inner] = &mut self.batches;
+        runs(text, &mut self.masks, &mut |start, end| {
+            let chars = &text.bytes[start..end];
+            if end < text.bytes.len() {
+                outer.add(chars, start);
+                return;
+            }
+            let run = Run { chars, is_open: !text.end, is_cut: text.end };
+            decode(&mut self.rooms, run, search, &mut |found| match found {
                 Found::Open(at) => limit = limit.min((start + at).max(text.from)),
-                Found::Hit(hit) if start + hit.start >= text.from => {
-                    each(Hit { start: start + hit.start, end: start + hit.end, ..hit });
-                }
-                Found::Hit(_) => {}
+                Found::Hit(hit) => from_text(start + hit.start, start + hit.end, hit),
             });
         });
-        for room in &mut self.0 {
-            super::wipe(room);
-            room.clear();
-        }
+        outer.find(search, &mut |from, hit| {
+            from_text(from + first(hit.start), from + after(hit.end - 1), hit);
+        });
+        let whole = Text { bytes: &outer.bytes, from: 0, at: 0, end: true };
+        runs(whole, &mut outer.masks, &mut |start, end| {
+            inner.add(&outer.bytes[start..end], start);
+        });
+        inner.find(search, &mut |from, hit| {
+            let (start, end) = (from + first(hit.start), from + after(hit.end - 1));
+            if let Some(segment) = outer.segment(start) {
+                let (start, end) = (start - segment.start, end - segment.start);
+                from_text(segment.from + first(start), segment.from + after(end - 1), hit);
+            }
+        });
+        [outer, inner].into_iter().for_each(Batch::forget);
+        self.rooms.iter_mut().for_each(Room::forget);
         limit
+    }
+}
+
+impl Batch {
+    /// Decodes a run, whose first character is `from`, at each alignment.
+    fn add(&mut self, chars: &[u8], from: usize) {
+        let whole = chars.len() * 6 / 8;
+        reserve(&mut self.bytes, ALIGNMENTS * (whole + 3));
+        let begin = self.bytes.len();
+        bits_of(chars, &mut self.bytes);
+        let stream = self.bytes.len();
+        self.segments.push(Segment { start: begin, end: begin + whole, from });
+        for alignment in 1..ALIGNMENTS {
+            let start = self.bytes.len();
+            let len = len_of(chars.len() - alignment);
+            self.bytes.resize(start + len + 1, 0);
+            let (stream, room) = self.bytes.split_at_mut(start);
+            shift(&stream[begin..], alignment, &mut room[..len]);
+            self.segments.push(Segment { start, end: start + len, from: from + alignment });
+        }
+        self.bytes[begin + whole..stream].fill(0);
+    }
+
+    /// The segment with this byte of the batch.
+    fn segment(&self, at: usize) -> Option<&Segment> {
+        let next = self.segments.partition_point(|segment| segment.start <= at);
+        self.segments.get(next.checked_sub(1)?)
+    }
+
+    /// Calls `each` with the place of the first character of a segment, and what is found in that.
+    fn find(&self, search: &dyn Search, each: &mut dyn FnMut(usize, Hit)) {
+        if self.bytes.is_empty() {
+            return;
+        }
+        let text = Text { bytes: &self.bytes, from: 0, at: 0, end: true };
+        search.find(text, &mut |hit| {
+            let segment = self.segment(hit.start).filter(|segment| hit.end <= segment.end);
+            if let Some(Segment { start, from, .. }) = segment.filter(|_| !hit.weak) {
+                each(*from, Hit { start: hit.start - start, end: hit.end - start, ..hit });
+            }
+        });
+    }
+
+    fn forget(&mut self) {
+        super::wipe(&mut self.bytes);
+        self.bytes.clear();
+        self.segments.clear();
+    }
+}
+
+impl Room {
+    fn forget(&mut self) {
+        for bytes in [&mut self.stream, &mut self.decoded] {
+            super::wipe(bytes);
+            bytes.clear();
+        }
     }
 }
 
 /// Calls `each` with all runs that are long enough, as far as they are undecided or tell of that; the
 /// last may be shorter when more may follow.
-fn runs(text: Text<'_>, each: &mut dyn FnMut(usize, usize)) {
-    let bytes = text.bytes;
-    let before = |at: usize| bytes[..at].iter().rev().take_while(|b| is_base64(**b));
-    let after = |at: usize| at + bytes[at..].iter().take_while(|b| is_base64(**b)).count();
+fn runs(text: Text<'_>, masks: &mut Masks<1>, each: &mut dyn FnMut(usize, usize)) {
+    const BASE64: [Set; 1] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            table[byte] = is_base64(byte as u8) as u8;
+            byte += 1;
+        }
+        [Set::of_table(&table, 1)]
+    };
+    let len = text.bytes.len();
+    masks.fill(text.bytes, text.from.saturating_sub(BACK_BYTES), &BASE64);
+    let mut done = text.from;
     // The run that is undecided from its middle on.
-    let begun = before(text.from).take(BACK_BYTES).count();
-    let mut at = text.from;
-    if begun > 0 {
-        at = after(text.from);
-        let is_run = at - text.from + begun >= RUN_BYTES_MIN || (at == bytes.len() && !text.end);
-        if is_run && at > text.from {
-            each(text.from - begun, at);
+    let begun = masks.run_start(0, text.from);
+    if begun < text.from {
+        done = masks.run_end(0, text.from);
+        let is_run = done - begun >= RUN_BYTES_MIN || (done == len && !text.end);
+        if is_run && done > text.from {
+            each(begun, done);
         }
     }
-    while let Some(probe) = bytes.get(at + RUN_BYTES_MIN - 1) {
-        let probed = at + RUN_BYTES_MIN - 1;
-        if !is_base64(*probe) {
-            at = probed + 1;
-            continue;
+    let mut before = 0;
+    for (at, [mask]) in masks.each() {
+        for bit in bits(run_ends::<RUN_BYTES_MIN>(before, mask)) {
+            // The sixteenth character of a run.
+            if at + bit >= done + RUN_BYTES_MIN - 1 {
+                let start = at + bit + 1 - RUN_BYTES_MIN;
+                done = masks.run_end(0, start);
+                each(start, done);
+            }
         }
-        let start = probed - before(probed).take(probed - at).count();
-        let end = after(probed);
-        if end - start >= RUN_BYTES_MIN || (end == bytes.len() && !text.end) {
-            each(start, end);
-        }
-        at = end;
+        before = mask;
     }
-    if !text.end && at < bytes.len() {
-        let start = bytes.len() - before(bytes.len()).take(bytes.len() - at).count();
-        if start < bytes.len() {
-            each(start, bytes.len());
+    if !text.end && done < len {
+        let start = masks.run_start(0, len).max(done);
+        if start < len {
+            each(start, len);
         }
     }
 }
 
-/// The six bits of a character.
-const BITS: [u8; 256] = {
-    let mut bits = [0; 256];
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+/// The six bits of a character, for each place in a group of four.
+const BITS: [[u32; 256]; 4] = {
+    let mut bits = [[0; 256]; 4];
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_";
     let mut at = 0;
-    while at < 64 {
-        bits[alphabet[at] as usize] = at as u8;
+    while at < alphabet.len() {
+        let digit = if at < 64 { at } else { at - 2 } as u32;
+        let mut place = 0;
+        while place < 4 {
+            bits[place][alphabet[at] as usize] = digit << (26 - 6 * place);
+            place += 1;
+        }
         at += 1;
     }
-    bits[b'-' as usize] = 62;
-    bits[b'_' as usize] = 63;
     bits
 };
 
-/// Whole bytes of `chars` (RFC 4648, both alphabets).
-fn bytes_of(chars: &[u8], out: &mut Vec<u8>) {
-    let bits = |b: &u8| u32::from(BITS[usize::from(*b)]);
-    let groups = chars.chunks_exact(4);
-    let rest = groups.remainder();
-    for group in groups {
-        let [_, bytes @ ..] = group.iter().fold(0, |sum, char| sum << 6 | bits(char)).to_be_bytes();
-        out.extend_from_slice(&bytes);
+/// Whole bytes of as many characters.
+fn len_of(chars: usize) -> usize {
+    chars * 6 / 8
+}
+
+/// All bits of `chars` (RFC 4648, both alphabets), and at least one byte of zeros behind them.
+fn bits_of(chars: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    let (groups, rest) = chars.as_chunks::<4>();
+    out.resize(start + 3 * groups.len() + 4, 0);
+    let (places, last) = out[start..].as_chunks_mut::<3>();
+    let bits = |place: usize, byte: u8| BITS[place][usize::from(byte)];
+    for (group, place) in groups.iter().zip(&mut *places) {
+        let sum = bits(0, group[0]) | bits(1, group[1]) | bits(2, group[2]) | bits(3, group[3]);
+        let [bytes @ .., _] = sum.to_be_bytes();
+        *place = bytes;
     }
-    if rest.len() >= 2 {
-        let sum = rest.iter().fold(0, |sum, char| sum << 6 | bits(char)) << (6 * (4 - rest.len()));
-        out.extend_from_slice(&sum.to_be_bytes()[1..rest.len()]);
+    let sum = rest.iter().enumerate().fold(0, |sum, (place, byte)| sum | bits(place, *byte));
+    let [bytes @ .., _] = sum.to_be_bytes();
+    places[groups.len()] = bytes;
+    last.fill(0);
+}
+
+/// What `stream` is when its first characters are left out.
+fn shift(stream: &[u8], chars: usize, out: &mut [u8]) {
+    let (skip, bits) = (chars * 6 / 8, chars * 6 % 8);
+    if bits == 0 {
+        return out.copy_from_slice(&stream[skip..][..out.len()]);
+    }
+    let pairs = stream[skip..].iter().zip(&stream[skip + 1..]);
+    for (to, (high, low)) in out.iter_mut().zip(pairs) {
+        *to = high << bits | low >> (8 - bits);
     }
 }
 
-fn decode(
-    rooms: &mut [Zeroizing<Vec<u8>>],
-    run: Run<'_>,
-    search: &dyn Search,
-    each: &mut dyn FnMut(Found),
-) {
+fn decode(rooms: &mut [Room], run: Run<'_>, search: &dyn Search, each: &mut dyn FnMut(Found)) {
     let Some((room, deeper)) = rooms.split_first_mut() else { return };
-    for alignment in 0..run.chars.len().min(4) {
-        room.clear();
-        reserve(room, run.chars.len());
-        bytes_of(&run.chars[alignment..], room);
-        let decoded = room.as_slice();
-        // Characters that have a part in a byte: the first, and the one after the last.
-        let first = |byte: usize| alignment + byte * 8 / 6;
-        let after = |byte: usize| alignment + (byte * 8 + 7) / 6 + 1;
+    room.stream.clear();
+    reserve(&mut room.stream, run.chars.len() + 4);
+    bits_of(run.chars, &mut room.stream);
+    for alignment in 0..run.chars.len().min(ALIGNMENTS) {
+        let len = len_of(run.chars.len() - alignment);
+        room.decoded.clear();
+        reserve(&mut room.decoded, len);
+        room.decoded.resize(len, 0);
+        shift(&room.stream, alignment, &mut room.decoded);
+        let decoded = room.decoded.as_slice();
+        let first = |byte: usize| alignment + first(byte);
+        let after = |byte: usize| alignment + after(byte);
         let mut report = |hit: Hit| {
             if hit.weak {
             } else if hit.end <= decoded.len() {
                 let (start, end) = (first(hit.start), after(hit.end - 1));
-                each(Found::Hit(Hit { start, end, literal: false, ..hit }));
+                each(Found::Hit(Hit { start, end, ..hit }));
             } else if run.is_open {
                 each(Found::Open(first(hit.start)));
             }
@@ -170,8 +313,11 @@ fn decode(
             // A byte of which the first bits are there may begin one, too.
             each(Found::Open(first(search.open_from(decoded, 0))));
         }
+        if deeper.is_empty() {
+            continue;
+        }
         let text = Text { bytes: decoded, from: 0, at: 0, end: !run.is_open };
-        runs(text, &mut |start, end| {
+        runs(text, &mut room.masks, &mut |start, end| {
             let is_last = end == decoded.len();
             let inner = Run {
                 chars: &decoded[start..end],
@@ -197,11 +343,20 @@ mod tests {
     #[test]
     fn bytes_are_those_of_base64_also_of_a_part() {
         use base64ct::{Base64UrlUnpadded, Encoding};
-        for len in 0..20_u8 {
+        for len in 0..40_u8 {
             let bytes: Vec<u8> = (0..len).map(|n| n.wrapping_mul(91).wrapping_add(200)).collect();
-            let mut out = Vec::new();
-            bytes_of(Base64UrlUnpadded::encode_string(&bytes).as_bytes(), &mut out);
-            assert_eq!(out, bytes);
+            let chars = Base64UrlUnpadded::encode_string(&bytes);
+            let mut stream = Vec::new();
+            bits_of(chars.as_bytes(), &mut stream);
+            assert_eq!(stream[..bytes.len()], bytes);
+            for skipped in 0..chars.len().min(4) {
+                let mut out = vec![0; len_of(chars.len() - skipped)];
+                shift(&stream, skipped, &mut out);
+                let part = chars[skipped..].as_bytes();
+                let mut expected = Vec::new();
+                bits_of(part, &mut expected);
+                assert_eq!(out, expected[..out.len()]);
+            }
         }
     }
 }

@@ -16,4 +16,5 @@ pub mod pidfd;
 pub mod proc;
 pub mod process;
 pub mod shm;
+pub mod simd;
 pub mod terminal;

@@ -131,7 +131,7 @@ impl Detector {
                 {
                     return found;
                 }
-                here = begin + 1;
+                here = run.start.max(begin + 1);
             }
             if !self.in_run(text, run, here.max(at), run.end, &mut at, &mut found) {
                 return found;

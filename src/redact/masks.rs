@@ -1,0 +1,113 @@
+//! Runs of a class of bytes in a text, found by bit masks of 64 bytes.
+//!
+//! Invariant: an answer never depends on where in the text a mask begins. See `sys::simd`.
+#![forbid(unsafe_code)]
+
+use crate::sys::simd::{self, BLOCK_BYTES, Set};
+
+/// Masks of `N` sets, of a text from some byte on; room that is used again.
+#[derive(Default)]
+pub(super) struct Masks<const N: usize> {
+    words: Vec<[u64; N]>,
+    from: usize,
+}
+
+/// For each byte, whether it and those before it make a run of `LEN` (at most 64) bytes that are all
+/// set. `before` is the mask of the 64 bytes before.
+pub(super) fn run_ends<const LEN: usize>(before: u64, mask: u64) -> u64 {
+    let mut ends = u128::from(mask) << 64 | u128::from(before);
+    let mut have = 1;
+    while have < LEN {
+        let step = have.min(LEN - have);
+        ends &= ends << step;
+        have += step;
+    }
+    (ends >> 64) as u64
+}
+
+impl<const N: usize> Masks<N> {
+    /// Makes those of `text` from byte `from` on.
+    pub(super) fn fill(&mut self, text: &[u8], from: usize, sets: &[Set; N]) {
+        self.from = from;
+        simd::masks(&text[from..], sets, &mut self.words);
+    }
+
+    /// The masks of every 64 bytes, and where those begin.
+    pub(super) fn each(&self) -> impl Iterator<Item = (usize, [u64; N])> {
+        let place = |number: usize| self.from + number * BLOCK_BYTES;
+        self.words.iter().enumerate().map(move |(number, masks)| (place(number), *masks))
+    }
+
+    /// Where the run of a set's bytes ends that begins at `at`; `at` itself if there is none.
+    pub(super) fn run_end(&self, set: usize, at: usize) -> usize {
+        let at = at - self.from;
+        let (number, bit) = (at / BLOCK_BYTES, at % BLOCK_BYTES);
+        let Some(first) = self.words.get(number) else { return self.from + at };
+        let missing = !first[set] >> bit;
+        if missing != 0 {
+            return self.from + at + missing.trailing_zeros() as usize;
+        }
+        let next = number + 1;
+        let rest = &self.words[next..];
+        let whole = rest.iter().take_while(|masks| masks[set] == u64::MAX).count();
+        let last = rest.get(whole).map_or(0, |masks| masks[set].trailing_ones() as usize);
+        self.from + (next + whole) * BLOCK_BYTES + last
+    }
+
+    /// Where the run of a set's bytes begins that ends before `at`, as far as there are masks.
+    pub(super) fn run_start(&self, set: usize, at: usize) -> usize {
+        let at = at - self.from;
+        let (number, bit) = (at / BLOCK_BYTES, at % BLOCK_BYTES);
+        let mut start = at;
+        if bit > 0 {
+            let run = (self.words[number][set] << (BLOCK_BYTES - bit)).leading_ones() as usize;
+            if run < bit {
+                return self.from + at - run;
+            }
+            start = at - bit;
+        }
+        let before = self.words[..number].iter().rev();
+        let whole = before.take_while(|masks| masks[set] == u64::MAX).count();
+        start -= whole * BLOCK_BYTES;
+        let last = (number - whole).checked_sub(1).map_or(0, |n| self.words[n][set].leading_ones());
+        self.from + start - last as usize
+    }
+}
+
+/// The places of the set bits.
+pub(super) fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let first = mask.trailing_zeros() as usize;
+        mask &= mask.wrapping_sub(1);
+        (first < 64).then_some(first)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_found_also_across_masks() {
+        for (sparse, from) in [(18, 0), (18, 70), (2, 3), (0, 128)] {
+            let text: Vec<u8> = (0..2000_u32)
+                .map(|n| if n.wrapping_mul(0x9e37_79b9) >> 24 < sparse { b' ' } else { b'x' })
+                .collect();
+            let (mut masks, mut before, mut found) = (Masks::default(), 0, Vec::new());
+            masks.fill(&text, from, &[Set::of(b"x")]);
+            for (at, [mask]) in masks.each() {
+                found.extend(bits(run_ends::<16>(before, mask)).map(|bit| at + bit));
+                before = mask;
+            }
+            let is_set = |b: &&u8| **b == b'x';
+            let is_run = |end: &usize| text[end + 1 - 16..=*end].iter().all(|b| is_set(&b));
+            assert_eq!(found, (from + 15..text.len()).filter(is_run).collect::<Vec<_>>());
+            for at in from..=text.len() {
+                let after = text[at..].iter().take_while(is_set).count();
+                let before = text[from..at].iter().rev().take_while(is_set).count();
+                assert_eq!(masks.run_end(0, at), at + after, "{sparse} {from} {at}");
+                assert_eq!(masks.run_start(0, at), at - before, "{sparse} {from} {at}");
+            }
+        }
+    }
+}
