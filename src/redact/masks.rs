@@ -54,6 +54,21 @@ impl<const N: usize> Masks<N> {
         self.from + (next + whole) * BLOCK_BYTES + last
     }
 
+    /// The first byte of a set from `at` on, or at least the text's length.
+    pub(super) fn next(&self, set: usize, at: usize) -> usize {
+        let at = at - self.from;
+        let (number, bit) = (at / BLOCK_BYTES, at % BLOCK_BYTES);
+        let first = self.words.get(number).map_or(0, |masks| masks[set] >> bit);
+        if first != 0 {
+            return self.from + at + first.trailing_zeros() as usize;
+        }
+        let rest = self.words.iter().skip(number + 1);
+        let none = rest.take_while(|masks| masks[set] == 0).count();
+        let found =
+            self.words.get(number + 1 + none).map_or(0, |masks| masks[set].trailing_zeros());
+        self.from + (number + 1 + none) * BLOCK_BYTES + found as usize
+    }
+
     /// Where the run of a set's bytes begins that ends before `at`, as far as there are masks.
     pub(super) fn run_start(&self, set: usize, at: usize) -> usize {
         let at = at - self.from;
@@ -107,6 +122,9 @@ mod tests {
                 let before = text[from..at].iter().rev().take_while(is_set).count();
                 assert_eq!(masks.run_end(0, at), at + after, "{sparse} {from} {at}");
                 assert_eq!(masks.run_start(0, at), at - before, "{sparse} {from} {at}");
+                let next =
+                    text[at..].iter().position(|b| *b == b'x').map_or(text.len(), |n| at + n);
+                assert_eq!(masks.next(0, at).min(text.len()), next, "{sparse} {from} {at}");
             }
         }
     }

@@ -94,6 +94,7 @@ struct Scratch {
     marker: String,
     lens: Lens,
     nested: Nested,
+    detector: detect::Room,
 }
 
 impl Redactor {
@@ -341,7 +342,9 @@ impl Redactor {
         let from = self.place(self.detect_from);
         let context = &self.text[from.saturating_sub(DETECTOR_BYTES)..from];
         let text = &self.text[from..];
-        let scan = self.view.detector().scan(self.level, context, self.detect_open, text, end);
+        let (level, open) = (self.level, self.detect_open);
+        let room = &mut self.scratch.detector;
+        let scan = self.view.detector().scan(level, context, open, text, end, room);
         for hit in scan.hits {
             self.hits.push(Found {
                 start: self.detect_from + hit.start as u64,

@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn each_byte_is_where_its_set_says_with_vectors_and_without() {
-        let text: Vec<u8> = (0..1000_u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect();
+        let text: Vec<u8> =
+            (0..1000_u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect();
         let all: Vec<u8> = (0..=255).collect();
         for text in [&text[..], &all] {
             for len in [0, 1, 63, 64, 65, 128, 200, text.len()] {

@@ -5,6 +5,11 @@
 //! runs shorter than [`RUN_BYTES_MIN`], which leaves most of a log out.
 #![forbid(unsafe_code)]
 
+use std::sync::LazyLock;
+
+use crate::redact::masks::{Masks, bits, run_ends};
+use crate::sys::simd::Set;
+
 /// Shorter runs hold no secret of a known format.
 pub(super) const RUN_BYTES_MIN: usize = 15;
 /// What may be looked at before a position; what a caller has at hand.
@@ -45,23 +50,23 @@ const TABLE: [u8; 256] = {
         if in_token(byte) {
             bits |= TOKEN;
         }
+        if byte.is_ascii_digit() || byte.is_ascii_uppercase() {
+            bits |= STRIKING;
+        }
         table[at] = bits;
         at += 1;
     }
     table
 };
 
-/// Written so that a block of bytes is decided at once: every comparison is one of a whole vector.
 const fn in_token(byte: u8) -> bool {
-    (byte.wrapping_sub(0x21) < 0x5e)
-        & (byte != b'"')
-        & (byte.wrapping_sub(b'&') >= 4) // & ' ( )
-        & (byte != b',')
-        & (byte != b';')
-        & (byte & !2 != b'<') // < >
-        & ((byte | 0x20).wrapping_sub(b'{') >= 3) // [ \ ] { | }
-        & (byte != b'`')
+    byte.is_ascii_graphic()
+        && !matches!(byte, b'"' | b'&' | b'\'' | b'(' | b')' | b',' | b';' | b'<' | b'>' | b'`')
+        && !matches!(byte, b'[' | b'\\' | b']' | b'{' | b'|' | b'}')
 }
+
+/// What is a secret's and no word's: digits and capitals.
+const STRIKING: u8 = 128;
 
 macro_rules! class {
     ($($(#[$doc:meta])* $name:ident: $bits:expr;)*) => {$(
@@ -192,69 +197,80 @@ pub(super) struct Run {
     pub is_open: bool,
 }
 
+/// Masks of a text, by [`SETS`].
+pub(super) type Marks = Masks<5>;
+
+/// What of those is which.
+pub(super) const OF_TOKEN: usize = 0;
+pub(super) const OF_ALNUM: usize = 1;
+pub(super) const OF_STRIKING: usize = 2;
+pub(super) const OF_DIGIT: usize = 3;
+pub(super) const OF_ANY_BASE64: usize = 4;
+
+/// What a scan looks for by masks.
+const SETS: [Set; 5] = [
+    Set::of_table(&TABLE, TOKEN),
+    Set::of_table(&TABLE, ALNUM),
+    Set::of_table(&TABLE, STRIKING),
+    Set::of(b"0123456789"),
+    Set::of_table(&TABLE, BASE64 | URL_SAFE),
+];
+
 /// All runs that are long enough, and the one at the end of what is known so far.
-pub(super) fn runs(text: &Text<'_>) -> Vec<Run> {
-    const BLOCK: usize = 64;
-    let bytes = text.bytes;
-    let mut found = Vec::new();
-    let mut done = 0;
-    let mut put = |near: usize, done: &mut usize| {
-        let (mut start, mut end) = (near, near);
-        while start > *done && is_token(bytes[start - 1]) {
-            start -= 1;
+pub(super) fn runs(text: &Text<'_>, marks: &mut Marks, found: &mut Vec<Run>) {
+    let len = text.bytes.len();
+    found.clear();
+    marks.fill(text.bytes, 0, &SETS);
+    // The first may have begun before.
+    let mut done = marks.run_end(OF_TOKEN, 0);
+    if done > 0 {
+        let earlier = text.before.iter().rev().take_while(|b| is_token(**b)).count();
+        let is_open = text.is_cut(done);
+        if is_open || done + earlier >= RUN_BYTES_MIN {
+            found.push(Run { start: 0, end: done, is_open });
         }
-        while end < bytes.len() && is_token(bytes[end]) {
-            end += 1;
-        }
-        let earlier = if start == 0 {
-            text.before.iter().rev().take_while(|b| is_token(**b)).count()
-        } else {
-            0
-        };
-        // A run that reaches back to where the last one ended was that one.
-        let is_open = text.is_cut(end);
-        if is_open || end - start + earlier >= RUN_BYTES_MIN {
-            found.push(Run { start, end, is_open });
-        }
-        *done = end.max(near);
-    };
-    if bytes.first().is_some_and(|b| is_token(*b)) {
-        put(0, &mut done);
     }
-    let mut at = 0;
-    while at + BLOCK <= bytes.len() {
-        let mut class = [0_u8; BLOCK];
-        for (class, byte) in class.iter_mut().zip(&bytes[at..at + BLOCK]) {
-            *class = u8::from(in_token(*byte));
-        }
-        // A run of 15 contains eight bytes that are aligned to eight.
-        for (index, word) in class.chunks_exact(8).enumerate() {
-            let near = at + 8 * index;
-            if word == [1; 8] && near >= done {
-                put(near, &mut done);
+    let mut before = 0;
+    for (at, masks) in marks.each() {
+        let mask = masks[OF_TOKEN];
+        for bit in bits(run_ends::<RUN_BYTES_MIN>(before, mask)) {
+            // Their last byte, if they were no longer.
+            if at + bit >= done + RUN_BYTES_MIN - 1 {
+                let start = at + bit + 1 - RUN_BYTES_MIN;
+                done = marks.run_end(OF_TOKEN, start);
+                found.push(Run { start, end: done, is_open: text.is_cut(done) });
             }
         }
-        at = (done / BLOCK * BLOCK).max(at + BLOCK);
+        before = mask;
     }
-    // A run that ends with the text may not hold such eight bytes yet.
-    let mut near = at.saturating_sub(RUN_BYTES_MIN).max(done);
-    while near < bytes.len() {
-        if is_token(bytes[near]) {
-            put(near, &mut done);
-            near = done;
-        } else {
-            near += 1;
-        }
+    let last = marks.run_start(OF_TOKEN, len);
+    if !text.end && done <= last && last < len {
+        found.push(Run { start: last, end: len, is_open: true });
     }
-    found
 }
 
-/// Shannon's entropy of the bytes, in bits a byte.
+/// Texts that are judged are no longer.
+const JUDGED_BYTES_MAX: usize = 256;
+
+/// Shannon's entropy of the bytes, of which only so many are looked at, in bits a byte.
 pub(super) fn shannon(bytes: &[u8]) -> f32 {
-    let mut counts = [0_u32; 256];
+    static TERMS: LazyLock<[f64; JUDGED_BYTES_MAX + 1]> = LazyLock::new(|| {
+        std::array::from_fn(
+            |count| if count == 0 { 0.0 } else { count as f64 * (count as f64).log2() },
+        )
+    });
+    let bytes = &bytes[..bytes.len().min(JUDGED_BYTES_MAX)];
+    let mut counts = [0_u8; 256];
+    let mut sum = 0.0;
+    // With each byte the term of its count grows.
+    let terms = &*TERMS;
     for byte in bytes {
-        counts[usize::from(*byte)] += 1;
+        let count = &mut counts[usize::from(*byte)];
+        let before = usize::from(*count);
+        sum += terms[before + 1] - terms[before];
+        *count = count.wrapping_add(1);
     }
-    let total = bytes.len() as f32;
-    counts.iter().filter(|c| **c > 0).map(|c| *c as f32 / total).map(|p| -p * p.log2()).sum()
+    let total = bytes.len().max(1);
+    // What rounding adds on the way is far below what is left.
+    ((terms[total] - sum) / total as f64) as f32
 }

@@ -8,7 +8,8 @@
 use memchr::memmem;
 
 use super::class::{
-    self, BACK_BYTES, ESCAPE_BYTES_MAX, Run, Text, is_alnum, is_base64, is_token, is_url_safe,
+    self, BACK_BYTES, ESCAPE_BYTES_MAX, Marks, OF_ALNUM, OF_STRIKING, Run, Text, is_alnum,
+    is_base64, is_token, is_url_safe,
 };
 use super::label::{Label, Scheme};
 use super::pattern::{DECIDING_BYTES, Match};
@@ -100,6 +101,7 @@ impl Detector {
         &self,
         text: &Text<'_>,
         runs: &[Run],
+        marks: &Marks,
         open: Option<(Option<usize>, Going)>,
     ) -> Formats {
         let bytes = text.bytes;
@@ -126,14 +128,14 @@ impl Detector {
                 if begin < at {
                     continue;
                 }
-                if !self.in_run(text, run, here.max(at), begin, &mut at, &mut found)
+                if !self.in_run((text, marks), run, here.max(at), begin, &mut at, &mut found)
                     || !Self::armour(text, begin, &mut at, &mut found, self.private_key)
                 {
                     return found;
                 }
                 here = run.start.max(begin + 1);
             }
-            if !self.in_run(text, run, here.max(at), run.end, &mut at, &mut found) {
+            if !self.in_run((text, marks), run, here.max(at), run.end, &mut at, &mut found) {
                 return found;
             }
         }
@@ -213,7 +215,7 @@ impl Detector {
     /// Looks at the places `from..to` of a run; false when one is undecided.
     fn in_run(
         &self,
-        text: &Text<'_>,
+        (text, marks): (&Text<'_>, &Marks),
         run: &Run,
         from: usize,
         to: usize,
@@ -231,11 +233,14 @@ impl Detector {
                 let near = may_open && here - run.start <= ESCAPE_BYTES_MAX
                     || text.back(here, 3) == Some(b'%');
                 if !near || !text.is_after_escape(here) {
-                    here += 1;
+                    let may_be_next = may_open && here - run.start < ESCAPE_BYTES_MAX
+                        || text.back(here, 2) == Some(b'%');
+                    // No other place before the end of these letters is one.
+                    here = if may_be_next { here } else { marks.run_end(OF_ALNUM, here) } + 1;
                     continue;
                 }
             }
-            let (rule, outcome) = self.at(text, run, here, previous);
+            let (rule, outcome) = self.at((text, marks), run, here, previous);
             match outcome {
                 Outcome::Maybe => {
                     found.undecided = here;
@@ -261,7 +266,7 @@ impl Detector {
     /// What begins at a place.
     fn at(
         &self,
-        text: &Text<'_>,
+        (text, marks): (&Text<'_>, &Marks),
         run: &Run,
         at: usize,
         previous: Option<u8>,
@@ -277,8 +282,8 @@ impl Detector {
                 }
             }
         }
-        if let Some(rule) = self.coded(Coded::Jwt)
-            && bytes[at] == b'e'
+        if bytes[at] == b'e'
+            && let Some(rule) = self.coded(Coded::Jwt)
         {
             match jwt(text, at) {
                 Outcome::No => {}
@@ -290,7 +295,7 @@ impl Detector {
             Some(b) => !is_token(b) || is_alnum(b),
             None => true,
         };
-        if at_value { self.value(text, run, at, previous) } else { (None, Outcome::No) }
+        if at_value { self.value((text, marks), run, at, previous) } else { (None, Outcome::No) }
     }
 
     fn check(&self, text: &Text<'_>, at: usize, number: usize, compiled: &Compiled) -> Outcome {
@@ -317,12 +322,11 @@ impl Detector {
     /// What a place is by what stands before it.
     fn value(
         &self,
-        text: &Text<'_>,
+        (text, marks): (&Text<'_>, &Marks),
         run: &Run,
         at: usize,
         previous: Option<u8>,
     ) -> (Option<usize>, Outcome) {
-        let bytes = text.bytes;
         let mut room = [0; BACK_BYTES];
         let back = text.before(at, &mut room);
         if previous == Some(b':') {
@@ -360,9 +364,9 @@ impl Detector {
             return (None, Outcome::No);
         }
         // A secret has a digit or a capital; most words have neither.
-        let value = &bytes[at..run.end.min(at + DECIDING_BYTES)];
-        let is_open = run.is_open && value.len() < DECIDING_BYTES;
-        if !is_open && !value.iter().any(|b| b.is_ascii_digit() || b.is_ascii_uppercase()) {
+        let stop = run.end.min(at + DECIDING_BYTES);
+        let is_open = run.is_open && stop - at < DECIDING_BYTES;
+        if !is_open && marks.next(OF_STRIKING, at) >= stop {
             return (None, Outcome::No);
         }
         if let Some(rule) = self.private_key
@@ -385,9 +389,12 @@ impl Detector {
         let name = label.name();
         let mut start = 0;
         while start < name.len() {
-            for (word, number) in &self.words[usize::from(name[start])] {
-                if label.has(word.as_bytes(), start) {
-                    numbers.push(*number);
+            let first = usize::from(name[start]);
+            if name.get(start + 1).is_none_or(|second| self.word_pairs[first].has(*second)) {
+                for (word, number) in &self.words[first] {
+                    if label.has(word.as_bytes(), start) {
+                        numbers.push(*number);
+                    }
                 }
             }
             let rest = name[start..].iter().position(|b| *b == b'_');
@@ -616,68 +623,71 @@ fn is_discord_id(back: &[u8]) -> bool {
 
 /// `Private-Lines: 14` of a PuTTY key file, directly before its body.
 fn is_putty(back: &[u8]) -> bool {
-    let Some(at) = memmem::rfind(back, b"Private-Lines: ") else { return false };
-    let rest = &back[at + 15..];
-    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    digits > 0 && matches!(&rest[digits..], b"\n" | b"\r\n" | b"\\n" | b"\\r\\n")
+    let line = match back {
+        [line @ .., b'\\', b'r', b'\\', b'n'] | [line @ .., b'\\', b'n'] => line,
+        [line @ .., b'\r', b'\n'] | [line @ .., b'\n'] => line,
+        _ => return false,
+    };
+    let digits = line.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+    digits > 0 && line[..line.len() - digits].ends_with(b"Private-Lines: ")
 }
 
 /// Headers that carry a secret alone.
 fn is_header(label: &Label) -> bool {
-    const HEADERS: &[&[u8]] = &[
-        b"authorization",
-        b"proxy_authorization",
-        b"x_api_key",
-        b"x_auth_token",
-        b"x_access_token",
-        b"private_token",
-        b"x_vault_token",
-        b"x_amz_security_token",
-        b"x_goog_api_key",
-        b"ocp_apim_subscription_key",
-        b"x_functions_key",
-        b"job_token",
-        b"deploy_token",
-        b"x_consul_token",
-        b"x_shopify_access_token",
-        b"x_figma_token",
-        b"dd_api_key",
-        b"x_n8n_api_key",
-        b"x_postmark_server_token",
-        b"x_tracker_token",
-    ];
-    HEADERS.contains(&label.name())
+    matches!(
+        label.name(),
+        b"authorization"
+            | b"proxy_authorization"
+            | b"x_api_key"
+            | b"x_auth_token"
+            | b"x_access_token"
+            | b"private_token"
+            | b"x_vault_token"
+            | b"x_amz_security_token"
+            | b"x_goog_api_key"
+            | b"ocp_apim_subscription_key"
+            | b"x_functions_key"
+            | b"job_token"
+            | b"deploy_token"
+            | b"x_consul_token"
+            | b"x_shopify_access_token"
+            | b"x_figma_token"
+            | b"dd_api_key"
+            | b"x_n8n_api_key"
+            | b"x_postmark_server_token"
+            | b"x_tracker_token"
+    )
 }
 
 /// Parameters of URLs that carry a secret.
 fn is_parameter(label: &Label) -> bool {
-    const NAMES: &[&[u8]] = &[
-        b"access_key",
-        b"access_token",
-        b"api_key",
-        b"api_token",
-        b"apikey",
-        b"auth",
-        b"auth_token",
-        b"authtoken",
-        b"client_secret",
-        b"id_token",
-        b"key",
-        b"pass",
-        b"passwd",
-        b"password",
-        b"private_token",
-        b"pwd",
-        b"refresh_token",
-        b"secret",
-        b"session_token",
-        b"sig",
-        b"signature",
-        b"subscription_key",
-        b"token",
-        b"x_amz_security_token",
-        b"x_amz_signature",
-        b"x_goog_signature",
-    ];
-    NAMES.contains(&label.name())
+    matches!(
+        label.name(),
+        b"access_key"
+            | b"access_token"
+            | b"api_key"
+            | b"api_token"
+            | b"apikey"
+            | b"auth"
+            | b"auth_token"
+            | b"authtoken"
+            | b"client_secret"
+            | b"id_token"
+            | b"key"
+            | b"pass"
+            | b"passwd"
+            | b"password"
+            | b"private_token"
+            | b"pwd"
+            | b"refresh_token"
+            | b"secret"
+            | b"session_token"
+            | b"sig"
+            | b"signature"
+            | b"subscription_key"
+            | b"token"
+            | b"x_amz_security_token"
+            | b"x_amz_signature"
+            | b"x_goog_signature"
+    )
 }

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 use super::Detector;
-use super::class::{BACK_BYTES, Run, Text, is_any_base64, is_token};
+use super::class::{
+    BACK_BYTES, Marks, OF_ANY_BASE64, OF_DIGIT, Run, Text, is_any_base64, is_token,
+};
 use super::label::{self, Label};
 use super::random::{self, ENTROPY_BYTES_MIN, KEYWORD_BYTES_MIN};
 
@@ -124,7 +126,7 @@ impl Detector {
     pub(super) fn guesses(
         &self,
         text: &Text<'_>,
-        runs: &[Run],
+        (runs, marks): (&[Run], &Marks),
         quiet: &[(usize, usize)],
         limit: usize,
         going: Going,
@@ -143,7 +145,7 @@ impl Detector {
                     here = *end;
                     continue;
                 }
-                match self.guess(text, run, here, &mut found) {
+                match self.guess((text, marks), run, here, &mut found) {
                     Some(next) => here = next,
                     None => return found,
                 }
@@ -154,7 +156,13 @@ impl Detector {
     }
 
     /// Judges what begins at a place; where to go on, or none if it is undecided or goes on.
-    fn guess(&self, text: &Text<'_>, run: &Run, here: usize, found: &mut Guesses) -> Option<usize> {
+    fn guess(
+        &self,
+        (text, marks): (&Text<'_>, &Marks),
+        run: &Run,
+        here: usize,
+        found: &mut Guesses,
+    ) -> Option<usize> {
         let bytes = text.bytes;
         let room_for_value = run.is_open || run.end - here >= KEYWORD_BYTES_MIN;
         if self.keyword.is_some() && room_for_value {
@@ -163,10 +171,11 @@ impl Detector {
             let after_sign = matches!(previous, Some(b'=' | b':'))
                 && !(previous == Some(b':') && text.back(here, 2) == Some(b':'));
             let at_start = previous.is_none_or(|b| !is_token(b)) || text.is_after_escape(here);
-            let value = &bytes[here..run.end.min(here + VALUE_BYTES)];
+            let stop = run.end.min(here + VALUE_BYTES);
+            let value = &bytes[here..stop];
             let undecided = run.is_open && value.len() < VALUE_BYTES;
             if (after_sign || at_start)
-                && (undecided || value.iter().any(u8::is_ascii_digit))
+                && (undecided || marks.next(OF_DIGIT, here) < stop)
                 && is_told(text, here, at_start, value, undecided)
             {
                 if undecided {
@@ -185,11 +194,11 @@ impl Detector {
         if !is_any_base64(bytes[here]) {
             return Some(here + 1);
         }
-        let len = bytes[here..run.end].iter().take_while(|b| is_any_base64(**b)).count();
+        let end = marks.run_end(OF_ANY_BASE64, here).min(run.end);
         if self.entropy.is_none() {
-            return Some(here + len);
+            return Some(end);
         }
-        self.judge(text, run, here, here + len, found)
+        self.judge(text, run, here, end, found)
     }
 
     /// Judges a run of base64.
@@ -230,9 +239,9 @@ impl Detector {
                 return Some(stop);
             }
             match random::find_random(block) {
-                Some((_, last)) if is_long && last == block.len() => {
+                Some((first, last)) if is_long && last == block.len() => {
                     // The rest goes with it.
-                    let first = here + random::find_random(block).map_or(0, |range| range.0);
+                    let first = here + first;
                     let more =
                         bytes[here..].iter().take_while(|b| in_rest(Kind::Entropy, **b)).count();
                     found.put(here, first, None, Going::Skip(0));

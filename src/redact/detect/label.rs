@@ -10,6 +10,11 @@ use super::class::{BACK_BYTES, is_alnum, is_name};
 /// A name and what follows it may be this far from the value.
 const DISTANCE_MAX: usize = 40;
 
+/// Where the bytes before `end` begin, at most so many, that all are of a kind.
+fn strip(back: &[u8], end: usize, is: impl Fn(u8) -> bool, most: usize) -> usize {
+    end - back[..end].iter().rev().take(most).take_while(|b| is(**b)).count()
+}
+
 /// The word between `Authorization:` and the value (RFC 9110, 11.6.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scheme {
@@ -45,13 +50,11 @@ impl Label {
     }
 
     /// Reads what `back` ends with.
+    #[inline]
     pub(super) fn read(back: &[u8]) -> Option<Self> {
         let quote = |b: u8| matches!(b, b'"' | b'\'' | b'`' | b'\\');
         let blank = |b: u8| matches!(b, b' ' | b'\t');
-        let strip = |end: usize, is: &dyn Fn(u8) -> bool, most: usize| {
-            end - back[..end].iter().rev().take(most).take_while(|b| is(**b)).count()
-        };
-        let mut end = strip(back.len(), &quote, 4);
+        let mut end = strip(back, back.len(), quote, 4);
         let quoted = end < back.len();
         let mut scheme = None;
         // The last letters of the words below.
@@ -72,12 +75,12 @@ impl Label {
                     && start.checked_sub(1).is_none_or(|p| !is_name(back[p]))
                 {
                     scheme = Some(which);
-                    end = strip(start, &quote, 2);
+                    end = strip(back, start, quote, 2);
                     break;
                 }
             }
         }
-        let spaced = strip(end, &blank, DISTANCE_MAX);
+        let spaced = strip(back, end, blank, DISTANCE_MAX);
         let blanks = end - spaced;
         end = spaced;
         let sign = end.checked_sub(1).map(|at| back[at]);
@@ -85,7 +88,12 @@ impl Label {
         let mut is_tag = false;
         match sign {
             Some(b'=') => {
-                end = strip(end - 1, &|b| matches!(b, b':' | b'=' | b'+' | b'?' | b'~' | b'!'), 2);
+                end = strip(
+                    back,
+                    end - 1,
+                    |b| matches!(b, b':' | b'=' | b'+' | b'?' | b'~' | b'!'),
+                    2,
+                );
             }
             Some(b':') => end -= 1,
             Some(b'>') if end >= 2 && matches!(back[end - 2], b'=' | b'-') => end -= 2,
@@ -98,17 +106,17 @@ impl Label {
             _ => return None,
         }
         if !is_tag {
-            end = strip(end, &blank, DISTANCE_MAX);
-            end = strip(end, &|b| quote(b) || matches!(b, b']' | b')'), 5);
+            end = strip(back, end, blank, DISTANCE_MAX);
+            end = strip(back, end, |b| quote(b) || matches!(b, b']' | b')'), 5);
         }
-        let mut start = strip(end, &is_name, BACK_BYTES);
+        let mut start = strip(back, end, is_name, BACK_BYTES);
         // `name: str = `
         const TYPES: &[&[u8]] = &[b"str", b"string", b"String", b"bytes", b"text", b"any"];
         if sign == Some(b'=') && TYPES.contains(&&back[start..end]) {
-            let colon = strip(start, &|b| blank(b) || b == b'&', 3);
+            let colon = strip(back, start, |b| blank(b) || b == b'&', 3);
             if colon > 0 && back[colon - 1] == b':' {
-                end = strip(colon - 1, &blank, 2);
-                start = strip(end, &is_name, BACK_BYTES);
+                end = strip(back, colon - 1, blank, 2);
+                start = strip(back, end, is_name, BACK_BYTES);
             }
         }
         let lead = start.checked_sub(1).map(|at| back[at]);
@@ -121,8 +129,8 @@ impl Label {
                 if !said || start == 0 {
                     return None;
                 }
-                end = strip(start, &blank, 3);
-                start = strip(end, &is_name, BACK_BYTES);
+                end = strip(back, start, blank, 3);
+                start = strip(back, end, is_name, BACK_BYTES);
             }
         }
         if is_tag && lead != Some(b'<') || back.len() - end > DISTANCE_MAX {
@@ -172,36 +180,11 @@ impl Label {
     /// Whether the name is that of a secret.
     pub(super) fn tells(&self) -> bool {
         let mut name = self.name();
-        // `api_key_prod`, `password2`
-        const SUFFIXES: &[&[u8]] = &[
-            b"prod",
-            b"production",
-            b"dev",
-            b"staging",
-            b"test",
-            b"live",
-            b"old",
-            b"new",
-            b"value",
-            b"str",
-            b"string",
-            b"plain",
-            b"base64",
-            b"b64",
-            b"main",
-            b"primary",
-            b"secondary",
-            b"current",
-            b"default",
-            b"raw",
-            b"env",
-        ];
         loop {
             let trimmed = name.trim_ascii_end();
             let cut = trimmed.iter().rposition(|b| *b == b'_').map_or(0, |at| at + 1);
             let last = &trimmed[cut..];
-            let number = last.iter().all(u8::is_ascii_digit);
-            if cut > 0 && (number || SUFFIXES.contains(&last)) {
+            if cut > 0 && (last.iter().all(u8::is_ascii_digit) || is_suffix(last)) {
                 name = &trimmed[..cut - 1];
             } else {
                 break;
@@ -213,105 +196,149 @@ impl Label {
         let last = &name[cut..];
         let rest = &name[..cut.saturating_sub(1)];
         let before = rest.rsplit(|b| *b == b'_').next().unwrap_or(b"");
-        // What stands for a place in a list, or a number of words.
-        const COUNTED: &[&[u8]] = &[
-            b"page",
-            b"next",
-            b"continuation",
-            b"sync",
-            b"max",
-            b"num",
-            b"total",
-            b"prompt",
-            b"completion",
-            b"input",
-            b"output",
-            b"cancellation",
-            b"resume",
-            b"pagination",
-            b"cursor",
-            b"per",
-        ];
-        const WHOLE: &[&[u8]] = &[
-            b"pass",
-            b"pwd",
-            b"pw",
-            b"auth",
-            b"creds",
-            b"credential",
-            b"credentials",
-            b"secrets",
-            b"passcode",
-            b"psk",
-            b"apitoken",
-            b"authkey",
-            b"privatekey",
-            b"encryptionkey",
-            b"passwort",
-            b"pat",
-        ];
-        const ENDS: &[&[u8]] = &[
-            b"password",
-            b"passwd",
-            b"passphrase",
-            b"secret",
-            b"token",
-            b"apikey",
-            b"secretkey",
-            b"accesskey",
-            b"pwd",
-        ];
-        const KEYS: &[&[u8]] = &[
-            b"api",
-            b"secret",
-            b"access",
-            b"private",
-            b"auth",
-            b"encryption",
-            b"signing",
-            b"master",
-            b"account",
-            b"service",
-            b"client",
-            b"app",
-            b"application",
-            b"shared",
-            b"session",
-            b"storage",
-            b"deploy",
-            b"license",
-            b"admin",
-            b"consumer",
-            b"subscription",
-            b"jwt",
-            b"hmac",
-            b"root",
-            b"crypto",
-            b"security",
-            b"webhook",
-            b"secure",
-            b"user",
-            b"project",
-            b"restricted",
-            b"integration",
-            b"ingest",
-            b"write",
-            b"server",
-            b"token",
-            b"cookie",
-            b"decryption",
-            b"authorization",
-            b"live",
-        ];
-        if last == b"token" && COUNTED.contains(&before) {
+        if last == b"token" && is_counted(before) {
             return false;
         }
-        WHOLE.contains(&last)
+        is_whole(last)
             || ENDS.iter().any(|end| last.ends_with(end))
-            || (last == b"key" && KEYS.contains(&before))
+            || (last == b"key" && is_of_key(before))
             || (last == b"string" && before == b"connection")
             || (last == b"code" && (before == b"access" || before == b"auth"))
     }
+}
+
+/// What the last word of a secret's name may end with.
+const ENDS: &[&[u8]] = &[
+    b"password",
+    b"passwd",
+    b"passphrase",
+    b"secret",
+    b"token",
+    b"apikey",
+    b"secretkey",
+    b"accesskey",
+    b"pwd",
+];
+
+/// `api_key_prod`, `password2`
+fn is_suffix(word: &[u8]) -> bool {
+    matches!(
+        word,
+        b"prod"
+            | b"production"
+            | b"dev"
+            | b"staging"
+            | b"test"
+            | b"live"
+            | b"old"
+            | b"new"
+            | b"value"
+            | b"str"
+            | b"string"
+            | b"plain"
+            | b"base64"
+            | b"b64"
+            | b"main"
+            | b"primary"
+            | b"secondary"
+            | b"current"
+            | b"default"
+            | b"raw"
+            | b"env"
+    )
+}
+
+/// What stands before `token` for a place in a list, or a number of words.
+fn is_counted(word: &[u8]) -> bool {
+    matches!(
+        word,
+        b"page"
+            | b"next"
+            | b"continuation"
+            | b"sync"
+            | b"max"
+            | b"num"
+            | b"total"
+            | b"prompt"
+            | b"completion"
+            | b"input"
+            | b"output"
+            | b"cancellation"
+            | b"resume"
+            | b"pagination"
+            | b"cursor"
+            | b"per"
+    )
+}
+
+/// The last word of a secret's name.
+fn is_whole(word: &[u8]) -> bool {
+    matches!(
+        word,
+        b"pass"
+            | b"pwd"
+            | b"pw"
+            | b"auth"
+            | b"creds"
+            | b"credential"
+            | b"credentials"
+            | b"secrets"
+            | b"passcode"
+            | b"psk"
+            | b"apitoken"
+            | b"authkey"
+            | b"privatekey"
+            | b"encryptionkey"
+            | b"passwort"
+            | b"pat"
+    )
+}
+
+/// What stands before `key` in a secret's name.
+fn is_of_key(word: &[u8]) -> bool {
+    matches!(
+        word,
+        b"api"
+            | b"secret"
+            | b"access"
+            | b"private"
+            | b"auth"
+            | b"encryption"
+            | b"signing"
+            | b"master"
+            | b"account"
+            | b"service"
+            | b"client"
+            | b"app"
+            | b"application"
+            | b"shared"
+            | b"session"
+            | b"storage"
+            | b"deploy"
+            | b"license"
+            | b"admin"
+            | b"consumer"
+            | b"subscription"
+            | b"jwt"
+            | b"hmac"
+            | b"root"
+            | b"crypto"
+            | b"security"
+            | b"webhook"
+            | b"secure"
+            | b"user"
+            | b"project"
+            | b"restricted"
+            | b"integration"
+            | b"ingest"
+            | b"write"
+            | b"server"
+            | b"token"
+            | b"cookie"
+            | b"decryption"
+            | b"authorization"
+            | b"live"
+    )
 }
 
 /// A word that tells in running text before a value, with nothing long or bracketed between them.

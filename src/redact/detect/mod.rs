@@ -200,6 +200,13 @@ impl BadRules {
     }
 }
 
+/// Room that is used again.
+#[derive(Default)]
+pub struct Room {
+    marks: class::Marks,
+    runs: Vec<class::Run>,
+}
+
 struct Compiled {
     pattern: Pattern,
     rule: usize,
@@ -209,7 +216,8 @@ struct Compiled {
 /// Finds them.
 pub struct Detector {
     ids: Vec<Arc<str>>,
-    coded: Vec<(Coded, usize)>,
+    /// The rules of [`Coded`], in its order.
+    coded: [Option<usize>; rules::CODED],
     patterns: Vec<Compiled>,
     /// Patterns by their first byte, in the table's order.
     heads: Vec<Vec<usize>>,
@@ -217,6 +225,8 @@ pub struct Detector {
     pairs: Vec<class::Pairs>,
     /// Words in names, by their first byte, with the patterns of the values.
     words: Vec<Vec<(&'static str, usize)>>,
+    /// The first two bytes of those.
+    word_pairs: Vec<class::Pairs>,
     /// The fewest bytes of such a value.
     shortest_value: usize,
     private_key: Option<usize>,
@@ -265,11 +275,12 @@ impl Detector {
         let is_on = |id: &str| !config.off.iter().any(|off| off == id);
         let mut detector = Self {
             ids: Vec::new(),
-            coded: Vec::new(),
+            coded: [None; rules::CODED],
             patterns: Vec::new(),
             heads: vec![Vec::new(); 256],
             pairs: vec![class::Pairs::default(); 256],
             words: vec![Vec::new(); 256],
+            word_pairs: vec![class::Pairs::default(); 256],
             shortest_value: CODED_VALUE_BYTES_MIN,
             private_key: None,
             telegram: 0,
@@ -354,8 +365,13 @@ impl Detector {
             // It has a number, and nothing more.
         } else if !labels.is_empty() {
             for word in labels {
-                let first = word.bytes().find(|b| *b != b'=').unwrap_or(b'=');
-                self.words[usize::from(first)].push((word, number));
+                let mut bytes = word.bytes().skip_while(|b| *b == b'=');
+                let first = usize::from(bytes.next().unwrap_or(b'='));
+                self.words[first].push((word, number));
+                match bytes.next() {
+                    Some(second) => self.word_pairs[first].add(second),
+                    None => (0..=255).for_each(|second| self.word_pairs[first].add(second)),
+                }
             }
         } else if let [first, second, ..] = pattern.head() {
             self.heads[usize::from(*first)].push(number);
@@ -366,7 +382,7 @@ impl Detector {
 
     fn add_coded(&mut self, coded: Coded, rule: usize, on: bool) -> Result<(), BadPattern> {
         if on {
-            self.coded.push((coded, rule));
+            self.coded[coded as usize] = Some(rule);
         }
         let mut bare = |text: &str| {
             let pattern = Pattern::parse(text)?;
@@ -383,7 +399,7 @@ impl Detector {
     }
 
     fn coded(&self, coded: Coded) -> Option<usize> {
-        self.coded.iter().find(|(which, _)| *which == coded).map(|(_, rule)| *rule)
+        self.coded[coded as usize]
     }
 
     fn id(&self, rule: usize) -> Arc<str> {
@@ -392,13 +408,23 @@ impl Detector {
     }
 
     /// Scans `text`, which follows `before` (its last 64 bytes at most).
-    pub fn scan(&self, level: Level, before: &[u8], open: Open, text: &[u8], end: bool) -> Scan {
+    pub fn scan(
+        &self,
+        level: Level,
+        before: &[u8],
+        open: Open,
+        text: &[u8],
+        end: bool,
+        room: &mut Room,
+    ) -> Scan {
         if matches!(level, Level::Off | Level::Values) {
             return Scan { undecided: text.len(), ..Scan::default() };
         }
         let text = Text { before, bytes: text, end };
-        let runs = class::runs(&text);
-        let formats = self.formats(&text, &runs, open.format);
+        let room = &mut *room;
+        class::runs(&text, &mut room.marks, &mut room.runs);
+        let (runs, marks) = (&room.runs, &room.marks);
+        let formats = self.formats(&text, runs, marks, open.format);
         let mut limit = formats.undecided;
         let mut parts = Vec::new();
         let mut guess = guesses::Going::None;
@@ -406,7 +432,7 @@ impl Detector {
             let armoured = |t: &&formats::Token| matches!(t.going, formats::Going::Armour(_));
             let quiet: Vec<_> =
                 formats.tokens.iter().filter(armoured).map(|t| (t.start, t.end)).collect();
-            let found = self.guesses(&text, &runs, &quiet, limit, open.guess);
+            let found = self.guesses(&text, (runs, marks), &quiet, limit, open.guess);
             limit = limit.min(found.undecided);
             guess = if limit == found.undecided { found.open } else { guesses::Going::None };
             for part in &found.parts {

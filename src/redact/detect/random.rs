@@ -43,15 +43,22 @@ const PLACEHOLDERS: &[&[u8]] = &[
     b"fake",
 ];
 
-/// What those begin with.
-const FIRST: [bool; 256] = {
-    let mut first = [false; 256];
-    let mut at = 0;
-    while at < PLACEHOLDERS.len() {
-        first[PLACEHOLDERS[at][0] as usize] = true;
-        at += 1;
+/// For each of the first three places in a word, and each byte of either case, the words that have it
+/// there.
+const WORDS_BY: [[u32; 256]; 3] = {
+    let mut by = [[0; 256]; 3];
+    let mut word = 0;
+    while word < PLACEHOLDERS.len() {
+        let mut place = 0;
+        while place < 3 {
+            let byte = PLACEHOLDERS[word][place];
+            by[place][byte as usize] |= 1 << word;
+            by[place][byte.to_ascii_uppercase() as usize] |= 1 << word;
+            place += 1;
+        }
+        word += 1;
     }
-    first
+    by
 };
 
 /// Text that stands where a secret would in documents and templates.
@@ -59,46 +66,75 @@ pub(super) fn is_placeholder(text: &[u8]) -> bool {
     let text = &text[..text.len().min(128)];
     let mut lower = [0_u8; 128];
     let lower = &mut lower[..text.len()];
-    for (to, from) in lower.iter_mut().zip(text) {
-        *to = from.to_ascii_lowercase();
-    }
+    lower.copy_from_slice(text);
+    lower.make_ascii_lowercase();
     let mut same = 1;
     let mut rising = 1;
-    for at in 1..lower.len() {
-        same = if lower[at] == lower[at - 1] { same + 1 } else { 1 };
-        rising = if lower[at] == lower[at - 1].wrapping_add(1) { rising + 1 } else { 1 };
+    for pair in lower.windows(2) {
+        same = if pair[1] == pair[0] { same + 1 } else { 1 };
+        rising = if pair[1] == pair[0].wrapping_add(1) { rising + 1 } else { 1 };
         if same >= 7 || rising >= 8 {
             return true;
         }
     }
     // Random text has a word of four letters once in some ten thousand times.
-    lower.iter().enumerate().any(|(at, byte)| {
-        FIRST[usize::from(*byte)]
-            && PLACEHOLDERS.iter().any(|word| word[0] == *byte && lower[at..].starts_with(word))
+    text.windows(3).enumerate().any(|(at, three)| {
+        let by = |place: usize| WORDS_BY[place][usize::from(three[place])];
+        let words = by(0) & by(1) & by(2);
+        words != 0
+            && PLACEHOLDERS
+                .iter()
+                .enumerate()
+                .any(|(n, word)| words >> n & 1 == 1 && lower[at..].starts_with(word))
     })
 }
 
 /// Whether the body of a token varies as a random one does.
 pub(super) fn is_varied(body: &[u8]) -> bool {
-    let (_, upper, digit) = kinds(body);
+    let Kinds { upper, digit, .. } = kinds(body);
     (digit > 0 || upper > 0) && shannon(body) >= 2.5
 }
 
-/// How many lower-case letters, upper-case letters and digits.
-fn kinds(text: &[u8]) -> (usize, usize, usize) {
-    let count = |is: fn(&u8) -> bool| text.iter().filter(|b| is(b)).count();
-    (count(u8::is_ascii_lowercase), count(u8::is_ascii_uppercase), count(u8::is_ascii_digit))
+/// What kinds of characters a text has, and how many.
+#[derive(Clone, Copy)]
+struct Kinds {
+    lower: usize,
+    upper: usize,
+    digit: usize,
+    /// That passwords have, and names do not.
+    special: usize,
+}
+
+/// One in the field of a byte's kind, each of 16 bits.
+const KIND: [u64; 256] = {
+    let mut kind = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        kind[at] = match at as u8 {
+            b'a'..=b'z' => 1,
+            b'A'..=b'Z' => 1 << 16,
+            b'0'..=b'9' => 1 << 32,
+            b'!' | b'#' | b'$' | b'%' | b'*' | b'+' | b'?' | b'@' | b'^' | b'~' => 1 << 48,
+            _ => 0,
+        };
+        at += 1;
+    }
+    kind
+};
+
+fn kinds(text: &[u8]) -> Kinds {
+    debug_assert!(text.len() < 1 << 16, "what is judged is short");
+    let sum: u64 = text.iter().map(|b| KIND[usize::from(*b)]).sum();
+    let field = |number: u32| usize::from((sum >> (16 * number)) as u16);
+    Kinds { lower: field(0), upper: field(1), digit: field(2), special: field(3) }
 }
 
 /// Which share of neighbours is of different kinds.
 fn changes(text: &[u8]) -> f32 {
-    let kind = |b: u8| match b {
-        b'a'..=b'z' => 0,
-        b'A'..=b'Z' => 1,
-        b'0'..=b'9' => 2,
-        _ => 3,
-    };
-    let changed = text.windows(2).filter(|pair| kind(pair[0]) != kind(pair[1])).count();
+    // What is neither a letter nor a digit is of one kind.
+    let kind = |b: u8| KIND[usize::from(b)] & 0xffff_ffff_ffff;
+    let changed: usize =
+        text.windows(2).map(|pair| usize::from(kind(pair[0]) != kind(pair[1]))).sum();
     changed as f32 / (text.len().max(2) - 1) as f32
 }
 
@@ -179,7 +215,7 @@ pub(super) fn is_secret_value(value: &[u8]) -> bool {
     if value.len() < KEYWORD_BYTES_MIN || !value.iter().any(u8::is_ascii_digit) {
         return false;
     }
-    let (lower, upper, _) = kinds(value);
+    let Kinds { lower, upper, .. } = kinds(value);
     lower + upper > 0
         && shannon(value) >= KEYWORD_BITS_MIN
         && !is_reference(value)
@@ -229,9 +265,9 @@ fn is_reference(value: &[u8]) -> bool {
 
 /// A value in running text after a word that tells: more than a name with a number in it.
 pub(super) fn is_striking_value(value: &[u8]) -> bool {
-    let (lower, upper, digit) = kinds(value);
+    let Kinds { lower, upper, digit, special } = kinds(value);
     digit >= 2
-        && (lower > 0 && upper > 0 || value.iter().any(|b| b"!#$%*+?@^~".contains(b)))
+        && (lower > 0 && upper > 0 || special > 0)
         && changes(value) >= CHANGES_MIN
         && !is_hex_number(value)
         && is_secret_value(value)
@@ -345,29 +381,35 @@ pub(super) fn is_declared_public(back: &[u8]) -> bool {
     PUBLIC_LABELS.iter().any(|word| cut(label, word))
 }
 
+/// The six bits of a character of base64, either alphabet, and those of what is none.
+const SIX_BITS: [u8; 256] = {
+    let mut bits = [NO_DIGIT; 256];
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_";
+    let mut at = 0;
+    while at < alphabet.len() {
+        bits[alphabet[at] as usize] = if at < 64 { at as u8 } else { at as u8 - 2 };
+        at += 1;
+    }
+    bits
+};
+const NO_DIGIT: u8 = 0x80;
+
 /// Whether base64 (either alphabet) is of text that a person could read.
 fn is_of_text(run: &[u8]) -> bool {
-    let digit = |b: u8| match b {
-        b'A'..=b'Z' => Some(b - b'A'),
-        b'a'..=b'z' => Some(b - b'a' + 26),
-        b'0'..=b'9' => Some(b - b'0' + 52),
-        b'+' | b'-' => Some(62),
-        b'/' | b'_' => Some(63),
-        _ => None,
-    };
-    let (mut odd, mut all) = (0, 0);
-    for four in run.chunks_exact(4) {
-        let mut word = 0_u32;
-        for byte in four {
-            let Some(digit) = digit(*byte) else { return false };
-            word = word << 6 | u32::from(digit);
-        }
-        for byte in &word.to_be_bytes()[1..] {
-            all += 1;
-            odd += usize::from(!matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t'));
+    let (groups, _) = run.as_chunks::<4>();
+    let (mut odd, all) = (0, 3 * groups.len());
+    for four in groups {
+        let [a, b, c, d] = four.map(|byte| SIX_BITS[usize::from(byte)]);
+        let bytes = [a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d];
+        odd += bytes
+            .iter()
+            .filter(|byte| !matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t'))
+            .count();
+        if odd * 20 > all || (a | b | c | d) & NO_DIGIT != 0 {
+            return false;
         }
     }
-    odd * 20 <= all
+    true
 }
 
 /// A path: slashes between words.
@@ -390,13 +432,16 @@ pub(super) fn is_public_head(block: &[u8]) -> bool {
 pub(super) fn find_random(block: &[u8]) -> Option<(usize, usize)> {
     // The hash of a content in IPFS.
     let is_content_id = block.len() == 46 && block.starts_with(b"Qm");
-    if block.len() < ENTROPY_BYTES_MIN || is_hex_number(block) || is_path(block) || is_content_id {
+    if block.len() < ENTROPY_BYTES_MIN || is_content_id {
         return None;
     }
     let of_standard = block.iter().all(|b| is_base64(*b));
     let of_url_safe = block.iter().all(|b| is_url_safe(*b));
     if of_standard || of_url_safe {
         return is_random(block).then_some((0, block.len()));
+    }
+    if is_path(block) {
+        return None;
     }
     // Both alphabets: the longest part that is of one.
     let part = |is: fn(u8) -> bool| {
@@ -420,15 +465,15 @@ pub(super) fn find_random(block: &[u8]) -> Option<(usize, usize)> {
 }
 
 fn is_random(piece: &[u8]) -> bool {
-    let (lower, upper, digit) = kinds(piece);
+    let Kinds { lower, upper, digit, .. } = kinds(piece);
     debug_assert!(piece.iter().all(|b| is_any_base64(*b)), "a piece of base64");
     lower > 0
         && upper > 0
         && digit > 0
         && !is_hex_number(piece)
         && changes(piece) >= CHANGES_MIN
+        && !is_of_text(piece)
         && shannon(piece) >= ENTROPY_BITS_MIN
         && !is_placeholder(piece)
         && !is_path(piece)
-        && !is_of_text(piece)
 }

@@ -37,6 +37,9 @@ pub(super) enum Coded {
     UrlPassword,
 }
 
+/// How many those are.
+pub(super) const CODED: usize = Coded::UrlPassword as usize + 1;
+
 /// How a rule finds.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum How {
