@@ -11,7 +11,7 @@ use super::class::{
     self, BACK_BYTES, ESCAPE_BYTES_MAX, Marks, OF_ALNUM, OF_STRIKING, Run, Text, is_alnum,
     is_base64, is_token, is_url_safe,
 };
-use super::label::{Label, Scheme};
+use super::label::{Label, Name, Scheme};
 use super::pattern::{DECIDING_BYTES, Match};
 use super::pem::{self, Begin, Place, Reach};
 use super::random::{is_placeholder, is_varied, is_wordy};
@@ -381,18 +381,19 @@ impl Detector {
             return (Some(rule), Outcome::Yes { end, going, open });
         }
         let Some(label) = Label::read(back) else { return (None, Outcome::No) };
-        self.labelled(text, at, &label)
+        self.labelled(text, at, label)
     }
 
-    fn labelled(&self, text: &Text<'_>, at: usize, label: &Label) -> (Option<usize>, Outcome) {
+    fn labelled(&self, text: &Text<'_>, at: usize, label: Label<'_>) -> (Option<usize>, Outcome) {
         let mut numbers: Vec<usize> = Vec::new();
-        let name = label.name();
+        let label_name = label.name();
+        let name = label_name.bytes();
         let mut start = 0;
         while start < name.len() {
             let first = usize::from(name[start]);
             if name.get(start + 1).is_none_or(|second| self.word_pairs[first].has(*second)) {
                 for (word, number) in &self.words[first] {
-                    if label.has(word.as_bytes(), start) {
+                    if label_name.has(word.as_bytes(), start) {
                         numbers.push(*number);
                     }
                 }
@@ -412,8 +413,8 @@ impl Detector {
         let coded = match label.scheme {
             Some(Scheme::Basic) => Some((Coded::Basic, 12)),
             Some(Scheme::Bearer) => Some((Coded::Bearer, 16)),
-            _ if is_header(label) => Some((Coded::Header, 16)),
-            _ if label.is_parameter && is_parameter(label) => Some((Coded::Parameter, 12)),
+            _ if is_header(&label_name) => Some((Coded::Header, 16)),
+            _ if label.is_parameter && is_parameter(&label_name) => Some((Coded::Parameter, 12)),
             _ => None,
         };
         if let Some((coded, least)) = coded
@@ -633,9 +634,9 @@ fn is_putty(back: &[u8]) -> bool {
 }
 
 /// Headers that carry a secret alone.
-fn is_header(label: &Label) -> bool {
+fn is_header(name: &Name) -> bool {
     matches!(
-        label.name(),
+        name.bytes(),
         b"authorization"
             | b"proxy_authorization"
             | b"x_api_key"
@@ -660,9 +661,9 @@ fn is_header(label: &Label) -> bool {
 }
 
 /// Parameters of URLs that carry a secret.
-fn is_parameter(label: &Label) -> bool {
+fn is_parameter(name: &Name) -> bool {
     matches!(
-        label.name(),
+        name.bytes(),
         b"access_key"
             | b"access_token"
             | b"api_key"

@@ -275,8 +275,12 @@ impl Detector {
 fn is_told(text: &Text<'_>, at: usize, at_start: bool, value: &[u8], undecided: bool) -> bool {
     let mut room = [0; BACK_BYTES];
     let back = text.before(at, &mut room);
-    if Label::read(back).is_some_and(|label| label.tells()) {
+    if Label::read(back).is_some_and(|label| label.name().tells()) {
         return undecided || random::is_secret_value(value);
     }
-    at_start && (undecided || random::is_striking_value(value)) && label::is_told(back)
+    // What costs least first.
+    at_start
+        && (undecided || random::is_striking(value))
+        && label::is_told(back)
+        && (undecided || random::is_secret_value(value))
 }

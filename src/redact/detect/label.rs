@@ -24,34 +24,26 @@ pub(super) enum Scheme {
 }
 
 /// What stands before a value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Label {
-    name: [u8; BACK_BYTES],
-    len: usize,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Label<'a> {
+    /// The name as it is written; at most [`BACK_BYTES`].
+    raw: &'a [u8],
     /// It is a parameter of a URL.
     pub is_parameter: bool,
     pub scheme: Option<Scheme>,
 }
 
-impl Label {
-    /// Its words in lower case with `_` between them.
-    pub(super) fn name(&self) -> &[u8] {
-        &self.name[..self.len]
-    }
+/// A name as it is compared: its words in lower case with `_` between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Name {
+    bytes: [u8; BACK_BYTES],
+    len: usize,
+}
 
-    /// Whether `word` stands at `start`, where a word begins, up to the end of a word; after `=`,
-    /// whether it is all of the name.
-    pub(super) fn has(&self, word: &[u8], start: usize) -> bool {
-        if let Some(whole) = word.strip_prefix(b"=") {
-            return self.name() == whole;
-        }
-        let rest = self.name()[start..].strip_prefix(word);
-        rest.is_some_and(|rest| rest.first().is_none_or(|b| *b == b'_'))
-    }
-
+impl<'a> Label<'a> {
     /// Reads what `back` ends with.
     #[inline]
-    pub(super) fn read(back: &[u8]) -> Option<Self> {
+    pub(super) fn read(back: &'a [u8]) -> Option<Self> {
         let quote = |b: u8| matches!(b, b'"' | b'\'' | b'`' | b'\\');
         let blank = |b: u8| matches!(b, b' ' | b'\t');
         let mut end = strip(back, back.len(), quote, 4);
@@ -143,43 +135,60 @@ impl Label {
             is_parameter = true;
             raw = &raw[5..];
         }
-        let mut label = Self { name: [0; BACK_BYTES], len: 0, is_parameter, scheme };
-        label.write(raw);
-        (label.len > 0 || scheme.is_some()).then_some(label)
+        let is_named = raw.iter().any(|b| is_alnum(*b));
+        (is_named || scheme.is_some()).then_some(Self { raw, is_parameter, scheme })
     }
 
-    fn write(&mut self, raw: &[u8]) {
+    pub(super) fn name(&self) -> Name {
+        let mut name = Name { bytes: [0; BACK_BYTES], len: 0 };
         let mut previous = b'_';
-        for (at, byte) in raw.iter().enumerate() {
-            let next_is_lower = raw.get(at + 1).is_some_and(u8::is_ascii_lowercase);
+        for (at, byte) in self.raw.iter().enumerate() {
+            let next_is_lower = || self.raw.get(at + 1).is_some_and(u8::is_ascii_lowercase);
             let new_word = byte.is_ascii_uppercase()
                 && (previous.is_ascii_lowercase()
                     || previous.is_ascii_digit()
-                    || previous.is_ascii_uppercase() && next_is_lower);
+                    || previous.is_ascii_uppercase() && next_is_lower());
             if !is_alnum(*byte) || new_word {
-                self.put(b'_');
+                name.put(b'_');
             }
             if is_alnum(*byte) {
-                self.put(byte.to_ascii_lowercase());
+                name.put(byte.to_ascii_lowercase());
             }
             previous = *byte;
         }
-        while self.len > 0 && self.name[self.len - 1] == b'_' {
-            self.len -= 1;
+        while name.len > 0 && name.bytes[name.len - 1] == b'_' {
+            name.len -= 1;
         }
+        name
+    }
+}
+
+impl Name {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Whether `word` stands at `start`, where a word begins, up to the end of a word; after `=`,
+    /// whether it is all of the name.
+    pub(super) fn has(&self, word: &[u8], start: usize) -> bool {
+        if let Some(whole) = word.strip_prefix(b"=") {
+            return self.bytes() == whole;
+        }
+        let rest = self.bytes()[start..].strip_prefix(word);
+        rest.is_some_and(|rest| rest.first().is_none_or(|b| *b == b'_'))
     }
 
     fn put(&mut self, byte: u8) {
-        let doubled = byte == b'_' && (self.len == 0 || self.name[self.len - 1] == b'_');
+        let doubled = byte == b'_' && (self.len == 0 || self.bytes[self.len - 1] == b'_');
         if self.len < BACK_BYTES && !doubled {
-            self.name[self.len] = byte;
+            self.bytes[self.len] = byte;
             self.len += 1;
         }
     }
 
     /// Whether the name is that of a secret.
     pub(super) fn tells(&self) -> bool {
-        let mut name = self.name();
+        let mut name = self.bytes();
         loop {
             let trimmed = name.trim_ascii_end();
             let cut = trimmed.iter().rposition(|b| *b == b'_').map_or(0, |at| at + 1);
@@ -385,7 +394,7 @@ mod tests {
 
     fn name(back: &str) -> Option<String> {
         let label = Label::read(back.as_bytes())?;
-        Some(String::from_utf8_lossy(label.name()).into_owned())
+        Some(String::from_utf8_lossy(label.name().bytes()).into_owned())
     }
 
     #[test]
@@ -415,7 +424,7 @@ mod tests {
         }
         let label = Label::read(b"Authorization: Bearer ").unwrap();
         assert_eq!(
-            (label.name(), label.scheme),
+            (label.name().bytes(), label.scheme),
             (b"authorization".as_slice(), Some(Scheme::Bearer))
         );
         assert!(Label::read(b"https://x/y?a=b&sig=").unwrap().is_parameter);
@@ -425,7 +434,7 @@ mod tests {
 
     #[test]
     fn names_of_secrets_tell_and_names_about_them_do_not() {
-        let tells = |text: &str| Label::read(format!("{text}=").as_bytes()).unwrap().tells();
+        let tells = |text: &str| Label::read(format!("{text}=").as_bytes()).unwrap().name().tells();
         for text in [
             "password",
             "DB_PASSWORD",

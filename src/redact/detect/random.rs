@@ -263,14 +263,13 @@ fn is_reference(value: &[u8]) -> bool {
     HEADS.iter().any(|head| value.starts_with(head)) || has(b"://") || has(b"::") || has(b"...")
 }
 
-/// A value in running text after a word that tells: more than a name with a number in it.
-pub(super) fn is_striking_value(value: &[u8]) -> bool {
+/// Whether a value in running text after a word that tells is more than a name with a number in it.
+pub(super) fn is_striking(value: &[u8]) -> bool {
     let Kinds { lower, upper, digit, special } = kinds(value);
     digit >= 2
         && (lower > 0 && upper > 0 || special > 0)
         && changes(value) >= CHANGES_MIN
         && !is_hex_number(value)
-        && is_secret_value(value)
 }
 
 /// Base64 that starts like this is something public: images, archives, fonts, public keys,
