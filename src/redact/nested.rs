@@ -352,7 +352,7 @@ mod tests {
             for skipped in 0..chars.len().min(4) {
                 let mut out = vec![0; len_of(chars.len() - skipped)];
                 shift(&stream, skipped, &mut out);
-                let part = chars[skipped..].as_bytes();
+                let part = &chars.as_bytes()[skipped..];
                 let mut expected = Vec::new();
                 bits_of(part, &mut expected);
                 assert_eq!(out, expected[..out.len()]);
