@@ -78,10 +78,11 @@ impl Ring {
             region,
             offset,
             capacity,
-            position: Mutex::new(Position { pushed, next_seq: in_file + 1 }),
+            position: Mutex::new(Position { pushed, next_seq: in_file.saturating_add(1) }),
         };
         let last = ring.unflushed().last().map_or(in_file, |entry| entry.seq.max(in_file));
-        ring.position.lock().unwrap_or_else(PoisonError::into_inner).next_seq = last + 1;
+        ring.position.lock().unwrap_or_else(PoisonError::into_inner).next_seq =
+            last.saturating_add(1);
         ring
     }
 
@@ -131,8 +132,12 @@ impl Ring {
         self.position.lock().unwrap_or_else(PoisonError::into_inner).next_seq - 1
     }
 
-    /// Each entry between two positions: where it ends, and its header.
+    /// Each entry between two positions: where it ends, and its header. None where the positions
+    /// cannot be ours.
     fn walk(&self, mut from: u64, to: u64, mut each: impl FnMut(u64, Header)) {
+        if !from.is_multiple_of(8) || to.saturating_sub(from) > self.capacity as u64 {
+            return;
+        }
         while from < to {
             let at = self.at(from);
             let len = self.region.load(at, Ordering::Relaxed);
@@ -141,8 +146,9 @@ impl Ring {
                 from += to_end;
                 continue;
             }
+            // An entry never goes over the ring's end.
             let len = usize::try_from(len).unwrap_or(usize::MAX);
-            if len > self.capacity {
+            if len as u64 > to_end - HEADER_BYTES as u64 {
                 return;
             }
             from += (HEADER_BYTES + len).next_multiple_of(8) as u64;
@@ -153,7 +159,7 @@ impl Ring {
     /// Bytes that wait for the file, and what fits.
     pub fn filled(&self) -> (u64, u64) {
         let pushed = self.region.load(self.offset + PUSHED, Ordering::Acquire);
-        (pushed - self.tail(), self.capacity as u64)
+        (pushed.saturating_sub(self.tail()), self.capacity as u64)
     }
 
     /// Records that are not yet known to be in the file, oldest first.

@@ -184,7 +184,8 @@ impl Source<'_> {
                 return Err(error);
             }
             if self.strict {
-                let mut error = self.at(key, format!("unknown key \"{key}\""));
+                let shown = crate::config::shown_key(key);
+                let mut error = self.at(key, format!("unknown key \"{shown}\""));
                 error.hint = Some(format!("known here: {}", known.join(", ")));
                 return Err(error);
             }

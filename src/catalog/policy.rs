@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::config::Period;
+use crate::config::{Period, expected, unknown_field};
 
 use super::name::ChainName;
 
@@ -146,10 +146,21 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, Terms>, Error> {
     let document: Document = serde_json::from_str(text).map_err(|error| Error::Syntax {
         line: error.line(),
         column: error.column(),
-        // A policy holds no values, so its parser may be quoted.
-        what: error.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
+        what: describe(&error.to_string()),
     })?;
     document.rotation_policy.into_iter().map(|(name, entry)| terms(name, &entry)).collect()
+}
+
+/// serde's text without what it quotes: a file of values may have been given in a policy's place.
+fn describe(message: &str) -> String {
+    let message = message.split(" at line ").next().unwrap_or_default();
+    if message.starts_with("invalid ") || message.starts_with("unknown variant ") {
+        return expected(message).unwrap_or("this is no rotation policy").to_owned();
+    }
+    match unknown_field(message) {
+        Some((key, known)) => format!("unknown key `{key}`; known here: {}", known.join(", ")),
+        None => message.chars().take(400).collect(),
+    }
 }
 
 fn days(name: &str, field: &'static str, days: i64, least: i64) -> Result<Period, Error> {
@@ -223,5 +234,9 @@ mod tests {
         let misspelt = r#""rotate_every_day": 3"#;
         assert!(matches!(one(misspelt), Err(Error::Syntax { line: 1, .. })));
         assert!(matches!(parse("{"), Err(Error::Syntax { .. })));
+        // A file of values, given by mistake.
+        let values = r#"{"rotation_policy": {"KEY": "hunter2, expected hunter2"}}"#;
+        let error = parse(values).unwrap_err().to_string();
+        assert!(error.contains("expected struct Entry") && !error.contains("hunter2"), "{error}");
     }
 }

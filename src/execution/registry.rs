@@ -127,7 +127,7 @@ impl Registry {
         for (_, value) in journal.all(Kind::Principal) {
             match serde_json::from_slice::<Principal>(&value) {
                 Ok(principal) => {
-                    inner.next_number = inner.next_number.max(principal.number.0 + 1);
+                    inner.next_number = inner.next_number.max(principal.number.0.saturating_add(1));
                     inner.insert_principal(principal);
                 }
                 Err(_) => tracing::error!("a principal in the runtime state does not parse"),

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::{Code, Problem};
-use crate::config::{near_miss, unknown_field};
+use crate::config::{expected, near_miss, unknown_field};
 
 thread_local! {
     /// Whether this thread is inside [`to_bytes`].
@@ -108,8 +108,8 @@ fn describe(message: &str, place: &str) -> Problem {
     }
     let what = if let Some(field) = message.strip_prefix("missing field `") {
         format!("missing key `{}`", field.split('`').next().unwrap_or_default())
-    } else if let Some(at) = message.find("expected ") {
-        message[at..].split(" at line ").next().unwrap_or_default().to_owned()
+    } else if let Some(expected) = expected(message) {
+        expected.split(" at line ").next().unwrap_or_default().to_owned()
     } else if message.starts_with("not a span of time") {
         message.split(" at line ").next().unwrap_or_default().to_owned()
     } else {

@@ -41,7 +41,7 @@ pub struct MountEntry {
 /// # Errors
 /// What reading `/proc/self/mountinfo` reports.
 pub fn table() -> io::Result<Vec<MountEntry>> {
-    Ok(fs::read("/proc/self/mountinfo")?.split(|b| *b == b'\n').filter_map(parse_line).collect())
+    Ok(parse_table(&fs::read("/proc/self/mountinfo")?))
 }
 
 /// The mounts as process `pid` has them.
@@ -49,10 +49,12 @@ pub fn table() -> io::Result<Vec<MountEntry>> {
 /// # Errors
 /// `NotFound` when it is gone, `PermissionDenied` when it is another user's.
 pub fn table_of(pid: u32) -> io::Result<Vec<MountEntry>> {
-    Ok(fs::read(format!("/proc/{pid}/mountinfo"))?
-        .split(|b| *b == b'\n')
-        .filter_map(parse_line)
-        .collect())
+    Ok(parse_table(&fs::read(format!("/proc/{pid}/mountinfo"))?))
+}
+
+/// The lines of `/proc/PID/mountinfo` that are as proc(5) says.
+pub fn parse_table(text: &[u8]) -> Vec<MountEntry> {
+    text.split(|b| *b == b'\n').filter_map(parse_line).collect()
 }
 
 fn parse_line(line: &[u8]) -> Option<MountEntry> {

@@ -37,7 +37,8 @@ impl Stat {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stat does not parse"))
     }
 
-    fn parse(text: &[u8]) -> Option<Self> {
+    /// Reads the line of `/proc/TID/stat`, in which the name may hold anything.
+    pub fn parse(text: &[u8]) -> Option<Self> {
         let open = text.iter().position(|b| *b == b'(')?;
         let close = text.iter().rposition(|b| *b == b')')?;
         let comm = text.get(open + 1..close)?.to_vec();
@@ -78,11 +79,13 @@ fn read_small<'b>(path: &str, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
 /// # Errors
 /// `NotFound` when the task is gone or the line is missing.
 pub fn cgroup_path(tid: u32) -> io::Result<PathBuf> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/cgroup"))?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .map(PathBuf::from)
+    unified_cgroup(&std::fs::read_to_string(format!("/proc/{tid}/cgroup"))?)
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no v2 cgroup line"))
+}
+
+/// The path of the v2 line of `/proc/TID/cgroup`.
+pub fn unified_cgroup(text: &str) -> Option<PathBuf> {
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
 }
 
 /// The real, effective, saved and filesystem uid of a task, and its process id.
@@ -90,17 +93,8 @@ pub fn cgroup_path(tid: u32) -> io::Result<PathBuf> {
 /// # Errors
 /// `NotFound` when the task is gone, `InvalidData` when a line is missing.
 pub fn status_ids(tid: u32) -> io::Result<StatusIds> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/status"))?;
-    let line = |key: &str| text.lines().find_map(|l| l.strip_prefix(key));
-    let parse = || {
-        let tgid = line("Tgid:")?.trim().parse().ok()?;
-        let mut uids = line("Uid:")?.split_ascii_whitespace().map(str::parse);
-        let ruid = uids.next()?.ok()?;
-        let euid = uids.next()?.ok()?;
-        let ppid = line("PPid:")?.trim().parse().ok()?;
-        Some(StatusIds { tgid, ppid, ruid, euid })
-    };
-    parse().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status does not parse"))
+    StatusIds::parse(&std::fs::read_to_string(format!("/proc/{tid}/status"))?)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status does not parse"))
 }
 
 /// Ids of `/proc/TID/status`.
@@ -116,9 +110,26 @@ pub struct StatusIds {
     pub euid: u32,
 }
 
+impl StatusIds {
+    /// Reads the text of `/proc/TID/status`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let line = |key: &str| text.lines().find_map(|l| l.strip_prefix(key));
+        let tgid = line("Tgid:")?.trim().parse().ok()?;
+        let mut uids = line("Uid:")?.split_ascii_whitespace().map(str::parse);
+        let ruid = uids.next()?.ok()?;
+        let euid = uids.next()?.ok()?;
+        let ppid = line("PPid:")?.trim().parse().ok()?;
+        Some(Self { tgid, ppid, ruid, euid })
+    }
+}
+
 /// Who traces a task, if anyone does.
 pub fn tracer(pid: u32) -> Option<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    tracer_of(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+/// The tracer in the text of `/proc/TID/status`.
+pub fn tracer_of(text: &str) -> Option<u32> {
     let line = text.lines().find_map(|l| l.strip_prefix("TracerPid:"))?;
     line.trim().parse().ok().filter(|tracer| *tracer != 0)
 }

@@ -102,7 +102,7 @@ impl RedbStore {
     /// # Errors
     /// As [`RedbStore::open`].
     pub fn on(storage: impl redb::StorageBackend) -> Result<Self, Error> {
-        let database = builder().create_with_backend(storage).map_err(opening)?;
+        let database = contained(|| builder().create_with_backend(storage).map_err(opening))?;
         Ok(Self { path: PathBuf::new(), database: Mutex::new(Some(database)) })
     }
 
@@ -216,13 +216,11 @@ fn open(path: &Path) -> Result<Database, Error> {
     if !path.exists() {
         return Err(Error::Missing);
     }
-    // A file that was cut short makes redb panic in places; it must be an error here.
-    std::panic::catch_unwind(|| builder().open(path))
-        .map_err(|_| Error::Damaged { what: "its pages do not hold together".into() })?
-        .map_err(opening)
+    contained(|| builder().open(path).map_err(opening))
 }
 
-/// redb asserts on pages that an attacker or a bad disk altered; that must be an error here.
+/// redb asserts on pages that an attacker or a bad disk altered, and on a file that was cut short;
+/// that must be an error here.
 fn contained<T>(run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
         .unwrap_or_else(|_| Err(Error::Damaged { what: "its pages do not hold together".into() }))

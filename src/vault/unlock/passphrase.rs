@@ -14,8 +14,9 @@ use super::Error;
 
 /// The least memory, in KiB (64 MiB), and passes that a slot may have.
 const LEAST: Cost = Cost { memory_kib: 64 << 10, passes: 3, lanes: 1 };
-/// The most that is accepted from a file: a forged slot must not exhaust the machine.
-const MOST_MEMORY_KIB: u32 = 4 << 20;
+/// The most that is accepted from a file: a forged slot or backup must not exhaust the machine, nor
+/// keep it busy for minutes. Passes over [`LEAST`]'s memory, or the same work on more.
+const MOST_MEMORY_KIB: u32 = 1 << 20;
 const MOST_PASSES: u32 = 64;
 /// Shorter ones are refused.
 const LEAST_CHARACTERS: usize = 8;
@@ -88,7 +89,9 @@ pub fn master(text: &SecretBytes, parameters: &Parameters) -> Result<Key, Error>
 }
 
 fn stretch(text: &[u8], parameters: &Parameters) -> Result<Key, Error> {
-    if parameters.memory_kib > MOST_MEMORY_KIB || parameters.passes > MOST_PASSES {
+    let work = u64::from(parameters.memory_kib) * u64::from(parameters.passes);
+    let most = u64::from(LEAST.memory_kib) * u64::from(MOST_PASSES);
+    if parameters.memory_kib > MOST_MEMORY_KIB || work > most {
         return Err(Error::Refused);
     }
     let params =
@@ -114,10 +117,16 @@ mod tests {
 
     #[test]
     fn parameters_that_exhaust_the_machine_are_refused() {
-        let parameters =
-            Parameters { memory_kib: u32::MAX, ..Parameters::new(LEAST, "00".repeat(16)) };
+        let usual = Parameters::new(LEAST, "00".repeat(16));
         let text = SecretBytes::copy_of(b"long enough");
-        assert!(matches!(master(&text, &parameters), Err(Error::Refused)));
+        for parameters in [
+            Parameters { memory_kib: u32::MAX, ..usual.clone() },
+            Parameters { passes: u32::MAX, ..usual.clone() },
+            // Neither is too much alone.
+            Parameters { memory_kib: MOST_MEMORY_KIB, passes: MOST_PASSES, ..usual },
+        ] {
+            assert!(matches!(master(&text, &parameters), Err(Error::Refused)));
+        }
     }
 
     #[test]
