@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::config::Period;
 use crate::proto::{self, Hold, Value};
 
-use super::output::{or_dash, show, table};
+use super::output::{moment, or_dash, show, table};
 use super::{Context, Failure, Outcome, exit, value};
 
 pub(super) fn status(context: &Context) -> Outcome {
@@ -29,7 +29,7 @@ pub(super) fn status(context: &Context) -> Outcome {
                 "worker".to_owned(),
                 format!("{} (replaced {} times)", status.worker_pid, status.worker_restarts),
             ],
-            vec!["since".to_owned(), status.started_at.to_string()],
+            vec!["since".to_owned(), moment(status.started_at)],
         ];
         if let Some(problem) = &status.audit_problem {
             rows.push(vec!["audit".to_owned(), problem.clone()]);
@@ -39,7 +39,7 @@ pub(super) fn status(context: &Context) -> Outcome {
                 "{} version {} since {}, for {}",
                 waiting.secret,
                 waiting.pending,
-                waiting.since.strftime("%Y-%m-%d %H:%M:%S"),
+                moment(waiting.since),
                 match &waiting.waits_for[..] {
                     [] => "its time".to_owned(),
                     holders => holders.join(", "),
@@ -269,7 +269,7 @@ pub(super) fn key(context: &Context, command: KeyCommand) -> Outcome {
                             s.id.clone(),
                             s.method.clone(),
                             or_dash(s.label.clone()),
-                            s.created_at.to_string(),
+                            moment(s.created_at),
                         ]
                     })
                     .collect();

@@ -10,7 +10,7 @@ use crate::config::Period;
 use crate::proto::{self, Value};
 use crate::secret::SecretBytes;
 
-use super::output::{note, or_dash, show, table};
+use super::output::{moment, note, or_dash, show, table};
 use super::{Context, Failure, Outcome, exit};
 
 #[derive(Debug, Subcommand)]
@@ -277,7 +277,7 @@ pub(super) fn execution(context: &Context, command: ExecutionCommand) -> Outcome
                             e.chain.clone(),
                             or_dash(e.environment.clone()),
                             e.agents.len().to_string(),
-                            e.started_at.to_string(),
+                            moment(e.started_at),
                             or_dash(e.ended_reason.clone()),
                         ]
                     })
@@ -293,7 +293,9 @@ pub(super) fn execution(context: &Context, command: ExecutionCommand) -> Outcome
         ExecutionCommand::Extend { id, deadline } => {
             let request = proto::ExecutionExtend { id, deadline };
             let shown: proto::ExecutionShown = client.post("/v1/executions/extend", &request)?;
-            show(context.json, &shown, || format!("until {}", or_dash(shown.deadline)))?;
+            show(context.json, &shown, || {
+                format!("until {}", or_dash(shown.deadline.map(moment)))
+            })?;
         }
         ExecutionCommand::End { id, reason } => {
             let request = proto::ExecutionEnd { id, reason, grace: None };

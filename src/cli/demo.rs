@@ -15,7 +15,7 @@ use crate::config::HOME_VARIABLE;
 use crate::secret::SecretBytes;
 use crate::vault::crypto;
 
-use super::output::note;
+use super::output::{note, show};
 use super::{Failure, Outcome, exit};
 
 const DEFINITION: &str = r#"{"chain": "deploy-pipeline",
@@ -46,9 +46,14 @@ struct Home {
     dir: PathBuf,
     key_dir: PathBuf,
     program: PathBuf,
+    json: bool,
 }
 
 impl Home {
+    fn say(&self, text: &str) -> Result<(), Failure> {
+        say(self.json, text)
+    }
+
     fn run(&self, args: &[&str], input: Option<&SecretBytes>) -> Result<String, Failure> {
         self.run_with(args.iter().map(OsStr::new).collect(), input)
     }
@@ -119,9 +124,13 @@ impl Drop for Home {
     }
 }
 
-/// A line on stdout; a reader that has gone ends the demo.
-fn say(text: &str) -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "{text}").map_err(|e| anyhow::Error::from(e).into())
+/// A line on stdout, or beside the result where that is JSON; a reader that has gone ends the demo.
+fn say(json: bool, text: &str) -> Result<(), Failure> {
+    let told = match json {
+        true => writeln!(std::io::stderr(), "{text}"),
+        false => writeln!(std::io::stdout(), "{text}"),
+    };
+    told.map_err(|e| anyhow::Error::from(e).into())
 }
 
 fn random_text(prefix: &str, bytes: usize) -> Result<SecretBytes, Failure> {
@@ -130,13 +139,13 @@ fn random_text(prefix: &str, bytes: usize) -> Result<SecretBytes, Failure> {
     Ok(SecretBytes::from_vec(format!("{prefix}{}", crypto::hex(&random)).into_bytes()))
 }
 
-fn make_home(program: PathBuf) -> Result<Home, Failure> {
+fn make_home(program: PathBuf, json: bool) -> Result<Home, Failure> {
     let name = String::from_utf8_lossy(random_text("strongroom-demo-", 6)?.expose()).into_owned();
     let key_dir = std::env::temp_dir().join(format!("{name}.key"));
     let dir = std::env::temp_dir().join(name);
     fs::create_dir(&dir).map_err(anyhow::Error::from)?;
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(anyhow::Error::from)?;
-    Ok(Home { dir, key_dir, program })
+    Ok(Home { dir, key_dir, program, json })
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
@@ -149,9 +158,9 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
         .map_err(|e| anyhow::Error::from(e).into())
 }
 
-pub(super) fn main(_json: bool) -> Outcome {
-    let home = make_home(std::env::current_exe().map_err(anyhow::Error::from)?)?;
-    say(&format!("A throw-away home: {}", home.dir.display()))?;
+pub(super) fn main(json: bool) -> Outcome {
+    let home = make_home(std::env::current_exe().map_err(anyhow::Error::from)?, json)?;
+    home.say(&format!("A throw-away home: {}", home.dir.display()))?;
     let mut bytes = [0; 32];
     crypto::random(&mut bytes).map_err(anyhow::Error::from)?;
     // Beside the home, not in it: in system mode the vault's own directory is refused.
@@ -160,16 +169,19 @@ pub(super) fn main(_json: bool) -> Outcome {
     write_private(&key_file, &bytes)?;
     play(&home, &key_file)?;
     drop(home);
-    say("\nAll of it is gone again. Next: README.md, or `strongroom --help`.")?;
+    say(json, "\nAll of it is gone again. Next: README.md, or `strongroom --help`.")?;
+    if json {
+        show(json, &serde_json::json!({"ok": true}), String::new)?;
+    }
     Ok(exit::OK)
 }
 
 fn play(home: &Home, key: &Path) -> Result<(), Failure> {
     home.run(&["init", "--unlock", &format!("key-file:{}", key.display())], None)?;
     home.run(&["up"], None)?;
-    say("  vault made, daemon up, mount answers\n")?;
+    home.say("  vault made, daemon up, mount answers\n")?;
 
-    say("Secrets go in by stdin, each with a scope:")?;
+    home.say("Secrets go in by stdin, each with a scope:")?;
     let secrets = [
         ("OPENAI_API_KEY", "org", "sk-proj-"),
         ("prod/DATABASE_URL", "chain:deploy-pipeline", "postgres://app:"),
@@ -182,7 +194,7 @@ fn play(home: &Home, key: &Path) -> Result<(), Failure> {
     for (name, scope, prefix) in secrets {
         let value = random_text(prefix, 24)?;
         home.run(&["secret", "set", name, "--scope", scope, "--exact"], Some(&value))?;
-        say(&format!("  {name:<20} {scope}"))?;
+        home.say(&format!("  {name:<20} {scope}"))?;
     }
     let id = random_text("AKIA", 8)?;
     let secret = random_text("", 20)?;
@@ -195,7 +207,7 @@ fn play(home: &Home, key: &Path) -> Result<(), Failure> {
         .into_bytes(),
     );
     home.run(&["group", "set", "aws-deploy", "--scope", "chain:deploy-pipeline"], Some(&group))?;
-    say(&format!("  {:<20} chain:deploy-pipeline (a group of two)", "aws-deploy"))?;
+    home.say(&format!("  {:<20} chain:deploy-pipeline (a group of two)", "aws-deploy"))?;
 
     let definition = home.dir.join("deploy-pipeline.json");
     write_private(&definition, DEFINITION.as_bytes())?;
@@ -203,18 +215,18 @@ fn play(home: &Home, key: &Path) -> Result<(), Failure> {
     let start =
         ["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", "demo-run"];
     home.run(&start, None)?;
-    say("\nOne run of the chain deploy-pipeline in prod; each agent sees its own files:")?;
+    home.say("\nOne run of the chain deploy-pipeline in prod; each agent sees its own files:")?;
     for agent in ["CodeAnalyzer", "TestRunner", "Deployer"] {
         let shown = home.agent("demo-run", agent, LOOK)?;
-        say(&format!("  {agent}:\n{}", shown.trim_end()))?;
+        home.say(&format!("  {agent}:\n{}", shown.trim_end()))?;
     }
 
-    say("\nThe Deployer writes its keys into its events/deploy.log; what lands is:")?;
+    home.say("\nThe Deployer writes its keys into its events/deploy.log; what lands is:")?;
     home.agent("demo-run", "Deployer", LOG)?;
     let log = home.dir.join("events/deploy-pipeline/prod/demo-run/deploy.log");
-    say(&format!("    {}", fs::read_to_string(log).map_err(anyhow::Error::from)?.trim_end()))?;
+    home.say(&format!("    {}", fs::read_to_string(log).map_err(anyhow::Error::from)?.trim_end()))?;
 
-    say(
+    home.say(
         "\nA rotation while the run goes on; new runs get the new version, this one keeps its own:",
     )?;
     let new = random_text("sk-proj-", 24)?;
@@ -225,26 +237,26 @@ fn play(home: &Home, key: &Path) -> Result<(), Failure> {
     )?;
     for execution in ["demo-run", "demo-new"] {
         let version = home.agent(execution, "CodeAnalyzer", VERSION)?;
-        say(&format!("    {execution}: version {}", version.trim()))?;
+        home.say(&format!("    {execution}: version {}", version.trim()))?;
     }
 
-    say("\nA stranger (this shell, outside of every run) looks at the mount:")?;
+    home.say("\nA stranger (this shell, outside of every run) looks at the mount:")?;
     let mount = home.dir.join("mnt");
     for entry in fs::read_dir(&mount).map_err(anyhow::Error::from)?.flatten() {
-        say(&format!("    {}", entry.file_name().to_string_lossy()))?;
+        home.say(&format!("    {}", entry.file_name().to_string_lossy()))?;
     }
     let refused = fs::read(mount.join("OPENAI_API_KEY"));
     match refused {
-        Err(error) => say(&format!("    reads OPENAI_API_KEY: {error}"))?,
+        Err(error) => home.say(&format!("    reads OPENAI_API_KEY: {error}"))?,
         Ok(_) => return Err(Failure::new("a stranger read a secret: this is a bug")),
     }
 
-    say("\nWhat the audit log has of it (written before the bytes left):")?;
+    home.say("\nWhat the audit log has of it (written before the bytes left):")?;
     let records = home.run(&["audit", "query", "--execution", "demo-run"], None)?;
     for line in records.lines().filter(|l| l.contains("secret_")) {
-        say(&format!("  {}", line.chars().take(96).collect::<String>()))?;
+        home.say(&format!("  {}", line.chars().take(96).collect::<String>()))?;
     }
-    say(&format!("  {}", home.run(&["audit", "verify"], None)?.trim_end()))?;
+    home.say(&format!("  {}", home.run(&["audit", "verify"], None)?.trim_end()))?;
     for execution in ["demo-run", "demo-new"] {
         home.run(&["execution", "end", execution], None)?;
     }

@@ -27,8 +27,9 @@ pub(super) enum OnConflict {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Reads NAME=value lines, a JSON object of names and values, \
-    {\"secrets\": {...}, \"secret_groups\": {...}, \"plain\": [...], \"rotation_policy\": {...}}, the JSON of Vault KV version 2, or a directory \
-    with a file for each value.\n\nExamples:\n  \
+    {\"secrets\": {...}, \"secret_groups\": {...}, \"plain\": [...], \
+    \"rotation_policy\": {...}}, the JSON of Vault KV version 2, or a directory with a file for \
+    each value.\n\nExamples:\n  \
     strongroom import .env --scope chain:deploy --env dev --dry-run\n  \
     sops -d secrets.json | strongroom import - --scope org\n  \
     vault kv get -format=json secret/deploy | strongroom import - --scope chain:deploy")]

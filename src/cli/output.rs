@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use serde::Serialize;
 
+use crate::clock::Timestamp;
 use crate::sys::terminal;
 
 /// Prints a result as JSON, or as `text` says.
@@ -44,25 +45,39 @@ fn terminal_columns() -> Option<usize> {
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
-/// Below this a column is not narrowed: its words would be torn.
-const NARROWEST: usize = 12;
+/// Below this a column of words is not narrowed, nor one of names: they would be torn.
+const NARROWEST: [usize; 2] = [16, 12];
+/// What stands before the last column where it has a line of its own.
+const INDENT: &str = "    ";
 
 fn table_within(heading: &[&str], rows: &[Vec<String>], columns: Option<usize>) -> String {
     if rows.is_empty() {
         return "(none)".to_owned();
     }
     let mut widths: Vec<usize> = heading.iter().map(|h| h.chars().count()).collect();
+    let mut is_prose = vec![false; heading.len()];
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
+        for ((width, prose), cell) in widths.iter_mut().zip(&mut is_prose).zip(row) {
             *width = (*width).max(cell.chars().count());
+            *prose |= cell.contains(' ');
         }
     }
+    // What is said of a row in words goes below it, where both do not fit side by side.
+    let mut below = None;
     if let Some(columns) = columns {
-        narrow(&mut widths, columns);
+        let last = widths.len() - 1;
+        if !narrow(&mut widths, columns, |at| is_prose[at].then_some(NARROWEST[0])) {
+            if last > 0 && is_prose[last] {
+                below = Some(columns.saturating_sub(INDENT.len()));
+                widths.truncate(last);
+            }
+            narrow(&mut widths, columns, |_| Some(NARROWEST[1]));
+        }
     }
     let mut lines = Vec::new();
-    let mut add = |cells: &mut dyn Iterator<Item = &str>| {
-        let broken: Vec<_> = cells.zip(&widths).map(|(cell, width)| broken(cell, *width)).collect();
+    let mut add = |cells: &[&str]| {
+        let broken: Vec<_> =
+            cells.iter().zip(&widths).map(|(cell, width)| broken(cell, *width)).collect();
         for at in 0..broken.iter().map(Vec::len).max().unwrap_or_default() {
             let mut text = String::new();
             for (parts, width) in broken.iter().zip(&widths) {
@@ -73,30 +88,42 @@ fn table_within(heading: &[&str], rows: &[Vec<String>], columns: Option<usize>) 
             }
             lines.push(text.trim_end().to_owned());
         }
+        if let (Some(width), Some(last)) = (below, cells.last())
+            && !last.is_empty()
+        {
+            lines.extend(self::broken(last, width).iter().map(|part| format!("{INDENT}{part}")));
+        }
     };
-    add(&mut heading.iter().copied());
+    add(heading);
     for row in rows {
-        add(&mut row.iter().map(String::as_str));
+        add(&row.iter().map(String::as_str).collect::<Vec<_>>());
     }
     lines.join("\n")
 }
 
-/// Takes from the widest column until all fit into `columns`, or none can give.
-fn narrow(widths: &mut [usize], columns: usize) {
+/// Takes from the widest columns, down to what `least` says of each, until all fit into `columns`;
+/// whether they do. Where they do not, nothing has changed.
+fn narrow(widths: &mut [usize], columns: usize, least: impl Fn(usize) -> Option<usize>) -> bool {
     let between = widths.len().saturating_sub(1) * 2;
+    let before = widths.to_vec();
     while widths.iter().sum::<usize>() + between > columns {
-        match widths.iter_mut().max() {
-            Some(widest) if *widest > NARROWEST => *widest -= 1,
-            _ => return,
+        let may = |(at, width): &(usize, &mut usize)| least(*at).is_some_and(|l| **width > l);
+        match widths.iter_mut().enumerate().filter(may).max_by_key(|(_, width)| **width) {
+            Some((_, widest)) => *widest -= 1,
+            None => {
+                widths.copy_from_slice(&before);
+                return false;
+            }
         }
     }
+    true
 }
 
-/// A cell in pieces of at most `width`, at blanks where there are some, else behind a slash or comma.
+/// A cell in pieces of at most `width`: broken at blanks, and in names behind a sign, before letters.
 fn broken(cell: &str, width: usize) -> Vec<String> {
     let long = |text: &str| text.trim_end().chars().count();
     let (mut parts, mut part) = (Vec::new(), String::new());
-    for word in cell.split_inclusive([' ', '/', ',']) {
+    for word in cell.split_inclusive([' ', '/', ',', ':', '-', '_']) {
         if !part.is_empty() && part.chars().count() + long(word) > width {
             parts.push(std::mem::take(&mut part));
         }
@@ -109,6 +136,11 @@ fn broken(cell: &str, width: usize) -> Vec<String> {
     }
     parts.push(part);
     parts.iter().map(|part| part.trim_end().to_owned()).collect()
+}
+
+/// A time for people, to the second: what `--json` has, it has in full.
+pub(super) fn moment(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// A missing cell.
@@ -155,6 +187,15 @@ mod tests {
         assert_eq!(wide.lines().count(), 3);
         assert_eq!(broken(&path, 20).concat(), path);
         assert_eq!(broken("", 20), [""]);
+        let why = "it is the narrowest that admits this agent here";
+        let row = ["CodeAnalyzer", "staging", "OPENAI_API_KEY", "prod/OPENAI_API_KEY", "org", why];
+        let row: Vec<_> = row.map(ToOwned::to_owned).to_vec();
+        let heading = ["AGENT", "ENV", "FILE", "SECRET", "SCOPE", "WHY"];
+        let text = table_within(&heading, &[row], Some(80));
+        assert!(
+            text.ends_with("  org\n    it is the narrowest that admits this agent here"),
+            "{text}"
+        );
         // Too many columns for the terminal: lines run over, and nothing is torn.
         let row = vec!["twelve-chars".to_owned(); 9];
         let text = table_within(&["C"; 9], &[row], Some(80));

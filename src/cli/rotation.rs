@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use crate::proto;
 
-use super::output::{note, or_dash, show, table};
+use super::output::{moment, note, or_dash, show, table};
 use super::secret::NameArgs;
 use super::{Context, Failure, Outcome, exit};
 
@@ -63,7 +63,7 @@ fn rows(listed: &proto::RotationListed) -> String {
                 p.name.clone(),
                 p.scope.clone(),
                 p.rotate_every.to_string(),
-                p.due_at.strftime("%Y-%m-%d %H:%M").to_string(),
+                moment(p.due_at),
                 p.state.clone(),
                 if p.auto_rotate { "auto" } else { "by hand" }.to_owned(),
                 or_dash(p.rotation_chain.clone()),

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use crate::clock::Timestamp;
 use crate::proto::{self, Value};
 
-use super::output::{note, or_dash, show, table};
+use super::output::{moment, note, or_dash, show, table};
 use super::{Context, Failure, Outcome, exit, value, version};
 
 #[derive(Debug, Subcommand)]
@@ -174,7 +174,7 @@ fn secret_text(secret: &proto::SecretShown) -> String {
                     Some(_) => format!("{}, removed at its provider", v.stage),
                     None => v.stage.clone(),
                 },
-                v.created_at.to_string(),
+                moment(v.created_at),
                 v.created_by.clone(),
                 or_dash((!v.held_by.is_empty()).then(|| v.held_by.join(" "))),
             ]
@@ -272,7 +272,7 @@ pub(super) fn secret(context: &Context, command: SecretCommand) -> Outcome {
                             s.scope.clone(),
                             or_dash(s.group.clone()),
                             or_dash(s.current),
-                            or_dash(s.expires_at),
+                            or_dash(s.expires_at.map(moment)),
                         ]
                     })
                     .collect();

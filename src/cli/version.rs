@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::config::Period;
 use crate::proto::{self, Value};
 
-use super::output::{note, or_dash, show, table};
+use super::output::{moment, note, or_dash, show, table};
 use super::secret::{NameArgs, members};
 use super::{Context, Failure, Outcome, exit, value};
 
@@ -220,7 +220,7 @@ fn exposure_row(e: &proto::Exposure) -> Vec<String> {
         or_dash(e.execution.clone()),
         or_dash(e.agent.clone()),
         e.user.clone(),
-        e.at.to_string(),
+        moment(e.at),
         if e.active { "running" } else { "-" }.to_owned(),
     ]
 }
@@ -262,7 +262,7 @@ fn revoked_text(revoked: &proto::Revoked) -> String {
                 e.chain.clone(),
                 e.agents.join(" "),
                 e.via.join(" "),
-                or_dash(e.since.map(|at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())),
+                or_dash(e.since.map(moment)),
                 e.processes.to_string(),
             ]
         })

@@ -6,8 +6,10 @@
 //! Errors never quote values of the file, since a webhook's address may hold a token.
 #![forbid(unsafe_code)]
 
+mod check;
 mod paths;
 mod period;
+mod words;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 pub use paths::{Mode, Paths, Surroundings};
 pub use period::{BadPeriod, Period};
+use words::describe;
+pub use words::near_miss;
+pub(crate) use words::{expected, shown_key, unknown_field};
 
 /// The variable that names the directory which holds everything, like `--home`.
 pub const HOME_VARIABLE: &str = "STRONGROOM_HOME";
@@ -473,210 +478,6 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         toml::from_str(text).map_err(|e| describe(&e, text, path))
     }
-
-    /// Checks what no single value shows.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`].
-    pub fn check(&self, paths: &Paths) -> Result<(), Error> {
-        let invalid = |problem: String, remedy: &str| {
-            Err(Error::Invalid {
-                path: paths.config_file.clone(),
-                problem,
-                remedy: remedy.to_owned(),
-            })
-        };
-        for environment in &self.environments {
-            if !is_environment(environment) {
-                return invalid(
-                    "environments: a name is [a-z][a-z0-9-]*, at most 64 characters".to_owned(),
-                    "write them like environments = [\"dev\", \"staging\", \"prod\"]",
-                );
-            }
-        }
-        if !(1..=64).contains(&self.mount.threads) {
-            return invalid("mount.threads is not 1 to 64".to_owned(), "4 is a good number");
-        }
-        if self.audit.checkpoint_records == 0 || self.audit.checkpoint.0.is_zero() {
-            return invalid(
-                "audit: a checkpoint after nothing would never end".to_owned(),
-                "leave out checkpoint and checkpoint_records for the defaults",
-            );
-        }
-        self.check_unlock().or_else(|(problem, remedy)| invalid(problem.to_owned(), remedy))?;
-        match u32::from_str_radix(&self.events.mode, 8) {
-            Ok(mode) if mode <= 0o777 => {}
-            _ => {
-                return invalid("events.mode is no octal mode".to_owned(), "write mode = \"0640\"");
-            }
-        }
-        if self.events.max_held > MAX_HELD {
-            return invalid(
-                format!("events.max_held is more than {MAX_HELD} bytes"),
-                "the memory is shared by all files that are written; the default is 16 MiB",
-            );
-        }
-        for role in &self.roles {
-            if role.uids.is_empty() && role.gids.is_empty() {
-                return invalid(
-                    format!("role `{}` has neither uids nor gids", role.name),
-                    "nobody could have it: add uids = [..] or remove the role",
-                );
-            }
-            let known = |e: &String| e == "-" || self.environments.contains(e);
-            if let Some(unknown) = role.environments.iter().find(|e| !known(e)) {
-                return invalid(
-                    format!("role `{}` names the environment `{unknown}`", role.name),
-                    "list it under environments first (\"-\" stands for none)",
-                );
-            }
-        }
-        for alert in &self.alerts {
-            if alert.command.is_empty() == alert.webhook.is_none() {
-                return invalid(
-                    format!("alert `{}` needs one of command and webhook", alert.name),
-                    "write command = [\"/usr/local/bin/page-me\"] or webhook = \"https://..\"",
-                );
-            }
-        }
-        let moved = paths.clone().with(self);
-        let key = self.unlock.path.as_ref().map(|p| moved.beside_config(p));
-        let mount = without_dots(&moved.mount);
-        for path in moved.own().into_iter().chain(key.as_deref()) {
-            // Links are followed later, by the keeper: here the mount may be our own already.
-            if without_dots(path).starts_with(&mount) {
-                return invalid(
-                    format!("{} lies beneath the mount {}", path.display(), moved.mount.display()),
-                    "the daemon would wait for itself; move one of them",
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn check_unlock(&self) -> Result<(), (&'static str, &'static str)> {
-        let unlock = &self.unlock;
-        match unlock.method {
-            Some(UnlockMethod::KeyFile) if unlock.path.is_none() => {
-                Err(("unlock.method key-file without a path", "add path = \"/path/to/key\""))
-            }
-            Some(UnlockMethod::SystemdCredential) if unlock.path.is_none() => Err((
-                "unlock.method systemd-credential without a path",
-                "add path = \"NAME\", the credential's name in the unit",
-            )),
-            Some(UnlockMethod::Command) if unlock.command.is_empty() => Err((
-                "unlock.method command without a command",
-                "add command = [\"/usr/local/bin/unwrap\", \"ARG\"]",
-            )),
-            None if unlock.path.is_some() || !unlock.command.is_empty() => Err((
-                "unlock has a path or a command, but no method",
-                "add method = \"key-file\" or method = \"command\"",
-            )),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The path without `.` and `..`, as far as its text tells.
-fn without_dots(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for component in path.components() {
-        match component {
-            std::path::Component::CurDir => {}
-            std::path::Component::ParentDir => {
-                out.pop();
-            }
-            other => out.push(other),
-        }
-    }
-    out
-}
-
-fn is_environment(name: &str) -> bool {
-    name.len() <= 64
-        && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-}
-
-/// Turns the parser's error into ours: place and kind, without the offending value.
-fn describe(error: &toml::de::Error, text: &str, path: &Path) -> Error {
-    let (line, column) = error.span().map_or((1, 1), |span| place_of(text, span.start));
-    let message = error.message();
-    if let Some((key, known)) = unknown_field(message) {
-        let near = near_miss(&key, known.iter().map(String::as_str)).map(str::to_owned);
-        return Error::UnknownKey { path: path.to_owned(), line, column, key, near, known };
-    }
-    // serde quotes the value in front of ", expected ..".
-    let quotes_value = message.starts_with("invalid ") || message.starts_with("unknown variant");
-    let problem = match expected(message) {
-        Some(expected) if quotes_value => expected.to_owned(),
-        _ if quotes_value => "wrong kind of value".to_owned(),
-        _ => message.lines().next().unwrap_or("not TOML").to_owned(),
-    };
-    Error::Syntax { path: path.to_owned(), line, column, problem }
-}
-
-/// What serde wanted to see, from "invalid type: string "...", expected a number": the last such
-/// words, since the value in front of them may hold the same.
-pub(crate) fn expected(message: &str) -> Option<&str> {
-    message.rfind(", expected ").map(|at| &message[at + 2..])
-}
-
-/// Line and column, from 1, of a byte offset.
-pub(crate) fn place_of(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
-    (line, column)
-}
-
-/// Reads key and known keys from serde's "unknown field `k`, expected one of `a`, `b`".
-pub(crate) fn unknown_field(message: &str) -> Option<(String, Vec<String>)> {
-    let rest = message.strip_prefix("unknown field `")?;
-    let mut quoted = rest.split('`').step_by(2);
-    let key = shown_key(quoted.next()?).to_owned();
-    Some((key, quoted.filter(|k| !k.is_empty()).map(str::to_owned).collect()))
-}
-
-/// A key as an error may show it: a word. What looks like no word may be a value in the wrong place.
-pub(crate) fn shown_key(key: &str) -> &str {
-    let one_case =
-        |is: fn(&u8) -> bool| key.bytes().skip(1).filter(u8::is_ascii_alphabetic).all(|b| is(&b));
-    let is_word = key.len() <= 40
-        && key.bytes().all(|b| b.is_ascii_alphabetic() || b"_-.".contains(&b))
-        && (one_case(u8::is_ascii_lowercase) || one_case(u8::is_ascii_uppercase));
-    if is_word { key } else { "..." }
-}
-
-/// The candidate that a person who typed `word` probably meant: at most a third of it differs.
-pub fn near_miss<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let length = word.chars().count();
-    let allowed = (length / 3).clamp(1, 3);
-    candidates
-        // A word of any length costs nothing.
-        .filter(|c| c.chars().count().abs_diff(length) <= allowed)
-        .map(|c| (distance(word, c), c))
-        .filter(|(d, _)| *d <= allowed)
-        .min_by_key(|(d, _)| *d)
-        .map(|(_, c)| c)
-}
-
-/// Edits between two words: insert, delete, replace, swap neighbours.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for i in 1..=a.len() {
-        let mut row = vec![i; b.len() + 1];
-        for j in 1..=b.len() {
-            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            row[j] = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                row[j] = row[j].min(rows[i - 2][j - 2] + 1);
-            }
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -813,25 +614,6 @@ mod tests {
         for text in ["", "10", "m", "-1s", "1 h", "1y", "99999999999999999999s", "99999999999999w"]
         {
             assert_eq!(text.parse::<Period>(), Err(BadPeriod), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_near_miss_is_near() {
-        let known = ["secrets", "agents", "chain"];
-        assert_eq!(near_miss("secrts", known.into_iter()), Some("secrets"));
-        assert_eq!(near_miss("cahin", known.into_iter()), Some("chain"));
-        assert_eq!(near_miss("steps", known.into_iter()), None);
-        assert_eq!(near_miss(&"s".repeat(1 << 20), known.into_iter()), None);
-    }
-
-    #[test]
-    fn a_key_is_shown_if_it_is_a_word() {
-        for word in ["snyc", "rotate_evry", "Webhook", "OPENAI_API_KEY", "a-b.c"] {
-            assert_eq!(shown_key(word), word);
-        }
-        for value in ["sk-proj-0123456789abcdef", "hunter2", "wJalrXUtnFEMI", "two words"] {
-            assert_eq!(shown_key(value), "...");
         }
     }
 }

@@ -31,7 +31,7 @@ use strongroom::vault::unlock::Credential;
 use strongroom::vault::{Locked, backup};
 
 /// What stands for a value in the samples. Only whole: a piece is no secret any more.
-pub(crate) const VALUE: &str = "canaryValue7Zk8Wq2LmN5rT7yU0pX3c";
+pub(crate) const VALUE: &str = "canary+Value7/Zk8Wq2LmN5rT7yU0pX3c=";
 
 /// A target: the folder of its samples, and what it does.
 pub(crate) type Target = (&'static str, fn(&[u8]));
