@@ -60,6 +60,17 @@ fn reason(home: &Home, pid: i32, name: &str) -> (String, String, String) {
     (of(&bad["what"]), of(&bad["found"]), of(&told["remedy"]))
 }
 
+fn own((what, found, remedy): (&str, &str, &str)) -> (String, String, String) {
+    (what.to_owned(), found.to_owned(), remedy.to_owned())
+}
+
+/// What was found of one thing.
+fn finding(told: &serde_json::Value, what: &str) -> String {
+    let all = told["findings"].as_array().unwrap();
+    let found = all.iter().find(|f| f["what"] == what).unwrap_or_else(|| panic!("{what}: {told}"));
+    found["found"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn a_name_that_is_there_and_a_process_of_no_execution_are_told_apart() {
     if !may_mount() {
@@ -71,14 +82,35 @@ fn a_name_that_is_there_and_a_process_of_no_execution_are_told_apart() {
     assert_eq!(told["visible"], true, "{told}");
     let whats: Vec<_> =
         told["findings"].as_array().unwrap().iter().map(|f| f["what"].as_str().unwrap()).collect();
-    for what in ["thread", "cgroup", "execution", "uid", "reference", "pin", "expiry", "mount"] {
-        assert!(whats.contains(&what), "{what}: {told}");
-    }
+    let all = ["thread", "cgroup", "execution", "uid", "reference", "pin", "expiry", "mount"];
+    assert_eq!(whats, all, "{told}");
+    assert_eq!(told["remedy"], serde_json::Value::Null);
+    assert_eq!(told["refusals"], serde_json::json!([]));
+    let pid = agent.pid;
+    assert_eq!(finding(&told, "thread"), format!("{pid} is its main thread of process {pid}"));
+    let execution = told["execution"].as_str().unwrap();
+    let group = finding(&told, "cgroup");
+    assert!(group.contains(&format!("/{execution}/TestRunner.")), "{group}");
+    assert_eq!(
+        finding(&told, "execution"),
+        format!("{execution} of chain deploy-pipeline, agent TestRunner, environment prod")
+    );
+    assert_eq!(finding(&told, "uid"), "0 (registered 0)");
+    let reference = "prod/DATABASE_URL with scope chain:deploy-pipeline";
+    assert_eq!(finding(&told, "reference"), reference);
+    assert_eq!(finding(&told, "pin"), "version 1");
+    assert_eq!(finding(&told, "expiry"), "never");
+    assert_eq!(finding(&told, "mount"), "in its namespace");
+    home.ok(&["secret", "edit", "prod/DATABASE_URL", "--expires-at", "2099-01-01T00:00:00Z"]);
+    let told = explain(&home, agent.pid, "DATABASE_URL");
+    assert_eq!(finding(&told, "expiry"), "2099-01-01T00:00:00Z");
     assert_eq!(explain(&home, agent.pid, "events")["visible"], true);
     let stranger = i32::try_from(std::process::id()).unwrap();
-    let (what, found, remedy) = reason(&home, stranger, "DATABASE_URL");
-    assert_eq!((what.as_str(), found.as_str()), ("execution", "it belongs to none"));
-    assert!(remedy.contains("strongroom run"), "{remedy}");
+    let remedy = "start it with `strongroom run --chain C --agent A -- CMD`";
+    assert_eq!(
+        reason(&home, stranger, "DATABASE_URL"),
+        own(("execution", "it belongs to none", remedy))
+    );
     assert!(home.refused(&["explain", "--pid", "0", "X"]).contains("no process 0"));
 }
 
@@ -97,16 +129,18 @@ fn reference_scope_and_environment_are_each_named_with_what_mends_them() {
         let found = all.iter().filter(|f| f["what"] == what);
         found.map(|f| f["found"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("; ")
     };
-    let (what, found, remedy) = reason(&home, agent.pid, "NOT_NAMED");
-    assert_eq!((what.as_str(), found.contains("does not name it")), ("reference", true), "{found}");
-    assert!(remedy.contains("chain apply"), "{remedy}");
-    assert!(findings("NOT_NAMED", "scope").contains("admits it"));
+    let apply = "add NOT_NAMED to the secrets of agent TestRunner and run `strongroom chain apply`";
+    assert_eq!(
+        reason(&home, agent.pid, "NOT_NAMED"),
+        own(("reference", "the agent's definition does not name it", apply))
+    );
+    assert_eq!(findings("NOT_NAMED", "scope"), "NOT_NAMED with scope org admits it");
     // Another agent's secret: named nowhere for this one, and out of its scope.
     let scope = findings("SSH_DEPLOY_KEY", "scope");
     assert!(scope.contains("agent:deploy-pipeline/Deployer"), "{scope}");
     let wall = findings("DEV_ONLY", "environment");
     assert!(wall.contains("dev/DEV_ONLY"), "{wall}");
-    assert!(findings("NO_SUCH", "scope").contains("there is no secret NO_SUCH"));
+    assert_eq!(findings("NO_SUCH", "scope"), "there is no secret NO_SUCH");
     // In the definition by now, but not when the agent started.
     let file = home.dir.path().join("wider.json");
     std::fs::write(
@@ -115,10 +149,14 @@ fn reference_scope_and_environment_are_each_named_with_what_mends_them() {
     )
     .unwrap();
     home.ok(&["chain", "apply", file.to_str().unwrap(), "--yes"]);
-    let (what, found, remedy) = reason(&home, agent.pid, "NOT_NAMED");
-    assert_eq!(what, "reference");
-    assert!(found.contains("not when this agent started"), "{found}");
-    assert!(remedy.contains("start the agent anew"), "{remedy}");
+    assert_eq!(
+        reason(&home, agent.pid, "NOT_NAMED"),
+        own((
+            "reference",
+            "in the definition, but not when this agent started",
+            "start the agent anew: an execution keeps what it started with",
+        ))
+    );
 }
 
 #[test]
@@ -141,13 +179,17 @@ fn uid_mount_vault_and_expiry_are_each_named_with_what_mends_them() {
         std::fs::read_to_string(format!("/proc/{other}/status"))
             .is_ok_and(|t| t.contains("Uid:\t4242"))
     });
-    let (what, found, remedy) = reason(&home, other, "DATABASE_URL");
-    assert_eq!((what.as_str(), found.as_str()), ("uid", "4242 (registered 0)"));
-    assert!(remedy.contains("\"uids\""), "{remedy}");
+    let remedy = "add 4242 to the agent's \"uids\", or run it as uid 0";
+    assert_eq!(reason(&home, other, "DATABASE_URL"), own(("uid", "4242 (registered 0)", remedy)));
     home.ok(&["secret", "edit", "OPENAI_API_KEY", "--expires-at", "2020-01-01T00:00:00Z"]);
-    let (what, found, remedy) = reason(&home, agent.pid, "OPENAI_API_KEY");
-    assert_eq!(what, "expiry", "{found}");
-    assert!(remedy.contains("--expires-at never"), "{remedy}");
+    assert_eq!(
+        reason(&home, agent.pid, "OPENAI_API_KEY"),
+        own((
+            "expiry",
+            "2020-01-01T00:00:00Z, over: opens fail with EKEYEXPIRED",
+            "strongroom secret edit OPENAI_API_KEY --expires-at never",
+        ))
+    );
     home.ok(&["secret", "edit", "OPENAI_API_KEY", "--expires-at", "never"]);
     // A thread is asked about by its own number.
     let threads = home.dir.path().join("threads");
@@ -166,8 +208,10 @@ fn uid_mount_vault_and_expiry_are_each_named_with_what_mends_them() {
     assert_eq!(told["agent"], "CodeAnalyzer");
     drop(second);
     home.ok(&["lock"]);
-    let (what, _, remedy) = reason(&home, agent.pid, "DATABASE_URL");
-    assert_eq!((what.as_str(), remedy.as_str()), ("vault", "strongroom unlock"));
+    assert_eq!(
+        reason(&home, agent.pid, "DATABASE_URL"),
+        own(("vault", "locked: opens fail with ENOKEY", "strongroom unlock"))
+    );
     home.ok(&["unlock"]);
     // A namespace in which everything of ours was unmounted.
     let elsewhere = home.dir.path().join("elsewhere");
@@ -181,9 +225,14 @@ fn uid_mount_vault_and_expiry_are_each_named_with_what_mends_them() {
         std::fs::read_to_string(&elsewhere).is_ok_and(|t| t.ends_with('\n'))
     });
     let pid: i32 = std::fs::read_to_string(&elsewhere).unwrap().trim().parse().unwrap();
-    let (what, _, remedy) = reason(&home, pid, "id_deploy");
-    assert_eq!(what, "mount");
-    assert!(remedy.contains("start it anew"), "{remedy}");
+    assert_eq!(
+        reason(&home, pid, "id_deploy"),
+        own((
+            "mount",
+            "not in its namespace",
+            "its mount namespace is older than the mount: start it anew",
+        ))
+    );
     drop(third);
 }
 
@@ -203,24 +252,49 @@ fn an_ended_execution_a_revoked_pin_and_the_last_refusal_are_told() {
         "--id",
         "run-1",
     ]);
-    let refused = "cat $CREDENTIALS_DIRECTORY/id_deploy 2>/dev/null; ";
+    // Another agent's secret: it exists, and is refused.
+    let refused = "cat $CREDENTIALS_DIRECTORY/SSH_DEPLOY_KEY 2>/dev/null; ";
     let agent = Waiting::start(&home, "TestRunner", &["--execution", "run-1"], refused);
-    let told = explain(&home, agent.pid, "id_deploy");
+    let told = explain(&home, agent.pid, "SSH_DEPLOY_KEY");
     let refusals = told["refusals"].as_array().unwrap();
-    assert!(refusals.is_empty() || refusals[0].as_str().unwrap().contains("id_deploy"), "{told}");
-    // It never obtained the value, so it lives; the name it was pinned to is denied or newer.
-    let revoked = home.run(&[
-        "secret",
-        "revoke",
-        "prod/DATABASE_URL",
-        "--reason",
-        "leaked",
-        "--no-replacement",
-    ]);
-    assert!(revoked.status.success(), "{}", text(&revoked));
-    let (what, found, remedy) = reason(&home, agent.pid, "DATABASE_URL");
-    assert!(what == "pin" || what == "reference" || what == "scope", "{what}: {found}");
-    assert!(remedy.contains("strongroom"), "{remedy}");
+    assert_eq!(refusals.len(), 1, "{told}");
+    let refusal = refusals[0].as_str().unwrap();
+    let (what, at) = refusal.rsplit_once(" (").unwrap();
+    assert_eq!(what, "SSH_DEPLOY_KEY: no such name for this caller");
+    assert!(at.trim_end_matches(')').parse::<strongroom::clock::Timestamp>().is_ok(), "{refusal}");
+    assert!(explain(&home, agent.pid, "DATABASE_URL")["visible"] == true);
+    // It never obtained the value, so it lives; the version that it is pinned to is denied.
+    let key = "prod/DATABASE_URL";
+    let revoke = ["secret", "revoke", key, "--reason", "leaked"];
+    home.ok(&[&revoke[..], &["--no-replacement"]].concat());
+    assert_eq!(
+        reason(&home, agent.pid, "DATABASE_URL"),
+        own((
+            "pin",
+            "version 1 is revoked: opens fail with EKEYREVOKED",
+            "strongroom secret set prod/DATABASE_URL --scope chain:deploy-pipeline --replace, then start the agent anew",
+        ))
+    );
+    let set = ["secret", "set", key, "--scope", "chain:deploy-pipeline", "--replace"];
+    home.ok_with(&set, "postgres://second");
+    assert_eq!(
+        reason(&home, agent.pid, "DATABASE_URL"),
+        own((
+            "pin",
+            "version 1 is revoked: opens fail with EKEYREVOKED",
+            "start the agent anew: there is a new version",
+        ))
+    );
+    // With a replacement the execution has that at once.
+    let second = Waiting::start(&home, "CodeAnalyzer", &["--execution", "run-1"], "");
+    home.ok_with(
+        &["secret", "revoke", "OPENAI_API_KEY", "--reason", "leaked"],
+        "sk-replacement-0123456789",
+    );
+    let told = explain(&home, second.pid, "OPENAI_API_KEY");
+    assert_eq!((&told["visible"], &told["remedy"]), (&true.into(), &serde_json::Value::Null));
+    assert_eq!(finding(&told, "pin"), "version 2");
+    drop(second);
     drop(agent);
     let stubborn = Waiting::start(
         &home,
@@ -233,8 +307,37 @@ fn an_ended_execution_a_revoked_pin_and_the_last_refusal_are_told() {
     wait_until("it has ended", Duration::from_secs(5), || {
         home.json(&["execution", "show", "run-1"])["state"] == "ended"
     });
-    let (what, found, _) = reason(&home, stubborn.pid, "OPENAI_API_KEY");
-    assert_eq!(what, "execution");
-    assert!(found.contains("run-1 of chain deploy-pipeline has ended"), "{found}");
+    assert_eq!(
+        reason(&home, stubborn.pid, "OPENAI_API_KEY"),
+        own((
+            "execution",
+            "run-1 of chain deploy-pipeline has ended: ended",
+            "start a new execution; what is left of this one is being ended",
+        ))
+    );
     assert!(ending.wait().unwrap().success());
+}
+
+#[test]
+fn a_log_that_takes_no_record_is_told_with_what_is_wrong_with_it() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let agent = Waiting::start(&home, "TestRunner", &[], "");
+    assert_eq!(explain(&home, agent.pid, "DATABASE_URL")["visible"], true);
+    let (audit, away) = (home.home().join("audit"), home.dir.path().join("away"));
+    std::fs::rename(&audit, &away).unwrap();
+    wait_until("reads stop", Duration::from_secs(20), || {
+        !home.agent("TestRunner", "cat $CREDENTIALS_DIRECTORY/DATABASE_URL").status.success()
+    });
+    let (what, found, remedy) = reason(&home, agent.pid, "DATABASE_URL");
+    assert_eq!(what, "record");
+    assert!(found.starts_with("no record can be written: "), "{found}");
+    assert_eq!(remedy, "make the audit directory writable; reads go on by themselves then");
+    std::fs::rename(&away, &audit).unwrap();
+    wait_until("it heals", Duration::from_secs(20), || {
+        home.agent("TestRunner", "cat $CREDENTIALS_DIRECTORY/DATABASE_URL").status.success()
+    });
+    assert_eq!(explain(&home, agent.pid, "DATABASE_URL")["visible"], true);
 }

@@ -444,3 +444,82 @@ fn on_a_full_disk_the_value_is_denied_who_had_it_ended_and_the_rest_follows_when
     home.ok(&["down"]);
     drop(small);
 }
+
+/// What drills have made and not removed: views in the runtime directory and beside it, and canaries.
+fn left_of_drills(home: &Home) -> (Vec<String>, Vec<String>) {
+    let mut views = Vec::new();
+    for dir in [home.home().join("run"), std::env::temp_dir()] {
+        let entries = std::fs::read_dir(dir).unwrap().flatten();
+        let names = entries.filter_map(|e| e.file_name().into_string().ok());
+        views.extend(names.filter(|name| name.starts_with("STRONGROOM_DRILL_")));
+    }
+    let listed = home.json(&["secret", "list", "STRONGROOM_DRILL_"]);
+    let names = listed["secrets"].as_array().unwrap().iter();
+    (views, names.map(|s| s["key"].as_str().unwrap().to_owned()).collect())
+}
+
+#[test]
+fn a_drill_leaves_nothing_and_what_a_killed_one_left_the_next_removes() {
+    if !may_mount() {
+        return;
+    }
+    use nix::sys::signal::{Signal, kill};
+    let home = home();
+    let nothing = (Vec::new(), Vec::new());
+    let mut before = left_of_drills(&home);
+    // Of other homes, in the common directory.
+    let foreign: Vec<_> = std::mem::take(&mut before.0);
+    let left = |home: &Home| {
+        let mut left = left_of_drills(home);
+        left.0.retain(|name| !foreign.contains(name));
+        left
+    };
+    assert_eq!(home.json(&["drill", "revoke"])["complete"], true);
+    assert_eq!(left(&home), nothing);
+    let start = || {
+        let mut drill = home
+            .command(&["drill", "revoke"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let seen = || !left(&home).1.is_empty() || drill.try_wait().unwrap().is_some();
+        let mut seen = seen;
+        wait_until("the canary", LIMIT, &mut seen);
+        drill
+    };
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let drill = start();
+        kill(nix::unistd::Pid::from_raw(drill.id().cast_signed()), signal).unwrap();
+        let output = drill.wait_with_output().unwrap();
+        assert!(output.status.code().is_some(), "it ends by itself: {:?}", output.status);
+        if !output.status.success() {
+            assert!(text(&output).contains("\nhint: "), "{}", text(&output));
+        }
+        assert_eq!(left(&home), nothing, "{signal}");
+    }
+    // A view that is in use is left alone; what is nobody's goes with the next drill.
+    let used = home.home().join("run/STRONGROOM_DRILL_used.view");
+    std::fs::create_dir(&used).unwrap();
+    let file = std::fs::File::open(&used).unwrap();
+    let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    for _ in 0..3 {
+        let mut drill = start();
+        drill.kill().unwrap();
+        drill.wait().unwrap();
+    }
+    wait_until("their agents end", LIMIT, || {
+        home.json(&["execution", "list"])["executions"].as_array().unwrap().is_empty()
+    });
+    assert_eq!(home.json(&["drill", "revoke"])["complete"], true);
+    assert_eq!(left(&home), (vec!["STRONGROOM_DRILL_used.view".to_owned()], Vec::new()));
+    drop(lock);
+    assert_eq!(home.json(&["drill", "revoke"])["complete"], true);
+    assert_eq!(left(&home), nothing);
+    // One that cannot even begin.
+    home.ok(&["lock"]);
+    home.refused(&["drill", "revoke"]);
+    home.ok(&["unlock"]);
+    assert_eq!(left(&home), nothing);
+}

@@ -9,6 +9,7 @@
 use crate::catalog::definition::{Deliver, Reference};
 use crate::catalog::name::{AgentName, ChainName, EnvName, SecretKey, SecretName};
 use crate::catalog::resolve::Asker;
+use crate::catalog::secret::Stage;
 use crate::config::Permission;
 use crate::control::Caller;
 use crate::execution::id::ExecutionId;
@@ -163,10 +164,19 @@ impl Daemon {
     fn file(&self, found: &mut Findings, file: &File) {
         found.good("reference", format!("{} with scope {}", file.key, file.scope));
         if self.core.is_denied(&file.value) {
+            let catalog = self.core.catalog();
+            let replaced =
+                catalog.secret(&file.secret).is_some_and(|s| s.at_stage(Stage::Current).is_some());
             found.bad(
                 "pin",
                 format!("version {} is revoked: opens fail with EKEYREVOKED", file.version),
-                format!("strongroom secret rotate {}, then start the agent anew", file.key),
+                match replaced {
+                    true => "start the agent anew: there is a new version".to_owned(),
+                    false => format!(
+                        "strongroom secret set {} --scope {} --replace, then start the agent anew",
+                        file.key, file.scope
+                    ),
+                },
             );
         } else {
             found.good("pin", format!("version {}", file.version));

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::audit::record::Event;
+use crate::catalog::scope::Scope;
 use crate::catalog::secret::{Error, NewVersion, Secret, Stage, Version};
 use crate::catalog::{Catalog, Unit};
 use crate::clock::Timestamp;
@@ -470,11 +471,14 @@ pub(super) fn has_current(unit: &Unit) -> Result<(), Problem> {
     if let Some(secret) = unit.members.iter().find(|s| s.at_stage(Stage::Current).is_none()) {
         let what = format!("{} has no current version: it was revoked", secret.key);
         return Err(Problem::new(Code::Conflict, what).with_hint(format!(
-            "give it a new value: strongroom {} --replace",
-            match &unit.group {
-                Some(group) => format!("group set {}", group.key),
-                None => format!("secret set {}", secret.key),
-            }
+            "give it a new value: strongroom {} {}{} --replace",
+            if unit.group.is_some() { "group set" } else { "secret set" },
+            unit.name(),
+            // Without one it would be another secret.
+            match unit.scope() {
+                None | Some(Scope::Org) => String::new(),
+                Some(scope) => format!(" --scope {scope}"),
+            },
         )));
     }
     Ok(())
