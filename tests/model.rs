@@ -1,8 +1,11 @@
 //! Versions against a small reference model: random starts, ends, rotations, promotions, rollbacks,
-//! revokes, expiries, crashes and clock jumps, through the real store and the real runtime state.
+//! revokes, expiries, crashes and clock jumps, through the real store and the real runtime state. The
+//! store fails, or its worker dies, at any commit, before the change is durable and after it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -17,6 +20,7 @@ use strongroom::rotation::plan::{self, Rules, Step};
 use strongroom::secret::SecretBytes;
 use strongroom::vault::record::{Batch, RecordId, RecordKind};
 use strongroom::vault::store::redb::RedbStore;
+use strongroom::vault::store::{self, Change, Image, Store};
 use strongroom::vault::unlock::Credential;
 use strongroom::vault::unlock::passphrase::Cost;
 use strongroom::vault::{Locked, Vault};
@@ -144,9 +148,99 @@ impl Model {
     }
 }
 
+/// What becomes of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// It is durable, and the store reports a failure all the same.
+    After,
+    /// Nothing was done, and the store says so.
+    Before,
+    /// It is durable, and the worker dies before it hears of it.
+    DeathAfter,
+    /// The worker dies before anything is done.
+    DeathBefore,
+}
+
+const FAULTS: [Fault; 4] = [Fault::After, Fault::Before, Fault::DeathAfter, Fault::DeathBefore];
+
+/// Which commit fails, and how; shared with the store.
+#[derive(Default)]
+struct Plan {
+    /// Commits until the one that fails, and how it does.
+    next: Mutex<Option<(u32, Fault)>>,
+    commits: AtomicU32,
+    /// The worker is dead: its store answers nothing any more.
+    dead: AtomicBool,
+}
+
+impl Plan {
+    fn arm(&self, fault: Option<(u32, Fault)>) {
+        *self.next.lock().unwrap() = fault;
+    }
+
+    fn take(&self) -> Option<Fault> {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        let mut next = self.next.lock().unwrap();
+        match &mut *next {
+            Some((0, fault)) => {
+                let fault = *fault;
+                *next = None;
+                Some(fault)
+            }
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+            None => None,
+        }
+    }
+
+    fn answer(&self) -> Result<(), store::Error> {
+        match self.dead.load(Ordering::Relaxed) {
+            true => Err(store::Error::Io { what: "the worker is dead".into() }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The real store, but for its faults.
+struct Faulty {
+    inner: RedbStore,
+    plan: Arc<Plan>,
+}
+
+impl Store for Faulty {
+    fn create(&self, image: &Image) -> Result<(), store::Error> {
+        self.inner.create(image)
+    }
+
+    fn load(&self) -> Result<Image, store::Error> {
+        self.plan.answer()?;
+        self.inner.load()
+    }
+
+    fn commit(&self, expected: u64, change: &Change) -> Result<(), store::Error> {
+        self.plan.answer()?;
+        let fault = self.plan.take();
+        if !matches!(fault, Some(Fault::Before | Fault::DeathBefore)) {
+            self.inner.commit(expected, change)?;
+        }
+        if matches!(fault, Some(Fault::DeathAfter | Fault::DeathBefore)) {
+            self.plan.dead.store(true, Ordering::Relaxed);
+        }
+        match fault {
+            Some(_) => Err(store::Error::Io { what: "as planned".into() }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The program's parts, over a real file and a real runtime state.
 struct Parts {
-    vault: Vault,
+    file: PathBuf,
+    plan: Arc<Plan>,
+    /// None while it is opened anew.
+    vault: Option<Vault>,
     state: State,
     registry: Registry,
     secret: Secret,
@@ -166,7 +260,9 @@ fn value(number: u32) -> Vec<u8> {
 
 impl Parts {
     fn new(file: &Path) -> Self {
-        let store = Box::new(RedbStore::create(file).unwrap());
+        let plan = Arc::new(Plan::default());
+        let inner = RedbStore::create(file).unwrap();
+        let store = Box::new(Faulty { inner, plan: plan.clone() });
         let vault =
             Vault::create(store, &[("first", credential())], time(0), Cost::least()).unwrap();
         let state = State::create().unwrap();
@@ -187,29 +283,47 @@ impl Parts {
             end_told: None,
             versions: Vec::new(),
         };
-        Self { vault, state, registry, secret }
+        Self { file: file.to_owned(), plan, vault: Some(vault), state, registry, secret }
+    }
+
+    fn vault(&self) -> &Vault {
+        self.vault.as_ref().unwrap()
     }
 
     /// All memory of a worker is gone; the file and the keeper's memory stay.
-    fn crash(self, file: &Path) -> Self {
-        let Self { vault, state, .. } = self;
-        drop(vault);
-        let locked = Locked::open(Box::new(RedbStore::open(file).unwrap())).unwrap();
+    fn crash(&mut self) {
+        self.vault = None;
+        self.plan.dead.store(false, Ordering::Relaxed);
+        let inner = RedbStore::open(&self.file).unwrap();
+        let locked = Locked::open(Box::new(Faulty { inner, plan: self.plan.clone() })).unwrap();
         let key = locked.root_key(&credential()).unwrap();
         let vault = locked.unlock(key, None, false).unwrap();
         let (_, bytes) = vault.all(RecordKind::Secret).unwrap().pop().unwrap();
-        let secret = serde_json::from_slice(bytes.expose()).unwrap();
-        let registry = Registry::open(Journal::open(&state));
-        Self { vault, state, registry, secret }
+        self.secret = serde_json::from_slice(bytes.expose()).unwrap();
+        self.registry = Registry::open(Journal::open(&self.state));
+        self.vault = Some(vault);
     }
 
-    /// One change of the secret, with the values that come and go, in one commit.
-    fn store(&mut self, secret: Secret, mut batch: Batch) {
+    /// One change of the secret, with the values that come and go, in one commit; whether it was made.
+    /// A worker that died over it is started again, and finds all of it or nothing.
+    fn store(&mut self, secret: Secret, mut batch: Batch) -> bool {
         let id = secret.id.parse().unwrap();
         let bytes = serde_json::to_vec(&secret).unwrap();
         batch.put(RecordKind::Secret, id, SecretBytes::from_vec(bytes));
-        self.vault.commit(&batch).unwrap();
-        self.secret = secret;
+        let fault = self.plan.next.lock().unwrap().filter(|(left, _)| *left == 0).map(|(_, f)| f);
+        let committed = self.vault().commit(&batch);
+        let made = !matches!(fault, Some(Fault::Before | Fault::DeathBefore));
+        let told = !matches!(fault, Some(Fault::Before | Fault::DeathAfter | Fault::DeathBefore));
+        // What is durable is acknowledged, but by the dead.
+        assert_eq!(committed.is_ok(), told, "{fault:?}");
+        if self.plan.dead.load(Ordering::Relaxed) {
+            let before = self.secret.clone();
+            self.crash();
+            assert_eq!(self.secret, if made { secret } else { before }, "{fault:?}");
+        } else if made {
+            self.secret = secret;
+        }
+        made
     }
 
     fn new_version(&self, now: i64, from: Option<i64>, batch: &mut Batch) -> NewVersion {
@@ -251,6 +365,7 @@ impl Parts {
                     }
                 }
             }
+            // What was not made is due still.
             self.store(secret, batch);
         }
     }
@@ -294,9 +409,11 @@ impl Parts {
             prop_assert_eq!(version.value.is_none(), gone, "version {}", version.number);
             let Some(id) = &version.value else { continue };
             // Whatever is not destroyed has its own bytes, for those that hold it and for redaction.
-            let bytes = self.vault.get(RecordKind::Value, id.parse().unwrap()).unwrap().unwrap();
+            let bytes = self.vault().get(RecordKind::Value, id.parse().unwrap()).unwrap().unwrap();
             prop_assert_eq!(bytes.expose(), &value(version.number)[..]);
         }
+        let values = self.secret.versions.iter().filter(|v| v.value.is_some()).count();
+        prop_assert_eq!(self.vault().all(RecordKind::Value).unwrap().len(), values, "no strays");
         let running: BTreeMap<_, _> = self
             .registry
             .executions()
@@ -323,7 +440,7 @@ impl Parts {
 fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
     let now = model.now;
     match act {
-        Act::Crash => {}
+        Act::Crash => parts.crash(),
         Act::Jump(seconds) => model.now = (now + seconds).max(1),
         Act::Start => {
             let id = format!("run-{round}");
@@ -340,10 +457,11 @@ fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
             }
         }
         Act::Expire => {
-            model.expires = Some(now + 50);
             let mut secret = parts.secret.clone();
             secret.expires_at = Some(time(now + 50));
-            parts.store(secret, Batch::new());
+            if parts.store(secret, Batch::new()) {
+                model.expires = Some(now + 50);
+            }
         }
         Act::Rotate { later } => {
             let from = if *later { now + 60 } else { now };
@@ -352,8 +470,7 @@ fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
             let mut secret = parts.secret.clone();
             let staged = secret.at_stage(Stage::Current).is_some() && secret.stage(new).is_ok();
             assert_eq!(staged, model.at("pending").is_none() && model.at("current").is_some());
-            if staged {
-                parts.store(secret, batch);
+            if staged && parts.store(secret, batch) {
                 model.add("pending", from);
             }
         }
@@ -361,23 +478,24 @@ fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
             let mut secret = parts.secret.clone();
             let done = secret.promote(time(now)).is_ok();
             assert_eq!(done, model.at("pending").is_some());
-            if done {
-                parts.store(secret, Batch::new());
+            if done && parts.store(secret, Batch::new()) {
                 model.promote();
             }
         }
         Act::Rollback => {
             let mut secret = parts.secret.clone();
             if secret.discard(time(now)).is_some() {
-                parts.store(secret, Batch::new());
-                model.give_up();
+                if parts.store(secret, Batch::new()) {
+                    model.give_up();
+                }
                 return;
             }
             let back = model.back();
             let done = secret.rollback(time(now), false).ok();
             assert_eq!(done, back);
-            if let Some(back) = back {
-                parts.store(secret, Batch::new());
+            if let Some(back) = back
+                && parts.store(secret, Batch::new())
+            {
                 if let Some(current) = model.at("current") {
                     model.go(current, "previous");
                 }
@@ -393,15 +511,17 @@ fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
                 let new = parts.new_version(now, None, &mut batch);
                 secret.replace(new);
             }
-            parts.store(secret, batch);
+            // Ended before the commit. All of them are taken for exposed, as readers in a loop are.
+            for id in std::mem::take(&mut model.holds).into_keys() {
+                parts.registry.end(&id.parse().unwrap(), time(now), "revoked:KEY").unwrap();
+            }
+            if !parts.store(secret, batch) {
+                return;
+            }
             for number in all {
                 if model.versions[&number].0 != "revoked" {
                     model.go(number, "revoked");
                 }
-            }
-            // All of them are taken for exposed, as readers in a loop are.
-            for id in std::mem::take(&mut model.holds).into_keys() {
-                parts.registry.end(&id.parse().unwrap(), time(now), "revoked:KEY").unwrap();
             }
             if *replace {
                 model.add("current", i64::MIN);
@@ -410,32 +530,97 @@ fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
     }
 }
 
+/// A secret with one version, in both.
+fn begin(file: &Path) -> (Parts, Model) {
+    let mut parts = Parts::new(file);
+    let mut model = Model { now: 10_000, ..Model::default() };
+    let mut batch = Batch::new();
+    let mut secret = parts.secret.clone();
+    secret.replace(parts.new_version(model.now, None, &mut batch));
+    assert!(parts.store(secret, batch));
+    model.add("current", i64::MIN);
+    (parts, model)
+}
+
+/// One act and what follows from it, in both.
+fn step(
+    act: &Act,
+    parts: &mut Parts,
+    model: &mut Model,
+    round: usize,
+) -> Result<(), TestCaseError> {
+    perform(act, parts, model, round);
+    parts.settle(model.now);
+    // The reference does one thing at a time as well.
+    for _ in 0..4 {
+        model.settle();
+    }
+    parts.compare(model)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn versions_are_what_the_model_says_over_any_interleaving(
-        acts in proptest::collection::vec(act(), 10..60)
+        acts in proptest::collection::vec(
+            (act(), proptest::option::weighted(0.3, (0_u32..3, proptest::sample::select(&FAULTS[..])))),
+            10..60,
+        )
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("vault.redb");
-        let mut parts = Parts::new(&file);
-        let mut model = Model { now: 10_000, ..Model::default() };
-        let mut batch = Batch::new();
-        let mut secret = parts.secret.clone();
-        secret.replace(parts.new_version(model.now, None, &mut batch));
-        parts.store(secret, batch);
-        model.add("current", i64::MIN);
-        for (round, act) in acts.iter().enumerate() {
-            perform(act, &mut parts, &mut model, round);
-            if matches!(act, Act::Crash) {
-                parts = parts.crash(&file);
+        let (mut parts, mut model) = begin(&dir.path().join("vault.redb"));
+        for (round, (act, fault)) in acts.iter().enumerate() {
+            if fault.is_some() {
+                parts.plan.arm(*fault);
             }
-            parts.settle(model.now);
-            // The reference does one thing at a time as well.
-            for _ in 0..4 {
-                model.settle();
-            }
-            parts.compare(&model)?;
+            step(act, &mut parts, &mut model, round)?;
+        }
+    }
+}
+
+#[test]
+fn each_commit_of_a_secrets_life_is_made_whole_or_not_at_all() {
+    let jump = Act::Jump;
+    let life = [
+        Act::Start,
+        Act::Rotate { later: false },
+        Act::Start,
+        Act::End(0),
+        Act::Rotate { later: true },
+        Act::Rollback,
+        Act::Rollback,
+        Act::Rollback,
+        jump(400),
+        Act::Rotate { later: false },
+        Act::Start,
+        Act::Promote,
+        Act::Revoke { replace: true },
+        Act::Crash,
+        Act::Start,
+        Act::Rotate { later: true },
+        jump(200),
+        Act::Expire,
+        jump(1000),
+        Act::End(0),
+        Act::Revoke { replace: false },
+        jump(1000),
+    ];
+    let run = |fault: Option<(u32, Fault)>| -> (u32, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut parts, mut model) = begin(&dir.path().join("vault.redb"));
+        parts.plan.arm(fault);
+        for (round, act) in life.iter().enumerate() {
+            step(act, &mut parts, &mut model, round).unwrap_or_else(|e| panic!("{fault:?}: {e}"));
+        }
+        (parts.plan.commits.load(Ordering::Relaxed), parts.plan.next.lock().unwrap().is_none())
+    };
+    let (commits, _) = run(None);
+    assert!(commits > 15, "{commits}");
+    for number in 0..commits - 1 {
+        for fault in FAULTS {
+            let (_, met) = run(Some((number, fault)));
+            // A change that was not made may leave fewer to come.
+            assert!(met || number > commits / 2, "{number} {fault:?}");
         }
     }
 }
