@@ -90,6 +90,10 @@ struct Shared {
     earlier_requests: HashSet<u64>,
 }
 
+fn given_up() -> Unavailable {
+    Unavailable { why: "it is not waited for any more".into() }
+}
+
 /// See the module.
 #[derive(Clone)]
 pub struct Log {
@@ -151,6 +155,20 @@ impl Log {
     /// # Errors
     /// [`Unavailable`], within the patience.
     pub fn append(&self, record: &Record<'_>, request: u64) -> Result<u64, Unavailable> {
+        self.append_unless(record, request, &|| false)
+    }
+
+    /// The same, for a caller that stops waiting when `give_up` says so; asked again at each
+    /// [`Log::wake`].
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the record may be written all the same.
+    pub fn append_unless(
+        &self,
+        record: &Record<'_>,
+        request: u64,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<u64, Unavailable> {
         let shared = &self.shared;
         let mut text = String::with_capacity(512);
         record.encode_head(&mut text);
@@ -173,7 +191,10 @@ impl Log {
                     }
                     return Ok(seq);
                 }
-                return shared.wait_for(progress, seq, deadline, vital).map(|()| seq);
+                return shared.wait_for(progress, seq, deadline, vital, give_up).map(|()| seq);
+            }
+            if give_up() {
+                return Err(given_up());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -188,13 +209,20 @@ impl Log {
         }
     }
 
+    /// Has those who wait ask again whether to give up.
+    pub fn wake(&self) {
+        // Under the lock: nobody is between asking and waiting.
+        let _progress = self.shared.lock();
+        self.shared.changed.notify_all();
+    }
+
     /// Waits until everything that was appended is in the file.
     ///
     /// # Errors
     /// [`Unavailable`] when it is not within `limit`.
     pub fn flush(&self, limit: Duration) -> Result<(), Unavailable> {
         let seq = self.shared.ring.last_seq();
-        self.shared.wait_for(self.shared.lock(), seq, Instant::now() + limit, false)
+        self.shared.wait_for(self.shared.lock(), seq, Instant::now() + limit, false, &|| false)
     }
 
     /// Where the file stands.
@@ -259,12 +287,16 @@ impl Shared {
         seq: u64,
         deadline: Instant,
         vital: bool,
+        give_up: &dyn Fn() -> bool,
     ) -> Result<(), Unavailable> {
         while progress.written.seq < seq {
             if let Some(why) = &progress.fault
                 && !(vital && progress.on_reserve)
             {
                 return Err(Unavailable { why: why.clone() });
+            }
+            if give_up() {
+                return Err(given_up());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -573,6 +605,32 @@ mod tests {
 
     fn record() -> Record<'static> {
         Record::new(Event::SecretAccessed, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn who_gives_up_does_not_wait_for_a_file_that_hangs() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let region = Arc::new(Region::create(c"ring", RING.1).unwrap());
+        let patient = Options { sync: Sync::Each, patience: Duration::from_secs(600) };
+        let log = Log::open(dir.path(), region, RING, patient, clock()).unwrap();
+        // Nobody reads from it: whoever opens it to write waits.
+        let file = dir.path().join("2026-11-23.jsonl");
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        let denied = Arc::new(AtomicBool::new(false));
+        let (writer, asked) = (log.clone(), denied.clone());
+        let waits = std::thread::spawn(move || {
+            writer.append_unless(&record(), 1, &|| asked.load(Ordering::Acquire))
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        log.wake();
+        assert!(!waits.is_finished(), "asked in vain");
+        denied.store(true, Ordering::Release);
+        log.wake();
+        assert!(waits.join().unwrap().is_err());
+        // The log's own thread is let go.
+        let _reader = std::fs::File::open(&file).unwrap();
+        log.stop(Duration::from_secs(5));
     }
 
     #[test]

@@ -266,15 +266,8 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         }
     }
 
-    /// Refuses a use of `file`, for the record and for the principal's `.identity`.
-    fn deny(
-        &self,
-        principal: Option<&Principal>,
-        file: Option<&File>,
-        name: &str,
-        caller: Caller,
-        why: Refusal,
-    ) -> Refusal {
+    /// For the principal's `.identity`, and for the alert about bursts.
+    fn note_refusal(&self, principal: Option<&Principal>, name: &str, why: Refusal) {
         let now = self.clock.now();
         if let Some(principal) = principal {
             self.count_refusal(principal, now);
@@ -284,38 +277,61 @@ impl<B: Backend, R: Recorder> Local<B, R> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(principal.number, last);
         }
-        let count = {
-            let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-            let key = (principal.map(|p| p.number), format!("{name}\n{why}"));
-            if counted.len() >= MAX_COUNTED && !counted.contains_key(&key) {
-                counted.retain(|_, c| !c.is_due(now) || c.unrecorded > 0);
+    }
+
+    /// Counts a refusal; how many are to be recorded now, if any.
+    fn count(
+        &self,
+        principal: Option<&Principal>,
+        file: Option<&File>,
+        name: &str,
+        caller: Caller,
+        why: Refusal,
+    ) -> Option<u64> {
+        let now = self.clock.now();
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (principal.map(|p| p.number), format!("{name}\n{why}"));
+        if counted.len() >= MAX_COUNTED && !counted.contains_key(&key) {
+            counted.retain(|_, c| !c.is_due(now) || c.unrecorded > 0);
+        }
+        match counted.get_mut(&key) {
+            Some(c) if !c.is_due(now) => {
+                c.unrecorded += 1;
+                None
             }
-            match counted.get_mut(&key) {
-                Some(c) if !c.is_due(now) => {
-                    c.unrecorded += 1;
-                    None
-                }
-                Some(c) => {
-                    let count = c.unrecorded + 1;
-                    (c.recorded_at, c.unrecorded) = (now, 0);
-                    Some(count)
-                }
-                None => {
-                    if counted.len() < MAX_COUNTED {
-                        let first = Refused {
-                            principal: principal.and_then(|p| self.registry.principal(p.number)),
-                            file: file.cloned(),
-                            name: name.to_owned(),
-                            uid: caller.uid,
-                            gid: caller.gid,
-                            why,
-                        };
-                        counted.insert(key, Counted { recorded_at: now, unrecorded: 0, first });
-                    }
-                    Some(1)
-                }
+            Some(c) => {
+                let count = c.unrecorded + 1;
+                (c.recorded_at, c.unrecorded) = (now, 0);
+                Some(count)
             }
-        };
+            None => {
+                if counted.len() < MAX_COUNTED {
+                    let first = Refused {
+                        principal: principal.and_then(|p| self.registry.principal(p.number)),
+                        file: file.cloned(),
+                        name: name.to_owned(),
+                        uid: caller.uid,
+                        gid: caller.gid,
+                        why,
+                    };
+                    counted.insert(key, Counted { recorded_at: now, unrecorded: 0, first });
+                }
+                Some(1)
+            }
+        }
+    }
+
+    /// Refuses a use of `file`, for the record and for the principal's `.identity`.
+    fn deny(
+        &self,
+        principal: Option<&Principal>,
+        file: Option<&File>,
+        name: &str,
+        caller: Caller,
+        why: Refusal,
+    ) -> Refusal {
+        self.note_refusal(principal, name, why);
+        let count = self.count(principal, file, name, caller, why);
         if let Some(count) = count {
             let access = Access {
                 outcome: Outcome::Denied(why),
@@ -379,6 +395,30 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             return Err(Refusal::Expired);
         }
         Ok(())
+    }
+
+    /// Whether the version that was judged is still to be had, when its bytes are about to leave. The
+    /// record of this refusal waits for the housekeeping: the reader has waited long enough.
+    fn check_again(
+        &self,
+        reader: &Principal,
+        file: &File,
+        name: &str,
+        caller: Caller,
+    ) -> Result<(), Refusal> {
+        if !self.backend.is_revoked(&file.value) {
+            return Ok(());
+        }
+        let why = Refusal::Revoked;
+        self.note_refusal(Some(reader), name, why);
+        if let Some(count) = self.count(Some(reader), Some(file), name, caller, why) {
+            let key = (Some(reader.number), format!("{name}\n{why}"));
+            let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(counted) = counted.get_mut(&key) {
+                counted.unrecorded += count;
+            }
+        }
+        Err(why)
     }
 
     /// The value behind an open handle, decrypted anew by a worker that did not open it.
@@ -578,7 +618,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         if self.wants_record(handle, file, range.offset, now_secs) {
             let repeated = request.resent && self.recorder.has_recorded(request.id);
             if !repeated {
-                self.recorder.record(&Access {
+                let recorded = self.recorder.record(&Access {
                     outcome: Outcome::Granted,
                     principal: Some(&reader),
                     file: Some(file),
@@ -587,13 +627,17 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
                     tgid: Some(facts.tgid),
                     count: 1,
                     request: request.id,
-                })?;
+                });
+                // Revoked while this waited for its record: it has obtained nothing.
+                self.check_again(&reader, file, name, caller)?;
+                recorded?;
             }
             self.handles.set_recorded_at(handle, now_secs);
         }
         self.expose(&reader, file)?;
         let value = self.value(handle, file)?;
         let bytes = range.of(value.expose());
+        self.check_again(&reader, file, name, caller)?;
         // Before the reply: the next request may come at once, by another thread of ours.
         self.note_read(handle, caller.tid, range, bytes.len());
         reply(bytes);
@@ -685,5 +729,109 @@ mod tests {
         // A full answer and the end of the file are followed by nothing.
         assert_eq!(ShortRead::of(7, range(0, 31), 31), None);
         assert_eq!(ShortRead::of(7, range(31, 4065), 0), None);
+    }
+
+    /// A vault with one value, which may be revoked at any moment.
+    #[derive(Default)]
+    struct OneValue(std::sync::atomic::AtomicBool);
+
+    impl Backend for OneValue {
+        fn value(&self, _: &str) -> Result<SecretBytes, Refusal> {
+            Ok(SecretBytes::copy_of(b"old value"))
+        }
+        fn is_revoked(&self, _: &str) -> bool {
+            self.0.load(std::sync::atomic::Ordering::Acquire)
+        }
+        fn name_exists(&self, _: &str) -> bool {
+            true
+        }
+    }
+
+    /// A log that takes each record when it is told to.
+    struct Parked {
+        waits: Mutex<std::sync::mpsc::Sender<Outcome>>,
+        go: Mutex<std::sync::mpsc::Receiver<Result<(), Refusal>>>,
+    }
+
+    impl Recorder for Parked {
+        fn record(&self, access: &Access<'_>) -> Result<(), Refusal> {
+            self.waits.lock().unwrap().send(access.outcome).unwrap();
+            if access.outcome == Outcome::Granted {
+                return self.go.lock().unwrap().recv().unwrap();
+            }
+            Ok(())
+        }
+        fn has_recorded(&self, _: u64) -> bool {
+            false
+        }
+    }
+
+    struct Everybody(PrincipalNumber);
+
+    impl Attestor for Everybody {
+        fn name(&self) -> &'static str {
+            "everybody"
+        }
+        fn attest(
+            &self,
+            _: u32,
+            _: &Facts,
+            _: &dyn crate::identity::attestor::Members,
+        ) -> Option<PrincipalNumber> {
+            Some(self.0)
+        }
+    }
+
+    #[test]
+    fn a_reader_that_waits_for_its_record_during_a_revoke_gets_nothing_and_has_obtained_nothing() {
+        use crate::execution::journal::Journal;
+        use crate::execution::state::State;
+        use std::sync::atomic::Ordering;
+        use std::sync::mpsc::channel;
+
+        let state = State::create().unwrap();
+        let registry = Arc::new(Registry::open(Journal::open(&state)));
+        let (principal, file) = crate::execution::registry::fixture(&registry);
+        let (waits, parked) = channel();
+        let (go, told) = channel();
+        let backend = Arc::new(OneValue::default());
+        let broker = Arc::new(Local::new(
+            Resolver::new(true),
+            vec![Box::new(Everybody(principal.number))],
+            registry.clone(),
+            Arc::new(Handles::open(&state)),
+            backend.clone(),
+            Arc::new(Parked { waits: Mutex::new(waits), go: Mutex::new(told) }),
+            Arc::new(crate::clock::SystemClock),
+        ));
+        let knows = || registry.ledger().knows(&file.value, &principal.execution, Channel::File);
+        // Whatever becomes of the record, a revoked version is told as revoked.
+        for outcome in [Ok(()), Err(Refusal::AuditUnavailable)] {
+            backend.0.store(false, Ordering::Release);
+            let (reader, number) = (broker.clone(), principal.number);
+            let (inode, uid, gid) = (file.inode, principal.uid, principal.gid);
+            let read = std::thread::spawn(move || {
+                let tid = nix::unistd::gettid().as_raw().cast_unsigned();
+                let caller = Caller { tid, uid, gid };
+                let request = Request { id: 1, resent: false };
+                let handle = reader.open(number, inode, caller, request).unwrap();
+                let mut got = Vec::new();
+                let range = Range { offset: 0, size: 4096 };
+                let mut reply = |bytes: &[u8]| got.extend_from_slice(bytes);
+                let answer = reader.read(handle, caller, range, request, &mut reply);
+                (answer, got)
+            });
+            assert_eq!(parked.recv().unwrap(), Outcome::Granted);
+            backend.0.store(true, Ordering::Release);
+            go.send(outcome).unwrap();
+            assert_eq!(read.join().unwrap(), (Err(Refusal::Revoked), Vec::new()));
+            broker.settle_requests();
+            assert!(!knows());
+        }
+        // Its record came later, once for both.
+        assert!(parked.try_recv().is_err(), "the answer waited for no second record");
+        broker.record_counts(true);
+        assert_eq!(parked.recv().unwrap(), Outcome::Denied(Refusal::Revoked));
+        assert_eq!(broker.last_refusals(principal.number).len(), 1);
     }
 }

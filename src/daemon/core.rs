@@ -396,7 +396,15 @@ impl Recorder for Core {
         record.decision = Some(decision);
         record.reason = reason.as_deref();
         record.count = (access.count > 1).then_some(access.count);
-        self.log.append(&record, access.request).map(|_| ()).map_err(|_| Refusal::AuditUnavailable)
+        // A reader of a version that is being revoked is answered at once.
+        let denied = || {
+            access.outcome == Outcome::Granted
+                && access.file.is_some_and(|file| self.is_denied(&file.value))
+        };
+        self.log
+            .append_unless(&record, access.request, &denied)
+            .map(|_| ())
+            .map_err(|_| Refusal::AuditUnavailable)
     }
 
     fn has_recorded(&self, request: u64) -> bool {

@@ -221,6 +221,8 @@ impl Daemon {
     fn carry_out(&self, mut intent: Intent, begun: Instant) -> Result<proto::Revoked, Problem> {
         // First of all, whatever a launch may be waiting for.
         self.core.deny(intent.targets.iter().flat_map(|t| t.values.clone()));
+        // Readers that wait for their record are answered now.
+        self.core.log.wake();
         let broker = self.tree.broker();
         broker.settle_requests();
         broker.wipe_denied();

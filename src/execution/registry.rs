@@ -548,9 +548,12 @@ impl std::fmt::Debug for Registry {
 }
 
 #[cfg(test)]
+pub(crate) use tests::fixture;
+
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::execution::principal::Pin;
+    use crate::execution::principal::{File, Pin};
     use crate::execution::state::State;
     use std::collections::BTreeMap;
 
@@ -606,6 +609,36 @@ mod tests {
             isolation: None,
             redact: crate::redact::Level::All,
         }
+    }
+
+    /// An agent that runs and has one file, for tests of those who serve it.
+    pub(crate) fn fixture(registry: &Registry) -> (Arc<Principal>, File) {
+        registry.start(execution("run-1")).unwrap();
+        let value = "00".repeat(16);
+        let secret = SecretInode {
+            value: value.clone(),
+            uid: 1000,
+            gid: 1000,
+            size_bytes: 9,
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let file = File {
+            inode: registry.secret_inode(secret, 1 << 40).unwrap(),
+            secret: "11".repeat(16),
+            key: "KEY".into(),
+            scope: "org".into(),
+            environment: None,
+            version: 1,
+            value,
+            size_bytes: 9,
+            created_at: Timestamp::UNIX_EPOCH,
+            expires_at: None,
+            access_log_enabled: true,
+            floating: false,
+        };
+        let mut one = principal(registry, "run-1", 41);
+        one.files.insert("KEY".into(), file.clone());
+        (registry.register(one).unwrap(), file)
     }
 
     #[test]
