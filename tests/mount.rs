@@ -281,9 +281,24 @@ fn no_read_or_write_fails_and_each_is_done_once_while_workers_are_killed() {
     if !may_mount() {
         return;
     }
-    let kills: u32 =
-        std::env::var("STRONGROOM_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(60);
-    let home = Home::deployed();
+    let kills = std::env::var("STRONGROOM_KILLS").ok().and_then(|k| k.parse().ok());
+    kill_under_load(&Home::deployed(), kills.unwrap_or(60));
+}
+
+#[test]
+fn no_read_or_write_fails_either_where_the_kernel_tells_less_of_a_process() {
+    if !may_mount() {
+        return;
+    }
+    let mut home = Home::new();
+    home.env.push(("STRONGROOM_DISABLE".into(), "pidfd-info".into()));
+    home.start();
+    home.fill();
+    kill_under_load(&home, 40);
+}
+
+/// Kills workers under eight readers and two writers; nothing may fail, and each thing is done once.
+fn kill_under_load(home: &Home, kills: u32) {
     home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", "k"]);
     let stop = home.dir.path().join("stop");
     let ready = home.dir.path().join("ready.");

@@ -54,7 +54,9 @@
 //!
 //! **Takeover.** The kernel's INIT is kept; each worker shows it to fuser over a socket pair, puts the
 //! real device in the pair's place, and asks for the requests that its predecessor left unanswered
-//! (`FUSE_NOTIFY_RESEND`, Linux 6.9; before that the keeper mounts anew). A repeated OPEN finds its
+//! (`FUSE_NOTIFY_RESEND`, Linux 6.9; before that the keeper mounts anew: requests in flight fail, and an
+//! agent whose directory is bound in its own namespace finds it dead until it is started anew, while the
+//! shared directory serves it on). A repeated OPEN finds its
 //! handle by request id; a repeated READ is not recorded twice.
 //!
 //! # The vault's format
@@ -125,7 +127,8 @@
 //! value, by group and by the environment of their launch, and names all others that had (`over`).
 //!
 //! **Revoke**, in this order: intent in the runtime state; denial, from which every read fails
-//! (`EKEYREVOKED`); requests in work answered; launches in work waited for; exposed executions taken
+//! (`EKEYREVOKED`); requests in work answered, those that wait for their record at once and without the
+//! value; launches in work waited for; exposed executions taken
 //! off the register and killed by their cgroup, and with them processes outside it that descend from
 //! their launcher or bear its environment; one durable commit with the replacement; executions that
 //! never obtained it pinned anew; emptiness awaited, 5 s at most; records; alert. Launches wait
