@@ -36,6 +36,16 @@ command -v cargo >/dev/null 2>&1 || {
   exit 1
 }
 
+# Suites for file systems, from crates.io: programs that tests run, in versions that tests know.
+suites="fsx@0.3.2 pjdfstest@0.2.2"
+for suite in $suites; do
+  if [ ! -x "target/tools/bin/${suite%@*}" ]; then
+    echo "building: $suite"
+    cargo install --quiet --debug --locked --root target/tools "$suite" ||
+      echo "missing: $suite (tests that need it will say so)" >&2
+  fi
+done
+
 if [ "${1:-}" = "--lint" ]; then
   cargo fmt --check
   cargo clippy --locked --all-targets -- -D warnings

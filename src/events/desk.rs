@@ -137,7 +137,13 @@ impl Events {
             self.rebuild(inode, place, desk)?;
         }
         let before = desk.draft.stored_len();
-        desk.draft.settle(&desk.store).map_err(|e| os(&e))?;
+        let settled = desk.store.modified().and_then(|modified| {
+            desk.draft.settle(&desk.store)?;
+            // The time stays that of the last write.
+            let is_same = desk.store.modified()? == modified;
+            if is_same { Ok(()) } else { desk.store.set_modified(modified) }
+        });
+        settled.map_err(|e| os(&e))?;
         self.count(before, desk.draft.stored_len());
         self.save_with(inode, &mut desk.draft, desk.modified)
     }

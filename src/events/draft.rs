@@ -296,11 +296,11 @@ impl Draft {
             && self.overlay.end() <= self.streamed
     }
 
-    /// Adds to the base; what is decided is stored.
+    /// Adds to the base; what is decided is stored. Whether anything was.
     ///
     /// # Errors
     /// When the store cannot be written; the draft must be read from the runtime state again then.
-    pub(super) fn stream(&mut self, store: &dyn Store, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn stream(&mut self, store: &dyn Store, bytes: &[u8]) -> io::Result<bool> {
         let at = self.streamed - self.given_back();
         let mut emit = Emit {
             out: Vec::with_capacity(bytes.len() + 64),
@@ -326,7 +326,7 @@ impl Draft {
             self.tail = 0;
             self.ending.clear();
         }
-        Ok(())
+        Ok(!out.is_empty())
     }
 
     /// Bytes of the base that the redactor holds, as far as writers see them as such.
@@ -543,6 +543,14 @@ impl Draft {
     pub(super) fn settle(&mut self, store: &dyn Store) -> io::Result<()> {
         let (out, _, counts) = self.ending();
         self.ending = counts;
+        let mut now = vec![0; within(self.tail, 0)];
+        if self.stored_len() == store.len()? {
+            read_exactly(store, self.stored, &mut now)?;
+            if now == out {
+                // Not touched: its times stay.
+                return Ok(());
+            }
+        }
         store.write_at(self.stored, &out)?;
         self.tail = out.len() as u64;
         store.set_len(self.stored_len())

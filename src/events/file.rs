@@ -212,18 +212,18 @@ impl Events {
             }
             self.truncate(writer, inode, size)?;
         }
-        if let Some(modified) = change.modified
-            && is_file
-        {
-            let shared = self.desk(inode, None)?;
+        let is_old = matches!(node.what, What::File { is_old: true, .. });
+        if (change.accessed.is_some() || change.modified.is_some()) && !is_old {
+            let sort = if is_file { Sort::File } else { Sort::Directory };
+            let shared = if is_file { self.desk(inode, None)? } else { None };
             let mut guard = shared.as_ref().map(|s| lock(s));
-            if let Some(desk) = guard.as_mut().and_then(|g| g.as_mut()) {
-                desk.modified = Some(modified);
-                desk.store.set_modified(modified).map_err(|e| os(&e))?;
-                self.save_with(inode, &mut desk.draft, Some(modified))?;
-            } else {
-                let store = self.folder.reader(&node.path).map_err(|e| os(&e))?;
-                store.set_modified(modified).map_err(|e| os(&e))?;
+            let times = self.folder.set_times(&node.path, sort, change.accessed, change.modified);
+            times.map_err(|e| os(&e))?;
+            if let Some(desk) = guard.as_mut().and_then(|g| g.as_mut())
+                && change.modified.is_some()
+            {
+                desk.modified = change.modified;
+                self.save_with(inode, &mut desk.draft, change.modified)?;
             }
         }
         self.attributes(writer, inode)
@@ -369,13 +369,16 @@ impl Events {
         desk.draft.is_flushed = false;
         if desk.draft.is_next(at) {
             let before = desk.draft.stored_len();
-            desk.draft.stream(&desk.store, bytes).map_err(|e| os(&e))?;
+            if !desk.draft.stream(&desk.store, bytes).map_err(|e| os(&e))? {
+                // Its time tells of the write, not of what was held back.
+                desk.store.touch().map_err(|e| os(&e))?;
+            }
             self.count(before, desk.draft.stored_len());
         } else {
             self.collect(inode, place, desk, &Operation::Write(at, bytes))?;
         }
         desk.draft.note(request.id, before);
-        self.save(inode, &mut desk.draft)?;
+        self.save_with(inode, &mut desk.draft, desk.modified)?;
         self.pack(inode, desk)
     }
 
@@ -412,7 +415,7 @@ impl Events {
         let sealed = self.seal(&*self.outside.key()?, &at, &plain.0)?;
         self.journal.put(Kind::EventDraft, &at, &sealed).map_err(full)?;
         desk.draft.collect(operation);
-        Ok(())
+        desk.store.touch().map_err(|e| os(&e))
     }
 
     pub(super) fn truncate(&self, writer: &Writer, inode: u64, size: u64) -> Result<(), Refusal> {
@@ -449,7 +452,7 @@ impl Events {
         desk.modified = None;
         if size > 0 {
             self.collect(inode, &writer.place, desk, &Operation::Truncate(size))?;
-            return self.save(inode, &mut desk.draft);
+            return self.save_with(inode, &mut desk.draft, desk.modified);
         }
         self.report(inode, &writer.place, &mut desk.draft);
         let view = self.outside.view(&writer.place)?;
@@ -457,7 +460,7 @@ impl Events {
         new.generation = desk.draft.generation + 1;
         new.requests = desk.draft.requests;
         // The head first: a worker that finds the file longer than it says cuts it.
-        self.save(inode, &mut new)?;
+        self.save_with(inode, &mut new, desk.modified)?;
         let old = std::mem::replace(&mut desk.draft, new);
         desk.store.renew(desk.draft.generation);
         desk.store.set_len(0).map_err(|e| os(&e))?;

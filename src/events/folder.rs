@@ -54,6 +54,12 @@ pub(super) struct Entry {
     pub mode: u32,
     /// Seconds and nanoseconds since 1970.
     pub modified: (i64, i64),
+    /// The same, of the last reading.
+    pub accessed: (i64, i64),
+    /// The same, of its attributes.
+    pub changed: (i64, i64),
+    /// Names that it has; of a directory, also itself and those in it.
+    pub links: u32,
 }
 
 /// The store's directory.
@@ -87,7 +93,23 @@ fn entry(stat: &FileStat) -> Option<Entry> {
         len: u64::try_from(stat.st_size).unwrap_or(0),
         mode: stat.st_mode & 0o777,
         modified: (stat.st_mtime, stat.st_mtime_nsec),
+        accessed: (stat.st_atime, stat.st_atime_nsec),
+        changed: (stat.st_ctime, stat.st_ctime_nsec),
+        links: u32::try_from(stat.st_nlink).unwrap_or(1),
     })
+}
+
+fn set_times(
+    file: impl AsFd,
+    accessed: Option<(i64, i64)>,
+    modified: Option<(i64, i64)>,
+) -> io::Result<()> {
+    use nix::sys::time::TimeSpec;
+    let time = |time: Option<(i64, i64)>| match time {
+        Some((seconds, nanos)) => TimeSpec::new(seconds, nanos),
+        None => TimeSpec::UTIME_OMIT,
+    };
+    nix::sys::stat::futimens(&file, &time(accessed), &time(modified)).map_err(error)
 }
 
 impl Folder {
@@ -275,6 +297,20 @@ impl Folder {
         count
     }
 
+    /// Sets times of the last reading and of the last write.
+    pub(super) fn set_times(
+        &self,
+        path: &Path,
+        sort: Sort,
+        accessed: Option<(i64, i64)>,
+        modified: Option<(i64, i64)>,
+    ) -> io::Result<()> {
+        match sort {
+            Sort::Directory => set_times(self.directory(path)?, accessed, modified),
+            Sort::File => set_times(&self.reader(path)?.0, accessed, modified),
+        }
+    }
+
     /// Bytes of all files.
     pub(super) fn total(&self) -> u64 {
         fn walk(folder: &Folder, path: &Path, total: &mut u64) {
@@ -308,10 +344,8 @@ impl Stored {
 
     /// Sets its modification time, in seconds and nanoseconds since 1970; that of its last reading
     /// stays.
-    pub(super) fn set_modified(&self, (seconds, nanos): (i64, i64)) -> io::Result<()> {
-        let time = nix::sys::time::TimeSpec::new(seconds, nanos);
-        let same = nix::sys::time::TimeSpec::UTIME_OMIT;
-        nix::sys::stat::futimens(&self.0, &same, &time).map_err(error)
+    pub(super) fn set_modified(&self, modified: (i64, i64)) -> io::Result<()> {
+        set_times(&self.0, None, Some(modified))
     }
 
     /// Fills `buffer` from byte `at` on; fewer bytes at the end.
@@ -339,8 +373,20 @@ impl Stored {
         Ok(self.0.metadata()?.len())
     }
 
-    /// Gives it owner, group, permission bits and the time of the last reading of the file whose
-    /// place it takes.
+    /// Sets its modification time to now.
+    pub(super) fn touch(&self) -> io::Result<()> {
+        let now = nix::sys::time::TimeSpec::UTIME_NOW;
+        let same = nix::sys::time::TimeSpec::UTIME_OMIT;
+        nix::sys::stat::futimens(&self.0, &same, &now).map_err(error)
+    }
+
+    /// Its modification time, in seconds and nanoseconds since 1970.
+    pub(super) fn modified(&self) -> io::Result<(i64, i64)> {
+        let metadata = self.0.metadata()?;
+        Ok((metadata.mtime(), metadata.mtime_nsec()))
+    }
+
+    /// Gives it owner, group, permission bits and times of the file whose place it takes.
     pub(super) fn look_like(&self, old: &Self) -> io::Result<()> {
         let (was, is) = (old.0.metadata()?, self.0.metadata()?);
         if (was.uid(), was.gid()) != (is.uid(), is.gid()) {
@@ -348,9 +394,8 @@ impl Stored {
         }
         let mode = Mode::from_bits_truncate(was.mode() & 0o777);
         nix::sys::stat::fchmod(&self.0, mode).map_err(error)?;
-        let read = nix::sys::time::TimeSpec::new(was.atime(), was.atime_nsec());
-        let same = nix::sys::time::TimeSpec::UTIME_OMIT;
-        nix::sys::stat::futimens(&self.0, &read, &same).map_err(error)
+        let (read, written) = (was.atime_nsec(), was.mtime_nsec());
+        set_times(&self.0, Some((was.atime(), read)), Some((was.mtime(), written)))
     }
 }
 

@@ -96,8 +96,14 @@ pub struct Attributes {
     pub mode: u32,
     /// Size in bytes, as writers see it.
     pub size_bytes: u64,
-    /// Seconds and nanoseconds since 1970.
+    /// Seconds and nanoseconds since 1970: of the last write, whatever is stored of it.
     pub modified: (i64, i64),
+    /// The same, of the last reading; the orchestrator's are among them.
+    pub accessed: (i64, i64),
+    /// The same, of any change.
+    pub changed: (i64, i64),
+    /// As stat(2) counts names.
+    pub links: u32,
 }
 
 /// Where a write goes.
@@ -116,7 +122,9 @@ pub struct Change {
     pub size: Option<u64>,
     /// Permission bits.
     pub mode: Option<u32>,
-    /// Seconds and nanoseconds since 1970.
+    /// Seconds and nanoseconds since 1970, of the last reading.
+    pub accessed: Option<(i64, i64)>,
+    /// The same, of the last write.
     pub modified: Option<(i64, i64)>,
 }
 
@@ -276,31 +284,35 @@ impl Events {
 
     fn shown(&self, inode: u64, entry: Entry) -> Result<Attributes, Refusal> {
         let is_directory = entry.sort == Sort::Directory;
-        let size = if is_directory { None } else { self.size(inode)? };
+        let size = if is_directory { Some(0) } else { self.size(inode) };
+        let is_unlinked = lock(&self.nodes).get(inode).is_some_and(Node::is_unlinked);
         Ok(Attributes {
             inode,
             is_directory,
             mode: entry.mode,
-            size_bytes: size.unwrap_or(if is_directory { 0 } else { entry.len }),
+            size_bytes: size.unwrap_or(entry.len),
             modified: entry.modified,
+            accessed: entry.accessed,
+            changed: entry.changed,
+            links: if is_unlinked { 0 } else { entry.links },
         })
     }
 
     /// The size of a file as those see it who have it open.
-    fn size(&self, inode: u64) -> Result<Option<u64>, Refusal> {
+    fn size(&self, inode: u64) -> Option<u64> {
         if let Some(frozen) = lock(&self.frozen).get(&inode) {
-            return Ok(Some(frozen.0.len()));
+            return Some(frozen.0.len());
         }
         let shared = lock(&self.desks).get(&inode).cloned();
         if let Some(shared) = shared
             && let Some(desk) = &mut *lock(&shared)
         {
             desk.kernel_may_lag = false;
-            return Ok(Some(desk.draft.len()));
+            return Some(desk.draft.len());
         }
         // What a locked vault seals tells its length all the same.
-        let head = self.journal.get(Kind::EventDraft, &key_of(inode, HEAD, 0, 0));
-        Ok(head.and_then(|head| Decoder(&head).number()))
+        let head = self.journal.get(Kind::EventDraft, &key_of(inode, HEAD, 0, 0))?;
+        Decoder(&head).number()
     }
 
     /// Whether somebody has the file open for writing.
@@ -351,7 +363,7 @@ impl Events {
             }
             let inodes = lock(&self.nodes).of_folder(&place.folder);
             for inode in inodes {
-                if self.is_open(inode) || self.size(inode).is_ok_and(|s| s.is_some()) {
+                if self.is_open(inode) || self.size(inode).is_some() {
                     continue;
                 }
                 if let Err(error) = lock(&self.nodes).remove(inode) {

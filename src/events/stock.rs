@@ -197,7 +197,7 @@ impl Events {
     }
 
     fn is_unfinished(&self, inode: u64) -> bool {
-        self.is_open(inode) || self.size(inode).is_ok_and(|size| size.is_some())
+        self.is_open(inode) || self.size(inode).is_some()
     }
 
     /// What lies in a folder.

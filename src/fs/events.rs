@@ -313,8 +313,9 @@ impl<B: Broker> Tree<B> {
 }
 
 pub(super) fn event_entry(writer: &Writer, entry: events::Attributes) -> Attributes {
-    let (seconds, nanos) = entry.modified;
-    let modified = Timestamp::new(seconds, i32::try_from(nanos).unwrap_or(0));
+    let time = |(seconds, nanos): (i64, i64)| {
+        Timestamp::new(seconds, i32::try_from(nanos).unwrap_or(0)).ok()
+    };
     Attributes {
         inode: entry.inode,
         kind: if entry.is_directory { Kind::Directory } else { Kind::File },
@@ -324,7 +325,10 @@ pub(super) fn event_entry(writer: &Writer, entry: events::Attributes) -> Attribu
         size_bytes: entry.size_bytes,
         uid: writer.uid,
         gid: writer.gid,
-        modified: modified.unwrap_or(Timestamp::UNIX_EPOCH),
+        modified: time(entry.modified).unwrap_or(Timestamp::UNIX_EPOCH),
+        accessed: time(entry.accessed),
+        changed: time(entry.changed),
+        links: entry.links,
         timeout: Duration::ZERO,
     }
 }
@@ -338,6 +342,9 @@ pub(super) fn events_link() -> Attributes {
         uid: 0,
         gid: 0,
         modified: Timestamp::UNIX_EPOCH,
+        accessed: None,
+        changed: None,
+        links: 1,
         timeout: Duration::ZERO,
     }
 }

@@ -82,6 +82,12 @@ pub struct Attributes {
     pub gid: u32,
     /// Modification time.
     pub modified: Timestamp,
+    /// When it was read, if that is another time.
+    pub accessed: Option<Timestamp>,
+    /// When anything of it changed, if that is another time.
+    pub changed: Option<Timestamp>,
+    /// As stat(2) counts names.
+    pub links: u32,
     /// How long the kernel may keep them.
     pub timeout: Duration,
 }
@@ -218,6 +224,9 @@ impl<B: Broker> Tree<B> {
             uid,
             gid,
             modified: Timestamp::UNIX_EPOCH,
+            accessed: None,
+            changed: None,
+            links: 1,
             // Its text changes with the last refusal.
             timeout: Duration::ZERO,
         })
@@ -416,6 +425,9 @@ fn stranger_attributes() -> Attributes {
         uid: 0,
         gid: 0,
         modified: Timestamp::UNIX_EPOCH,
+        accessed: None,
+        changed: None,
+        links: 1,
         timeout: SECRET_ATTR_TIMEOUT,
     }
 }
@@ -429,6 +441,9 @@ fn directory(inode: u64, mode: u16) -> Attributes {
         uid: 0,
         gid: 0,
         modified: Timestamp::UNIX_EPOCH,
+        accessed: None,
+        changed: None,
+        links: 2,
         timeout: SECRET_ATTR_TIMEOUT,
     }
 }
@@ -442,6 +457,9 @@ fn secret(file: &FileFact) -> Attributes {
         uid: file.uid,
         gid: file.gid,
         modified: file.modified,
+        accessed: None,
+        changed: None,
+        links: 1,
         timeout: SECRET_ATTR_TIMEOUT,
     }
 }

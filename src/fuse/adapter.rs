@@ -209,21 +209,19 @@ fn request(req: &fuser::Request) -> Request {
 }
 
 fn file_attr(attributes: &Attributes) -> FileAttr {
-    let modified = SystemTime::try_from(attributes.modified).unwrap_or(SystemTime::UNIX_EPOCH);
+    let time = |at| SystemTime::try_from(at).unwrap_or(SystemTime::UNIX_EPOCH);
+    let modified = time(attributes.modified);
     FileAttr {
         ino: INodeNo(attributes.inode),
         size: attributes.size_bytes,
         blocks: attributes.size_bytes.div_ceil(512),
-        atime: modified,
+        atime: attributes.accessed.map_or(modified, time),
         mtime: modified,
-        ctime: modified,
+        ctime: attributes.changed.map_or(modified, time),
         crtime: modified,
         kind: file_type(attributes.kind),
         perm: attributes.mode,
-        nlink: match attributes.kind {
-            Kind::Directory => 2,
-            Kind::File | Kind::Link => 1,
-        },
+        nlink: attributes.links,
         uid: attributes.uid,
         gid: attributes.gid,
         rdev: 0,
@@ -327,7 +325,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         _uid: Option<u32>,
         _gid: Option<u32>,
         size: Option<u64>,
-        _atime: Option<TimeOrNow>,
+        atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
@@ -339,7 +337,8 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Other);
         // Owners are not the agent's to give away, nor is it told that they stayed: tar and cp -p go on.
-        let change = Change { size, mode, modified: mtime.map(seconds) };
+        let change =
+            Change { size, mode, accessed: atime.map(seconds), modified: mtime.map(seconds) };
         let caller = caller(req);
         self.serve(self.is_event(ino), reply, move |to, answer| {
             let found = to.guard(|| to.tree.change(caller, ino.0, change));

@@ -261,6 +261,15 @@
 //! the plain one; again while workers are killed. `STRONGROOM_SEEDS=N` plays more of them,
 //! `STRONGROOM_SEED=S` one again, which a failing run names.
 //!
+//! **Suites of others** run on `events` as well (`tests/events/suites.rs`, `volume.rs`): fio's own checks (in
+//! order, at random, mixed, synced, direct), `fsx` and `pjdfstest` from crates.io. Of `fsx` these are left
+//! out: mapped reads and writes and msync, sendfile and copy_file_range (they would fill the page
+//! cache, or have no process behind them), and holes. Of `pjdfstest` all cases run, and these fail, each
+//! listed with its reason in the test: what makes links, devices, fifos or sockets (refused); modes of
+//! new files and of directories, and modes less than `[events] mode` (the configuration's); a file of 2
+//! GiB (there are no holes, and `max_file`); what a process does as another user (who is nobody here).
+//! Remounting read-only, another file system and flags of files are not asked for.
+//!
 //! # Redaction
 //!
 //! Every occurrence of every needle counts, also overlapping ones. Ranges that share a byte become one
@@ -421,9 +430,7 @@
 //!
 //! See `SECURITY.md`, last section. Of a value in base64
 //! up to four bits of its first and last byte may stay, in the characters that it shares with its
-//! neighbours. Of other programs' filesystem tests fio's own checks run on `events` (in order, at
-//! random, mixed, synced, direct); `pjdfstest` and `fsx` do not: most of the one is about links, devices
-//! and owners, which are refused here, and the other maps files, which is refused as well. Without
+//! neighbours. Without
 //! a service manager a dead keeper's mount is cleared by the next `up`. The manager of the tests is a
 //! small program; under systemd itself the units are checked by `systemd-analyze` alone. Processes that an execution left are found by descent or by their launch's environment; an
 //! agent that is root can hide from both. `Idempotency-Key` is accepted and not used: ids of executions

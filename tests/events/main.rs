@@ -9,6 +9,8 @@ mod foreign;
 mod hand;
 mod later;
 mod oracle;
+mod suites;
+mod swap;
 #[path = "../tools/mod.rs"]
 mod tools;
 mod trouble;
