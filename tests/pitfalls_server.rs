@@ -302,3 +302,76 @@ fn the_mount_asks_for_parallel_directories_and_for_nothing_that_changes_who_is_j
     assert_eq!(flags2, NO_EXPORT_SUPPORT, "{flags2:#x}");
     assert_eq!(max_write, MAX_WRITE_BYTES);
 }
+
+// What is decided belongs to the program that asked: nobody takes its place before the answer.
+#[test]
+fn an_exec_beside_a_request_waits_for_its_answer() {
+    if !may_mount() {
+        return;
+    }
+    let served = Served::new("strongroom-exec");
+    let script = r#"
+import os, sys, threading, time
+started = time.monotonic()
+threading.Thread(target=lambda: open(sys.argv[1], "rb").read()).start()
+sys.stdin.readline()
+os.execv("/usr/bin/python3", ["python3", "-c",
+         f"import time; print('after', time.monotonic() - {started}, flush=True)"])
+"#;
+    let mut program = Command::new("/usr/bin/python3")
+        .args(["-c", script])
+        .arg(served.dir.path().join("SLOW"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    served.said("slow begins");
+    program.stdin.take().unwrap().write_all(b"exec\n").unwrap();
+    let output = program.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let after: f64 = text.trim().trim_start_matches("after ").parse().expect("the new program ran");
+    assert!(after >= SLOW.as_secs_f64(), "{after}");
+    assert_eq!(served.read("FAST").unwrap(), b"fast");
+}
+
+#[test]
+fn a_frozen_group_with_a_request_in_work_freezes_when_it_is_answered() {
+    if !may_mount() {
+        return;
+    }
+    let served = Served::new("strongroom-frozen");
+    let path = strongroom::sys::cgroup::hierarchy_root()
+        .unwrap()
+        .join(format!("sr-frozen-{}", std::process::id()));
+    let group = strongroom::sys::cgroup::Cgroup::create(&path).unwrap();
+    if !path.join("cgroup.freeze").exists() {
+        common::cannot_run("this kernel has no freezer of the v2 hierarchy");
+        return;
+    }
+    let slow = served.dir.path().join("SLOW");
+    let mut reader = Command::new("sh")
+        .args(["-c", "read go; cat \"$0\"; exec sleep 60"])
+        .arg(&slow)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    group.enter(reader.id()).unwrap();
+    reader.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    served.said("slow begins");
+    let begun = Instant::now();
+    std::fs::write(path.join("cgroup.freeze"), "1").unwrap();
+    let frozen =
+        || std::fs::read_to_string(path.join("cgroup.events")).unwrap().contains("frozen 1");
+    let at_once = frozen();
+    if begun.elapsed() < SLOW / 2 {
+        assert!(!at_once, "a task inside a request cannot freeze");
+    }
+    common::wait_until("it is frozen", Duration::from_secs(10), frozen);
+    // Others are served, and the frozen one can be ended.
+    assert_eq!(served.read("FAST").unwrap(), b"fast");
+    group.kill().unwrap();
+    reader.wait().unwrap();
+    assert!(group.empty_within(Duration::from_secs(5)));
+    group.remove().unwrap();
+}

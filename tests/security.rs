@@ -82,6 +82,21 @@ fn every_test_and_file_that_the_documents_name_exists() {
 }
 
 #[test]
+fn every_case_of_the_manuals_pitfalls_has_its_tests() {
+    let tests = tests();
+    let text = fs::read_to_string(root().join("src/manual/pitfalls.rs")).unwrap();
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("//! | ")).skip(2).collect();
+    assert!(rows.len() > 60, "{}", rows.len());
+    for row in rows {
+        let named: Vec<_> = quoted(row).filter(|word| is_test_name(word)).collect();
+        assert!(!named.is_empty(), "{row} names no test");
+        for name in named {
+            assert!(tests.contains(name), "{row}: there is no test {name}");
+        }
+    }
+}
+
+#[test]
 fn each_promise_has_tests_that_are_named() {
     let text = fs::read_to_string(root().join("SECURITY.md")).unwrap();
     let sections: Vec<_> = text.split("\n## ").skip(1).collect();

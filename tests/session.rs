@@ -509,3 +509,52 @@ fn the_demo_shows_it_all_and_leaves_nothing_behind() {
     let early = demo("\"$0\" demo | head -n 1");
     assert!(!text(&early).contains("panicked"), "{}", text(&early));
 }
+
+#[test]
+fn down_says_who_still_runs_and_ends_them_or_leaves_them_when_it_is_told_to() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let view = home.dir.path().join("view");
+    let start = |script: &str| {
+        let mut run = home.command(&["run", "--chain", "deploy-pipeline", "--agent", "TestRunner"]);
+        run.args(["--env", "prod", "--secrets-path", view.to_str().unwrap(), "--", "sh", "-c"]);
+        let mut child = run.arg(script).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        (child, line.trim().to_owned(), out)
+    };
+    let look = "echo $$; while :; do cat $CREDENTIALS_DIRECTORY/DATABASE_URL >/dev/null 2>&1 || \
+                echo gone; sleep 0.1; done";
+    let (mut agent, pid, _out) = start(look);
+    let message = home.refused(&["down"]);
+    assert!(message.contains("1 execution still runs"), "{message}");
+    assert!(message.contains("--end-agents") && message.contains("--force"), "{message}");
+    let told = text(&home.run(&["down"]));
+    assert!(told.contains("of deploy-pipeline: TestRunner"), "{told}");
+    assert_eq!(home.run(&["down"]).status.code(), Some(7));
+    assert_eq!(home.json(&["status"])["executions"], 1, "nothing was ended");
+    home.ok(&["down", "--end-agents"]);
+    assert!(!agent.wait().unwrap().success());
+    assert!(!std::path::Path::new(&format!("/proc/{pid}/cwd")).exists());
+    home.ok(&["up"]);
+    let records = home.records("execution_ended");
+    assert_eq!(records.last().unwrap()["reason"], "the daemon goes down");
+
+    // Left alive on purpose, an agent has lost its secrets at once.
+    let mut silent = home.command(&["run", "--no-redact", "--chain", "deploy-pipeline", "--agent"]);
+    silent.args(["TestRunner", "--env", "prod", "--secrets-path", view.to_str().unwrap(), "--"]);
+    let mut left =
+        silent.args(["sh", "-c", look]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut out = std::io::BufReader::new(left.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    home.ok(&["down", "--force"]);
+    line.clear();
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    assert_eq!(line, "gone\n");
+    left.kill().unwrap();
+    left.wait().unwrap();
+}

@@ -112,7 +112,7 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         // It may not have come up at all.
-        let _down = self.run(&["down"], None);
+        let _down = self.run(&["down", "--force"], None);
         for dir in [&self.dir, &self.key_dir] {
             match fs::remove_dir_all(dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -94,8 +94,13 @@ enum Command {
     #[command(subcommand)]
     Drill(drill::DrillCommand),
     /// Ends the daemon; no mount is left behind.
-    #[command(after_help = "Example:\n  strongroom down")]
-    Down,
+    ///
+    /// Where agents run it says which, and ends nothing: they would go on without their secrets.
+    #[command(after_help = "Examples:\n  \
+        strongroom down\n  \
+        strongroom down --end-agents\n  \
+        strongroom down --force")]
+    Down(serve::DownArgs),
     /// What agents wrote: folders of the event store.
     #[command(subcommand)]
     Events(events::EventsCommand),
@@ -421,7 +426,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Config(command) => admin::config(&context, &command),
         Command::Doctor => admin::doctor(&context),
         Command::Drill(command) => drill::main(&context, &command),
-        Command::Down => serve::down(&context),
+        Command::Down(args) => serve::down(&context, &args),
         Command::Events(command) => events::main(&context, command),
         Command::Execution(command) => chain::execution(&context, command),
         Command::Explain(args) => chain::explain(&context, &args),

@@ -9,13 +9,17 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use clap::Args;
+use nix::sys::signal::Signal;
+
 use crate::config::UnlockMethod;
 use crate::keeper;
 use crate::proto;
+use crate::sys::pidfd::PidFd;
 use crate::sys::process;
 use crate::worker;
 
-use super::output::show;
+use super::output::{note, show};
 use super::{Context, Failure, Outcome, exit};
 
 /// How long a daemon may take to answer.
@@ -229,10 +233,20 @@ fn keeper_pid(context: &Context) -> Result<u32, Failure> {
         .ok_or_else(gone)
 }
 
-fn signal_keeper(
-    context: &Context,
-    signal: nix::sys::signal::Signal,
-) -> Result<crate::sys::pidfd::PidFd, Failure> {
+fn signal_keeper(context: &Context, signal: Signal) -> Result<PidFd, Failure> {
+    let keeper = find_keeper(context)?;
+    tell_keeper(&keeper, signal)?;
+    Ok(keeper)
+}
+
+fn tell_keeper(keeper: &PidFd, signal: Signal) -> Result<(), Failure> {
+    keeper.signal(signal).map_err(|e| {
+        Failure::new(format!("the daemon cannot be signalled: {e}"))
+            .hint("run this as the user who started it")
+    })
+}
+
+fn find_keeper(context: &Context) -> Result<PidFd, Failure> {
     let pid = keeper_pid(context)?;
     // The number is the keeper's own. Another pid namespace has it for another process, which must
     // not be signalled: the kernel translates whoever listens on the socket to what it is here.
@@ -243,20 +257,113 @@ fn signal_keeper(
         return Err(Failure::new("the daemon runs in another pid namespace")
             .hint("give this command where the daemon was started"));
     }
-    let keeper = crate::sys::pidfd::PidFd::open(pid).map_err(anyhow::Error::from)?;
+    let keeper = PidFd::open(pid).map_err(anyhow::Error::from)?;
     // Asked again with the process held: it is still the one that has the lock.
     if keeper_pid(context)? != pid {
         return Err(Failure::new("the daemon is just being replaced").hint("try again"));
     }
-    keeper.signal(signal).map_err(|e| {
-        Failure::new(format!("the daemon cannot be signalled: {e}"))
-            .hint("run this as the user who started it")
-    })?;
     Ok(keeper)
 }
 
-pub(super) fn down(context: &Context) -> Outcome {
-    let keeper = signal_keeper(context, nix::sys::signal::Signal::SIGTERM)?;
+#[derive(Debug, Args)]
+pub(super) struct DownArgs {
+    /// Ends running executions first: TERM, 5 seconds, KILL.
+    #[arg(long, conflicts_with = "force")]
+    end_agents: bool,
+    /// Leaves running agents alive, without their secrets and without a daemon to look after them.
+    #[arg(long)]
+    force: bool,
+}
+
+/// How long the daemon may take to say who runs: one that hangs is ended all the same.
+const LIST_LIMIT: Duration = Duration::from_secs(5);
+/// A process that has just ended may still be on the register.
+const NOTICE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Executions with agents that run now, one line each.
+fn running(context: &Context) -> Result<Vec<(String, String)>, String> {
+    let client = context.client();
+    let (said, hears) = std::sync::mpsc::channel();
+    // Left behind where nobody answers.
+    std::thread::spawn(move || {
+        let list = proto::ExecutionList { chain: None, environment: None, all: false };
+        let _nobody = said.send(client.get::<_, proto::ExecutionListed>("/v1/executions", &list));
+    });
+    let listed = hears
+        .recv_timeout(LIST_LIMIT)
+        .map_err(|_| "the daemon does not answer".to_owned())?
+        .map_err(|problem| problem.to_string())?;
+    let lives = |agent: &&proto::AgentShown| agent.processes > 0 || agent.attestor == "tree";
+    let line = |execution: proto::ExecutionShown| {
+        let agents: Vec<_> =
+            execution.agents.iter().filter(lives).map(|agent| agent.agent.clone()).collect();
+        let text = format!("{} of {}: {}", execution.id, execution.chain, agents.join(", "));
+        (!agents.is_empty()).then_some((execution.id, text))
+    };
+    Ok(listed.executions.into_iter().filter_map(line).collect())
+}
+
+/// Sees to it that no agent is left without its daemon, unless that is wanted.
+fn settle_agents(context: &Context, args: &DownArgs) -> Result<(), Failure> {
+    if args.force {
+        return Ok(());
+    }
+    let deadline = Instant::now() + NOTICE_LIMIT;
+    let left = loop {
+        let left = match running(context) {
+            Ok(left) => left,
+            Err(why) if args.end_agents => {
+                return Err(Failure::new(format!("no agent can be ended: {why}"))
+                    .hint("strongroom down --force leaves them alive"));
+            }
+            Err(why) => {
+                note(&format!("note: whether agents run is not known: {why}"));
+                return Ok(());
+            }
+        };
+        if left.is_empty() || args.end_agents || Instant::now() >= deadline {
+            break left;
+        }
+        std::thread::park_timeout(Duration::from_millis(100));
+    };
+    if left.is_empty() {
+        return Ok(());
+    }
+    if !args.end_agents {
+        let what = match left.len() {
+            1 => "1 execution still runs".to_owned(),
+            many => format!("{many} executions still run"),
+        };
+        let mut failure = Failure::new(what).hint(
+            "strongroom down --end-agents ends them first; --force leaves them alive, without their \
+             secrets",
+        );
+        failure.details = left.into_iter().map(|(_, line)| format!("  {line}")).collect();
+        return Err(failure.status(exit::CONFLICT));
+    }
+    for (id, _) in left {
+        let reason = Some("the daemon goes down".to_owned());
+        let end = proto::ExecutionEnd { id, reason, grace: None };
+        let ended: Result<proto::ExecutionShown, _> =
+            context.client().post_again("/v1/executions/end", &end);
+        match ended {
+            Ok(ended) => {
+                for survivor in &ended.survivors {
+                    note(&format!("warning: {survivor} could not be ended"));
+                }
+            }
+            // It has ended by itself meanwhile.
+            Err(problem) if matches!(problem.code, proto::Code::NotFound | proto::Code::Gone) => {}
+            Err(problem) => return Err(problem.into()),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn down(context: &Context, args: &DownArgs) -> Outcome {
+    let keeper = find_keeper(context)?;
+    settle_agents(context, args)?;
+    tell_keeper(&keeper, Signal::SIGTERM)?;
     if !keeper.exited_within(DOWN_LIMIT) {
         return Err(Failure::new("the daemon does not end")
             .hint(format!("its log is {}", log_file(context).display())));
@@ -267,7 +374,7 @@ pub(super) fn down(context: &Context) -> Outcome {
 
 pub(super) fn reload(context: &Context) -> Outcome {
     let before: proto::Status = context.client().get("/v1/status", &proto::Empty::default())?;
-    signal_keeper(context, nix::sys::signal::Signal::SIGHUP)?;
+    signal_keeper(context, Signal::SIGHUP)?;
     let deadline = Instant::now() + UP_LIMIT;
     loop {
         let now: Result<proto::Status, _> =

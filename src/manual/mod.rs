@@ -52,6 +52,14 @@
 //! the housekeeping thread's word becomes `WATCHDOG=1` where that is wanted. `tests/store.rs` shows
 //! it with a manager that speaks the protocol, under running agents; `tests/unit.rs` checks the units.
 //!
+//! **Down.** `down` asks who runs and ends nothing while somebody does (status 7, with a line for each
+//! execution); `--end-agents` ends the executions first, as `execution end` does; `--force` leaves the
+//! processes alive. Those have lost their view at once: the connection is aborted, every bind of the
+//! mount answers `ENOTCONN`, and nobody looks after them any more; a later daemon does not know them. A
+//! `run` that redacts their output closes it after 15 s without a daemon and leaves with 125. A daemon
+//! that does not answer within 5 s is not asked any longer. SIGTERM and the stop of a unit are as
+//! `--force`.
+//!
 //! **Takeover.** The kernel's INIT is kept; each worker shows it to fuser over a socket pair, puts the
 //! real device in the pair's place, and asks for the requests that its predecessor left unanswered
 //! (`FUSE_NOTIFY_RESEND`, Linux 6.9; before that the keeper mounts anew: requests in flight fail, and an
@@ -438,5 +446,6 @@
 //! long as the keeper, those of a principal as long as its registration.
 #![forbid(unsafe_code)]
 
+pub mod pitfalls;
 pub mod redaction;
 pub mod verbs;

@@ -218,7 +218,8 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let output = self.run(&["down"]);
+        // Agents of a test that failed may be left.
+        let output = self.run(&["down", "--force"]);
         if !output.status.success() && !std::thread::panicking() {
             let message = text(&output);
             assert!(message.contains("no daemon"), "{message}");

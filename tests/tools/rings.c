@@ -1,6 +1,7 @@
 /* Reads a file by io_uring in three ways and by libaio's system calls; prints what each got.
  *
  * rings PATH
+ * rings PATH shared    a child, which is told when to go on, reads by its parent's ring and file
  *
  * The rings are set up by raw system calls: no library is needed. */
 #define _GNU_SOURCE
@@ -15,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static char buffer[65536];
@@ -55,30 +57,36 @@ static int make(struct ring *r, unsigned flags) {
     return 0;
 }
 
-static int ring_read(int file, unsigned setup, unsigned char flags) {
-    struct ring r = {.fd = -1};
-    int failed = make(&r, setup);
-    if (failed)
-        return -failed;
-    unsigned tail = *r.sq_tail, index = tail & *r.sq_mask;
-    struct io_uring_sqe *sqe = &r.sqes[index];
+static int submit(struct ring *r, int file, unsigned setup, unsigned char flags) {
+    unsigned tail = *r->sq_tail, index = tail & *r->sq_mask;
+    struct io_uring_sqe *sqe = &r->sqes[index];
     memset(sqe, 0, sizeof *sqe);
     sqe->opcode = IORING_OP_READ;
     sqe->fd = file;
     sqe->addr = (unsigned long)buffer;
     sqe->len = sizeof buffer;
     sqe->flags = flags;
-    r.sq_array[index] = index;
-    atomic_store_explicit((_Atomic unsigned *)r.sq_tail, tail + 1, memory_order_release);
+    r->sq_array[index] = index;
+    atomic_store_explicit((_Atomic unsigned *)r->sq_tail, tail + 1, memory_order_release);
     unsigned enter = IORING_ENTER_GETEVENTS;
     if (setup & IORING_SETUP_SQPOLL)
         enter |= IORING_ENTER_SQ_WAKEUP;
-    while (atomic_load_explicit((_Atomic unsigned *)r.cq_tail, memory_order_acquire) ==
-           *r.cq_head) {
-        if (syscall(SYS_io_uring_enter, r.fd, 1, 1, enter, NULL, 0) < 0 && errno != EINTR)
+    while (atomic_load_explicit((_Atomic unsigned *)r->cq_tail, memory_order_acquire) ==
+           *r->cq_head) {
+        if (syscall(SYS_io_uring_enter, r->fd, 1, 1, enter, NULL, 0) < 0 && errno != EINTR)
             return -errno;
     }
-    int result = r.cqes[*r.cq_head & *r.cq_mask].res;
+    int result = r->cqes[*r->cq_head & *r->cq_mask].res;
+    atomic_store_explicit((_Atomic unsigned *)r->cq_head, *r->cq_head + 1, memory_order_release);
+    return result;
+}
+
+static int ring_read(int file, unsigned setup, unsigned char flags) {
+    struct ring r = {.fd = -1};
+    int failed = make(&r, setup);
+    if (failed)
+        return -failed;
+    int result = submit(&r, file, setup, flags);
     close(r.fd);
     return result;
 }
@@ -109,14 +117,40 @@ static void tell(const char *how, int result) {
     memset(buffer, 0, sizeof buffer);
 }
 
+static int shared(int file) {
+    struct ring r = {.fd = -1};
+    int failed = make(&r, 0);
+    if (failed) {
+        printf("setup errno %d\n", failed);
+        return 1;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        char line[16];
+        printf("child %d\n", getpid());
+        fflush(stdout);
+        if (fgets(line, sizeof line, stdin) == NULL)
+            _exit(1);
+        tell("inline", submit(&r, file, 0, 0));
+        tell("worker", submit(&r, file, 0, IOSQE_ASYNC));
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    tell("parent", submit(&r, file, 0, 0));
+    return 0;
+}
+
 int main(int argc, char **argv) {
-    if (argc != 2)
+    if (argc < 2)
         return 2;
     int file = open(argv[1], O_RDONLY);
     if (file < 0) {
         perror(argv[1]);
         return 1;
     }
+    if (argc > 2)
+        return shared(file);
     tell("inline", ring_read(file, 0, 0));
     tell("worker", ring_read(file, 0, IOSQE_ASYNC));
     tell("poller", ring_read(file, IORING_SETUP_SQPOLL, 0));
