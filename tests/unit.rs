@@ -66,8 +66,10 @@ fn no_setting_hides_the_mount_or_breaks_what_the_daemon_does() {
         for (name, _) in &settings {
             assert!(!MOUNT_NAMESPACE.contains(&name.as_str()), "{below}: {name}");
             assert!(name != "PrivateUsers" && name != "PrivateNetwork", "{name}");
-            // Their filters refuse clone3(2) and memory of programs that compile as they run.
-            assert!(name != "RestrictNamespaces" && name != "MemoryDenyWriteExecute", "{name}");
+            // Their filters refuse clone3(2), openat2(2), and memory of programs that compile as they
+            // run.
+            let filters = ["RestrictNamespaces", "RestrictSUIDSGID", "MemoryDenyWriteExecute"];
+            assert!(!filters.contains(&name.as_str()), "{name}");
         }
         let value = |name: &str| all(&settings, name);
         assert_eq!(value("Type"), "notify", "{below}");
@@ -122,9 +124,9 @@ fn systemd_finds_nothing_wrong_with_the_units() {
         assert_eq!(text(&output), "", "{below}");
     }
     let copy = copy_for(&home, "strongroom.service");
-    // 6.0 of 10 as it stands: what is left is what it must do, as the unit says.
+    // About 6 of 10 as it stands: what is left is what it must do, as the unit says.
     let output = Command::new("systemd-analyze")
-        .args(["security", "--offline=true", "--threshold=61", "--no-pager"])
+        .args(["security", "--offline=true", "--threshold=63", "--no-pager"])
         .arg(&copy)
         .output()
         .unwrap();

@@ -71,7 +71,9 @@ pub(super) fn worker(context: Context, descriptors: &str, stored: bool) -> Outco
     match worker::run(context.paths, context.config, inherited) {
         Ok(status) => Ok(u8::try_from(status).unwrap_or(exit::FAILED)),
         Err(error) => {
-            tracing::error!(error = %anyhow::Error::from(error), "the worker gave up");
+            // With its causes: the log is all that tells.
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "the worker gave up");
             Ok(u8::try_from(keeper::worker_status::FATAL).unwrap_or(exit::FAILED))
         }
     }

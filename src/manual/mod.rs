@@ -50,7 +50,9 @@
 //! was kept but has lost its mount is dropped, and the start is a new one. `READY=1` comes when the
 //! vault is unlocked, `STATUS=` says how things are, `RELOADING=1` begins a reload, and every second
 //! the housekeeping thread's word becomes `WATCHDOG=1` where that is wanted. `tests/store.rs` shows
-//! it with a manager that speaks the protocol, under running agents; `tests/unit.rs` checks the units.
+//! it with a manager that speaks the protocol, `tests/systemd.rs` the system's unit under systemd itself,
+//! both under running agents; `tests/unit.rs` checks what the units set. Agents' control groups are made
+//! at the top of the v2 hierarchy, outside the unit: its stop and its restart end none of them.
 //!
 //! **Down.** `down` asks who runs and ends nothing while somebody does (status 7, with a line for each
 //! execution); `--end-agents` ends the executions first, as `execution end` does; `--force` leaves the
@@ -438,9 +440,8 @@
 //!
 //! See `SECURITY.md`, last section. Of a value in base64
 //! up to four bits of its first and last byte may stay, in the characters that it shares with its
-//! neighbours. Without
-//! a service manager a dead keeper's mount is cleared by the next `up`. The manager of the tests is a
-//! small program; under systemd itself the units are checked by `systemd-analyze` alone. Processes that an execution left are found by descent or by their launch's environment; an
+//! neighbours. Without a service manager a dead keeper's mount is cleared by the next `up`. Processes
+//! that an execution left are found by descent or by their launch's environment; an
 //! agent that is root can hide from both. `Idempotency-Key` is accepted and not used: ids of executions
 //! are what makes a start idempotent. Lookup counts of the kernel are not kept: inodes of secrets live as
 //! long as the keeper, those of a principal as long as its registration.
