@@ -58,8 +58,40 @@ pub trait Texts: Send {
 /// The answer of a verb.
 type Answer<T> = Result<T, Problem>;
 
+/// A request under an `Idempotency-Key` that is begun now; to be settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed(pub [u8; 32]);
+
+/// What is known of an `Idempotency-Key`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// The request was made before: its answer.
+    Again(Vec<u8>),
+    /// The request is new.
+    Mine(Claimed),
+}
+
+/// How a claimed request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome<'a> {
+    /// With this answer.
+    Answered(&'a [u8]),
+    /// With a problem: it may be made again.
+    Refused,
+    /// Nobody knows.
+    Unknown,
+}
+
 /// Everything that can be asked over the control socket, one method for each verb.
 pub trait Api: Send + Sync + 'static {
+    /// Asks for the answer to a request that was made before, or begins it.
+    ///
+    /// # Errors
+    /// The problem that the key was used otherwise, or that its request has no answer.
+    fn claim(&self, who: &Caller, verb: &str, key: &str, body: &[u8]) -> Answer<Claim>;
+    /// Says how a claimed request ended.
+    fn settle(&self, claimed: &Claimed, outcome: Outcome<'_>);
+
     /// Whether the peer is a process of any execution; such a peer has no role, whatever its uid.
     /// Must answer true when it cannot be told.
     fn is_agent(&self, peer: &Peer) -> bool;

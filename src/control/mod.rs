@@ -16,7 +16,7 @@ pub mod route;
 pub mod server;
 mod text;
 
-pub use api::{Api, Gone, Lines, Texts};
+pub use api::{Api, Claim, Claimed, Gone, Lines, Outcome, Texts};
 
 pub use role::{Caller, Roles};
 pub use route::{Needs, Route};

@@ -58,6 +58,14 @@ pub fn document() -> Value {
             (_, Method::Post) => {
                 operation["requestBody"] =
                     json!({"required": true, "content": {JSON: {"schema": request}}});
+                if route.kept {
+                    operation["parameters"] = json!([{
+                        "name": "Idempotency-Key",
+                        "in": "header",
+                        "description": "The same key and body within ten minutes get the first answer.",
+                        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+                    }]);
+                }
             }
         }
         let path = paths.entry(route.path).or_insert_with(|| json!({}));

@@ -144,6 +144,11 @@ pub const OCTETS: &str = "application/octet-stream";
 pub const NDJSON: &str = "application/x-ndjson";
 
 impl Reply {
+    /// One that was given before.
+    pub fn again(body: Vec<u8>) -> Self {
+        Self { content_type: JSON, body: Bytes::from(body) }
+    }
+
     /// Encodes an answer.
     ///
     /// # Errors
@@ -187,6 +192,9 @@ pub struct Route {
     pub idempotent: bool,
     /// Whether the passphrase is wanted again for it, where the configuration says so.
     pub confirmed: bool,
+    /// Whether its answer may be kept under an `Idempotency-Key`: it holds no value, no key and no
+    /// ticket.
+    pub kept: bool,
     /// The longest body, in bytes.
     pub max_body_bytes: usize,
     /// Schema of the parameters.
@@ -210,6 +218,11 @@ impl Route {
 
     fn idempotent(mut self) -> Self {
         self.idempotent = true;
+        self
+    }
+
+    fn unkept(mut self) -> Self {
+        self.kept = false;
         self
     }
 }
@@ -274,6 +287,7 @@ where
         about,
         idempotent: method == Method::Get,
         confirmed: false,
+        kept: method == Method::Post,
         max_body_bytes: MAX_BODY_BYTES,
         request: SchemaGenerator::subschema_for::<Q>,
         response: SchemaGenerator::subschema_for::<A>,
@@ -332,6 +346,7 @@ where
         about,
         idempotent: true,
         confirmed: false,
+        kept: false,
         max_body_bytes: MAX_BODY_BYTES,
         request: SchemaGenerator::subschema_for::<Q>,
         response: SchemaGenerator::subschema_for::<A>,
@@ -366,6 +381,7 @@ fn metrics() -> Route {
         about: "Counters in the OpenMetrics text format.",
         idempotent: true,
         confirmed: false,
+        kept: false,
         max_body_bytes: MAX_BODY_BYTES,
         request: SchemaGenerator::subschema_for::<proto::Empty>,
         response: SchemaGenerator::subschema_for::<String>,
@@ -387,6 +403,7 @@ fn redact() -> Route {
                 turns the connection into a stream.",
         idempotent: true,
         confirmed: false,
+        kept: false,
         max_body_bytes: MAX_TEXT_BYTES,
         request: SchemaGenerator::subschema_for::<proto::Redact>,
         response: SchemaGenerator::subschema_for::<String>,
@@ -466,7 +483,8 @@ fn daemon_verbs() -> Vec<Route> {
         ),
         post::<Unlock, _>("unlock", "/v1/unlock", OPERATE, "Unlocks the vault.", |a, w, q| {
             a.unlock(w, q)
-        }),
+        })
+        .unkept(),
         post::<proto::Confirm, _>(
             "confirm",
             "/v1/confirm",
@@ -474,6 +492,7 @@ fn daemon_verbs() -> Vec<Route> {
             "Shows the passphrase again, where [operator] confirm wants it.",
             |a, w, q| a.confirm(w, q),
         )
+        .unkept()
         .idempotent(),
         post::<Lock, _>(
             "lock",
@@ -506,6 +525,7 @@ fn secret_verbs() -> Vec<Route> {
             "Reveals a value; recorded, and an exposure of the person.",
             |a, w, q| a.secret_get(w, q),
         )
+        .unkept()
         .confirmed(),
         get("secret list", "/v1/secrets", SEES, "Lists secrets, never values.", |a, w, q| {
             a.secret_list(w, q)
@@ -673,6 +693,7 @@ fn vault_verbs() -> Vec<Route> {
         post("key add", "/v1/keys", OPERATE, "Adds a way to open the vault.", |a, w, q| {
             a.key_add(w, q)
         })
+        .unkept()
         .confirmed(),
         post("key rm", "/v1/keys/rm", OPERATE, "Removes a way to open the vault.", |a, w, q| {
             a.key_rm(w, q)
@@ -681,6 +702,7 @@ fn vault_verbs() -> Vec<Route> {
         post("key rekey", "/v1/keys/rekey", OPERATE, "Changes a slot's master key.", |a, w, q| {
             a.key_rekey(w, q)
         })
+        .unkept()
         .confirmed(),
         // Whoever makes a backup chooses its passphrase, and so can read every value in it.
         post(
@@ -690,6 +712,7 @@ fn vault_verbs() -> Vec<Route> {
             "The whole vault, encrypted under a passphrase of its own.",
             |a, w, q| a.backup_create(w, q),
         )
+        .unkept()
         .confirmed(),
         post(
             "backup verify",
@@ -794,7 +817,8 @@ fn chain_verbs() -> Vec<Route> {
             Needs::LaunchOrAgent,
             "Registers an agent before it runs.",
             |a, w, q| a.agent_launch(w, q),
-        ),
+        )
+        .unkept(),
         post(
             // The launch's id is the right: 128 random bits that its maker alone was told, and the
             // verb asks for the launch's uid as well.
@@ -803,7 +827,8 @@ fn chain_verbs() -> Vec<Route> {
             Needs::Anyone,
             "Makes the peer, or a stopped child of it, the agent's process.",
             |a, w, q| a.agent_attach(w, q),
-        ),
+        )
+        .unkept(),
         post(
             "agent end",
             "/v1/agents/end",
@@ -811,6 +836,7 @@ fn chain_verbs() -> Vec<Route> {
             "Says that the agent's main process has ended.",
             |a, w, q| a.agent_end(w, q),
         )
+        .unkept()
         .idempotent(),
         post(
             "ticket create",
@@ -818,14 +844,16 @@ fn chain_verbs() -> Vec<Route> {
             LAUNCH,
             "A launch that a process of another uid redeems.",
             |a, w, q| a.ticket_create(w, q),
-        ),
+        )
+        .unkept(),
         post(
             "ticket redeem",
             "/v1/tickets/redeem",
             Needs::Anyone,
             "Redeems a ticket; the ticket is the proof.",
             |a, w, q| a.ticket_redeem(w, q),
-        ),
+        )
+        .unkept(),
     ]
 }
 
@@ -872,4 +900,34 @@ fn seeing_verbs() -> Vec<Route> {
             |a, w, q| a.audit_prune(w, q),
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_answer_that_may_be_kept_has_a_place_for_a_value() {
+        let mut kept = 0;
+        for route in table().iter().filter(|route| route.kept) {
+            assert_eq!(route.method, Method::Post, "{}", route.verb);
+            assert!(matches!(route.run, Run::Once(_)), "{}", route.verb);
+            let mut schemas = SchemaGenerator::default();
+            let answer = (route.response)(&mut schemas);
+            let all = format!("{answer:?} {:?}", schemas.take_definitions(true));
+            for word in ["\"Value\"", "\"Blob\"", "$defs/Value", "$defs/Blob", "recovery", "ticket"]
+            {
+                assert!(!all.contains(word), "{} answers with {word}", route.verb);
+            }
+            kept += 1;
+        }
+        assert!(kept > 20, "{kept}");
+        // What is looked for above is there where it should be.
+        let reveal = find("secret get").unwrap();
+        let mut schemas = SchemaGenerator::default();
+        let answer = (reveal.response)(&mut schemas);
+        let all = format!("{answer:?} {:?}", schemas.take_definitions(true));
+        assert!(all.contains("Value"), "{all}");
+        assert!(!reveal.kept);
+    }
 }

@@ -33,7 +33,7 @@ use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 use zeroize::Zeroizing;
 
-use super::api::{Api, Gone, Lines};
+use super::api::{Api, Claim, Claimed, Gone, Lines, Outcome};
 use super::openapi;
 use super::role::{Caller, Roles};
 use super::route::{Input, JSON, Method, NDJSON, OCTETS, Reply, Route, Run, refusal, table};
@@ -453,6 +453,9 @@ async fn try_answer(
         })
         .await??
     };
+    if caller.idempotency_key.is_some() && route.method == Method::Post && !route.kept {
+        return Err(no_key(route.verb));
+    }
     if let Run::Bytes(open) = &route.run {
         let uid = caller.peer.uid;
         let input = Input::Query(head.uri.query().unwrap_or_default().to_owned());
@@ -509,13 +512,31 @@ async fn try_answer(
         // Answered above.
         Run::Bytes(_) => Err(Problem::new(Code::Internal, "bytes are not answered here")),
         Run::Once(run) => {
-            let reply = blocking(permit, move || {
-                let answer = run(&*shared.api, &caller, input);
-                note_refusal(&*shared.api, &caller, route.verb, answer.as_ref().err());
-                answer
+            let (reply, is_again) = blocking(permit, move || {
+                let api = &*shared.api;
+                let held = match (&caller.idempotency_key, &input) {
+                    (Some(key), Input::Body(body)) => {
+                        match api.claim(&caller, route.verb, key, body)? {
+                            Claim::Again(body) => return Ok((Reply::again(body), true)),
+                            Claim::Mine(claimed) => Some(Held { api, claimed, is_settled: false }),
+                        }
+                    }
+                    _ => None,
+                };
+                let answer = run(api, &caller, input);
+                note_refusal(api, &caller, route.verb, answer.as_ref().err());
+                if let Some(held) = held {
+                    held.settle(answer.as_ref().map(|reply| &*reply.body).ok());
+                }
+                answer.map(|reply| (reply, false))
             })
             .await??;
-            Ok(reply_response(reply))
+            let mut answer = reply_response(reply);
+            if is_again {
+                let name = header::HeaderName::from_static("idempotency-replayed");
+                answer.headers_mut().insert(name, HeaderValue::from_static("true"));
+            }
+            Ok(answer)
         }
         Run::Stream(run) => {
             let (lines, received) = mpsc::channel(64);
@@ -548,6 +569,33 @@ async fn try_answer(
             }
         }
     }
+}
+
+/// A request under a key that is in work; one that panics is not begun again.
+struct Held<'a> {
+    api: &'a dyn Api,
+    claimed: Claimed,
+    is_settled: bool,
+}
+
+impl Held<'_> {
+    fn settle(mut self, answer: Option<&[u8]>) {
+        self.is_settled = true;
+        self.api.settle(&self.claimed, answer.map_or(Outcome::Refused, Outcome::Answered));
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.api.settle(&self.claimed, Outcome::Unknown);
+        }
+    }
+}
+
+fn no_key(verb: &str) -> Problem {
+    let what = format!("`{verb}` takes no Idempotency-Key: its answer is not kept");
+    Problem::new(Code::BadRequest, what).with_hint("leave the header out")
 }
 
 /// Whether a request wants the connection for frames.

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::audit::record::Event;
-use crate::control::{Api, Caller, Lines, Texts};
+use crate::control::{Api, Caller, Claim, Claimed, Lines, Outcome, Texts};
 use crate::proto::{self, Problem};
 use crate::sys::peer::Peer;
 
@@ -127,6 +127,14 @@ impl Api for Daemon {
         req: proto::SecretPromote,
     ) -> Result<proto::Rotated, Problem> {
         self.promote_secret(who, &req)
+    }
+
+    fn claim(&self, who: &Caller, verb: &str, key: &str, body: &[u8]) -> Result<Claim, Problem> {
+        self.claim_answer(who, verb, key, body)
+    }
+
+    fn settle(&self, claimed: &Claimed, outcome: Outcome<'_>) {
+        self.settle_answer(claimed, outcome);
     }
 
     fn secret_rollback(

@@ -28,6 +28,7 @@ pub mod news;
 mod output;
 mod outputs;
 mod policy;
+mod repeat;
 mod revoke;
 mod revoked;
 mod rotate;
@@ -137,6 +138,8 @@ pub struct Daemon {
     rotating: Mutex<BTreeSet<String>>,
     /// What is to be run later, as the vault has it; none: not read yet.
     chores: Mutex<Option<Vec<chore::Chore>>>,
+    /// Held over a look at what was asked under a key.
+    repeating: Mutex<()>,
     /// Held over the storing of exposures: whoever waits for it finds its own stored.
     storing: Mutex<()>,
     /// Where alerts go.
@@ -189,6 +192,7 @@ impl Daemon {
             rotating: Mutex::default(),
             chores: Mutex::new(None),
             storing: Mutex::new(()),
+            repeating: Mutex::new(()),
             alerts,
         };
         // Before anything is served: what an earlier worker began to revoke stays denied.

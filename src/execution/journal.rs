@@ -50,6 +50,8 @@ pub enum Kind {
     EventDraft = 10,
     /// An alert that is not delivered yet, by its place, time and number.
     Alert = 11,
+    /// What was asked under an `Idempotency-Key`, by the digest of uid, verb and key.
+    Answer = 12,
 }
 
 impl Kind {
@@ -66,6 +68,7 @@ impl Kind {
             9 => Self::EventNode,
             10 => Self::EventDraft,
             11 => Self::Alert,
+            12 => Self::Answer,
             _ => return None,
         })
     }

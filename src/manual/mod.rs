@@ -177,6 +177,17 @@
 //! made, `run --isolate` fails. `--redact off` does not make `run` become an isolated command, and a
 //! shell that is left on the caller's terminal that way has no job control.
 //!
+//! # Requests that are repeated
+//!
+//! A `POST` under an `Idempotency-Key` (1 to 128 characters, a new one for each request) is done once: the
+//! same uid, verb, key and body get the first answer again for ten minutes, with the header
+//! `idempotency-replayed: true`; another body is refused (409), and so is a repetition while the first is
+//! in work (503). Keys (256 at most, answers up to 16 KiB) are in the runtime state: the next worker knows
+//! them, the next keeper does not. Of a request a keyed digest is kept. A key whose worker died in the
+//! middle, or whose answer was too long, is told of (409): look what took effect. A refused request is not
+//! remembered. Verbs whose answers hold a value, a key or a ticket, streams, and those of agents take no
+//! key (400).
+//!
 //! # The output of `run`
 //!
 //! The agent's stdout and stderr go through the worker: what its chain's agents can see is hidden by
@@ -442,8 +453,7 @@
 //! up to four bits of its first and last byte may stay, in the characters that it shares with its
 //! neighbours. Without a service manager a dead keeper's mount is cleared by the next `up`. Processes
 //! that an execution left are found by descent or by their launch's environment; an
-//! agent that is root can hide from both. `Idempotency-Key` is accepted and not used: ids of executions
-//! are what makes a start idempotent. Lookup counts of the kernel are not kept: inodes of secrets live as
+//! agent that is root can hide from both. Lookup counts of the kernel are not kept: inodes of secrets live as
 //! long as the keeper, those of a principal as long as its registration.
 #![forbid(unsafe_code)]
 
