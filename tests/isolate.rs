@@ -196,6 +196,9 @@ fn what_was_achieved_is_on_record_in_the_list_and_in_the_agents_identity() {
     assert!(identity.contains("\"isolation\": \"none\""), "{identity}");
     let records = home.records("agent_started");
     assert_eq!(records[0]["reason"], format!("isolation {achieved}"));
+    // From outside it is explained as any other.
+    let why = text(&home.run(&["explain", "--pid", &host_pid(agent.id()), "OPENAI_API_KEY"]));
+    assert!(why.contains("CodeAnalyzer"), "{why}");
     agent.end();
     plain.end();
     home.ok(&["execution", "end", "shown"]);

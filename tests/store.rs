@@ -214,3 +214,20 @@ fn what_was_kept_without_its_mount_is_of_no_use_and_the_start_is_a_new_one() {
     assert_eq!(manager.fds(), "fds strongroom-device strongroom-socket strongroom-state");
     manager.end("stop");
 }
+
+#[test]
+fn a_daemon_that_is_put_up_beside_a_service_leaves_that_services_manager_alone() {
+    if !may_mount() {
+        return;
+    }
+    let home = initialised("key-file");
+    let socket = home.dir.path().join("foreign");
+    let foreign = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    foreign.set_nonblocking(true).unwrap();
+    let up = home.command(&["up"]).env("NOTIFY_SOCKET", &socket).output().unwrap();
+    assert!(up.status.success(), "{}", common::text(&up));
+    home.ok(&["wait"]);
+    home.ok(&["down"]);
+    let heard = foreign.recv(&mut [0; 16]).unwrap_err();
+    assert_eq!(heard.kind(), std::io::ErrorKind::WouldBlock);
+}

@@ -4,18 +4,82 @@
 mod common;
 mod tools;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::{Home, cannot_run, may_mount, text};
 
+/// Whether systemd can be booted at all; says loudly when not.
+fn can_boot() -> bool {
+    if !may_mount() || !tools::has("systemctl") || !tools::has("unshare") {
+        return false;
+    }
+    let is_there = Path::new("/lib/systemd/systemd").exists();
+    if !is_there {
+        cannot_run("systemd is not installed (tests/run.sh installs it)");
+    }
+    is_there
+}
+
+/// A unit of ours as it is, but for where things lie.
+fn unit_for(home: &Home, below: &str, program: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/systemd").join(below);
+    std::fs::read_to_string(path)
+        .unwrap()
+        .replace("/usr/local/bin/strongroom", program)
+        .replace("After=local-fs.target\n", "")
+        .replace("RequiresMountsFor=/var/lib/strongroom\n", "")
+        .replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n")
+        .replace(
+            "[Service]\n",
+            &format!(
+                "[Service]\nEnvironment=STRONGROOM_HOME={}\nStandardError=file:{}/serve.log\n",
+                home.home().display(),
+                home.dir.path().display()
+            ),
+        )
+}
+
+/// Runs `tools/NAME` with the test's directory and the hierarchy; what its steps said, and all of it.
+fn boot(home: &Home, name: &str) -> Option<(String, String)> {
+    let dir = home.dir.path();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools").join(name);
+    let hierarchy = strongroom::sys::cgroup::hierarchy_root().unwrap();
+    let booted = Command::new("timeout")
+        .args(["--kill-after=5", "150", "unshare", "--mount", "sh"])
+        .arg(script)
+        .arg(dir)
+        .arg(&hierarchy)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let Ok(told) = std::fs::read_to_string(dir.join("out")) else {
+        cannot_run(&format!("systemd does not boot in namespaces here: {}", text(&booted)));
+        return None;
+    };
+    let log = std::fs::read_to_string(dir.join("serve.log")).unwrap_or_default();
+    let all = format!("{told}\n--- its log:\n{log}\n--- systemd:\n{}", text(&booted));
+    Some((told, all))
+}
+
+/// An agent that reads without end, and where it says what came of it.
+fn reader(home: &Home) -> (PathBuf, PathBuf) {
+    let (agent, reads) = (home.dir.path().join("agent.sh"), home.dir.path().join("reads"));
+    std::fs::write(&reads, "").unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    std::fs::set_permissions(&reads, everybody).unwrap();
+    let script = format!(
+        "while :; do cat $CREDENTIALS_DIRECTORY/FOO >> {0} 2>/dev/null && echo >> {0} || \
+         echo FAILED >> {0}; sleep 0.02; done\n",
+        reads.display()
+    );
+    std::fs::write(&agent, script).unwrap();
+    (agent, reads)
+}
+
 #[test]
 fn under_systemd_the_mount_outlives_restarts_and_deaths_of_the_unit() {
-    if !may_mount() || !tools::has("systemctl") || !tools::has("unshare") {
-        return;
-    }
-    if !Path::new("/lib/systemd/systemd").exists() {
-        cannot_run("systemd is not installed (tests/run.sh installs it)");
+    if !can_boot() {
         return;
     }
     let home = Home::new();
@@ -27,34 +91,9 @@ fn under_systemd_the_mount_outlives_restarts_and_deaths_of_the_unit() {
     home.ok(&["init", "--unlock", &format!("key-file:{}", key.display())]);
     let program = env!("CARGO_BIN_EXE_strongroom");
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools");
-    let unit = std::fs::read_to_string(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/systemd/strongroom.service"),
-    )
-    .unwrap();
-    // The unit as it is, but for where things lie.
-    let unit = unit
-        .replace("/usr/local/bin/strongroom", program)
-        .replace("After=local-fs.target", "DefaultDependencies=no")
-        .replace("RequiresMountsFor=/var/lib/strongroom\n", "")
-        .replace(
-            "[Service]\n",
-            &format!(
-                "[Service]\nEnvironment=STRONGROOM_HOME={}\nStandardError=file:{}/serve.log\n",
-                home.home().display(),
-                dir.display()
-            ),
-        );
-    std::fs::write(dir.join("strongroom.service"), unit).unwrap();
-    let reads = dir.join("reads");
-    std::fs::write(&reads, "").unwrap();
-    std::fs::set_permissions(&reads, mode(0o666)).unwrap();
-    let agent = dir.join("agent.sh");
-    let script = format!(
-        "while :; do cat $CREDENTIALS_DIRECTORY/FOO >> {0} 2>/dev/null && echo >> {0} || \
-         echo FAILED >> {0}; sleep 0.02; done\n",
-        reads.display()
-    );
-    std::fs::write(&agent, script).unwrap();
+    std::fs::write(dir.join("strongroom.service"), unit_for(&home, "strongroom.service", program))
+        .unwrap();
+    let (agent, reads) = reader(&home);
     let steps = format!(
         "STRONGROOM_HOME={} PROGRAM={program} VIEW={} READS={} AGENT={}\n{}",
         home.home().display(),
@@ -64,21 +103,7 @@ fn under_systemd_the_mount_outlives_restarts_and_deaths_of_the_unit() {
         std::fs::read_to_string(tests.join("steps.sh")).unwrap()
     );
     std::fs::write(dir.join("steps.sh"), steps).unwrap();
-    let hierarchy = strongroom::sys::cgroup::hierarchy_root().unwrap();
-    let booted = Command::new("timeout")
-        .args(["--kill-after=5", "150", "unshare", "--mount", "sh"])
-        .arg(tests.join("boot.sh"))
-        .arg(dir)
-        .arg(&hierarchy)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let Ok(told) = std::fs::read_to_string(dir.join("out")) else {
-        cannot_run(&format!("systemd does not boot in namespaces here: {}", text(&booted)));
-        return;
-    };
-    let log = std::fs::read_to_string(dir.join("serve.log")).unwrap_or_default();
-    let all = format!("{told}\n--- its log:\n{log}\n--- systemd:\n{}", text(&booted));
+    let Some((told, all)) = boot(&home, "boot.sh") else { return };
     let line = |start: &str| {
         told.lines()
             .find(|line| line.starts_with(start))
@@ -98,4 +123,52 @@ fn under_systemd_the_mount_outlives_restarts_and_deaths_of_the_unit() {
     assert!(line("stop ").starts_with("stop 0 inactive 0"), "{all}");
     line("unmounted");
     assert_eq!(told.lines().last(), Some("FAILED"), "the agent lost its secrets: {all}");
+}
+
+#[test]
+fn under_a_persons_systemd_it_is_the_same_and_a_killed_launcher_takes_its_agent_along() {
+    if !can_boot() || !tools::has("fusermount3") {
+        return;
+    }
+    let home = Home::new();
+    let dir = home.dir.path();
+    // Where a person without rights reaches it.
+    let program = dir.join("strongroom");
+    std::fs::copy(env!("CARGO_BIN_EXE_strongroom"), &program).unwrap();
+    let units = dir.join(".config/systemd/user");
+    std::fs::create_dir_all(&units).unwrap();
+    let unit = unit_for(&home, "user/strongroom.service", program.to_str().unwrap());
+    std::fs::write(units.join("strongroom.service"), unit).unwrap();
+    std::fs::write(units.join("empty.target"), "[Unit]\nDefaultDependencies=no\n").unwrap();
+    let (agent, reads) = reader(&home);
+    let steps = format!(
+        "STRONGROOM_HOME={} PROGRAM={} READS={} AGENT={} KEY={}\n{}",
+        home.home().display(),
+        program.display(),
+        reads.display(),
+        agent.display(),
+        dir.join("key").display(),
+        std::fs::read_to_string(
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/user_steps.sh")
+        )
+        .unwrap()
+    );
+    std::fs::write(dir.join("steps.sh"), steps).unwrap();
+    for entry in ["", ".config", ".config/systemd", ".config/systemd/user"] {
+        std::os::unix::fs::chown(dir.join(entry), Some(65534), Some(65534)).unwrap();
+    }
+    let Some((told, all)) = boot(&home, "boot_user.sh") else { return };
+    let line = |start: &str| {
+        told.lines()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_else(|| panic!("{start}: {all}"))
+    };
+    for step in ["start", "restart", "killed"] {
+        assert_eq!(line(&format!("{step} ")), format!("{step} 0 active 3 serving"), "{all}");
+    }
+    line("goes on");
+    assert_eq!(line("failed "), "failed 0", "{all}");
+    line("agent ended");
+    assert!(line("stop ").starts_with("stop 0 inactive 0"), "{all}");
+    line("unmounted");
 }

@@ -129,7 +129,12 @@ pub(super) fn start(context: &Context) -> Result<proto::Health, Failure> {
         .open(log_file(context))
         .map_err(anyhow::Error::from)?;
     let start = log.metadata().map_err(anyhow::Error::from)?.len();
-    let child = Command::new(program)
+    let mut serve = Command::new(program);
+    // A manager of whoever ran this is not the daemon's.
+    for name in crate::sys::notify::VARIABLES {
+        serve.env_remove(name);
+    }
+    let child = serve
         .args(context.home_args())
         .arg("serve")
         .stdin(Stdio::null())

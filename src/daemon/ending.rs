@@ -24,6 +24,7 @@ use crate::sys::pidfd::PidFd;
 use super::Daemon;
 use super::executions::registry_problem;
 use super::outputs::{self, Search};
+use super::strays;
 
 /// How long processes get between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(5);
@@ -95,8 +96,33 @@ impl Daemon {
                 }
                 Vec::new()
             }
-            Membership::Tree { root } => end_tree(root, grace),
+            Membership::Tree { root } => {
+                let mut left = end_tree(root, grace);
+                if !principal.keep_background && find_process(root).is_none() {
+                    left.extend(self.end_orphans(principal));
+                }
+                left
+            }
         }
+    }
+
+    /// Ends what a launcher that was killed has left: nobody's descendants any more, but with the
+    /// environment of their launch.
+    fn end_orphans(&self, principal: &Principal) -> Vec<String> {
+        let found: Vec<_> = strays::orphans(principal)
+            .into_iter()
+            // Another launch of the same agent may be alive.
+            .filter(|(pid, _)| self.principal_of_process(*pid).is_none())
+            .collect();
+        for (_, process) in &found {
+            // It may have ended in this moment.
+            let _gone = process.signal(Signal::SIGKILL);
+        }
+        let deadline = std::time::Instant::now() + KILL_LIMIT;
+        let lives = |(_, process): &&(u32, PidFd)| {
+            !process.exited_within(deadline.saturating_duration_since(std::time::Instant::now()))
+        };
+        found.iter().filter(lives).map(|(pid, _)| format!("process {pid}")).collect()
     }
 
     pub(super) fn end_execution(

@@ -13,6 +13,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use zeroize::Zeroizing;
 
+use crate::execution::principal::Principal;
 use crate::execution::registry::find_process;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::pidfd::PidFd;
@@ -117,6 +118,26 @@ pub(super) fn marked(ended: &BTreeMap<String, Ended>, below: Option<&Path>) -> V
             && is_outside(pid, below)
         {
             found.push(Stray { execution: id.clone(), pid, process });
+        }
+    }
+    found
+}
+
+/// Processes that bear the environment of a launch of this agent.
+pub(super) fn orphans(principal: &Principal) -> Vec<(u32, PidFd)> {
+    let mut found = Vec::new();
+    let own = std::process::id();
+    let agent = format!("STRONGROOM_AGENT={}", principal.agent);
+    let mut buffer = Zeroizing::new(vec![0; MAX_ENVIRON_BYTES]);
+    for pid in proc::pids().into_iter().filter(|pid| *pid != own) {
+        let Ok(process) = PidFd::open(pid) else { continue };
+        let Ok(len) = proc::environ(pid, &mut buffer) else { continue };
+        let environ = &buffer[..len];
+        if bears_mark(environ, principal.execution.as_str(), &principal.chain)
+            && environ.split(|b| *b == 0).any(|entry| entry == agent.as_bytes())
+            && process.is_alive()
+        {
+            found.push((pid, process));
         }
     }
     found

@@ -50,8 +50,8 @@
 //! was kept but has lost its mount is dropped, and the start is a new one. `READY=1` comes when the
 //! vault is unlocked, `STATUS=` says how things are, `RELOADING=1` begins a reload, and every second
 //! the housekeeping thread's word becomes `WATCHDOG=1` where that is wanted. `tests/store.rs` shows
-//! it with a manager that speaks the protocol, `tests/systemd.rs` the system's unit under systemd itself,
-//! both under running agents; `tests/unit.rs` checks what the units set. Agents' control groups are made
+//! it with a manager that speaks the protocol, `tests/systemd.rs` both units under systemd itself,
+//! all under running agents; `tests/unit.rs` checks what the units set. Agents' control groups are made
 //! at the top of the v2 hierarchy, outside the unit: its stop and its restart end none of them.
 //!
 //! **Down.** `down` asks who runs and ends nothing while somebody does (status 7, with a line for each

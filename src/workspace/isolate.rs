@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::config::{Config, Paths};
+use crate::config::{Config, Paths, UnlockMethod};
 use crate::proto::{Hold, Isolation};
 use crate::sys::isolate as system;
 use crate::sys::mount;
@@ -67,7 +67,9 @@ fn to_be_hidden(paths: &Paths, config: &Config, uid: u32) -> Vec<PathBuf> {
     .into_iter()
     .cloned()
     .collect();
-    all.extend(config.unlock.path.clone());
+    if config.unlock.method == Some(UnlockMethod::KeyFile) {
+        all.extend(config.unlock.path.as_deref().map(|path| paths.beside_config(path)));
+    }
     let runtime = PathBuf::from(format!("/run/user/{uid}"));
     all.extend(["bus", "systemd"].map(|name| runtime.join(name)));
     // A cover belongs over what a path leads to; what is not there needs none.
