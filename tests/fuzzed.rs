@@ -82,7 +82,7 @@ fn any_bytes_in_the_place_of_a_saved_state_are_refused_or_harmless() {
 /// The stored samples of a target.
 fn samples(target: &str) -> Vec<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<PathBuf> = std::fs::read_dir(root.join("tests/fuzz/corpus").join(target))
+    let mut files: Vec<PathBuf> = std::fs::read_dir(root.join("tests/fuzz/samples").join(target))
         .unwrap_or_else(|e| panic!("{target} has no samples: {e}"))
         .map(|entry| entry.unwrap().path())
         .collect();

@@ -1,4 +1,4 @@
-//! What the fuzz targets of the parsers do; `tests/fuzzed.rs` does it with changed samples of `corpus`.
+//! What the fuzz targets of the parsers do; `tests/fuzzed.rs` does it with changed `samples`.
 //!
 //! For any bytes: no panic, no value in an error, an end within bounds; and what was read and is
 //! printed reads as the same.
