@@ -136,7 +136,10 @@ impl Error {
             Self::Beneath { .. } => {
                 "the daemon would wait for itself; move one of them in strongroom.toml".into()
             }
-            Self::Prepare { .. } => "check that the directory exists and is yours".into(),
+            Self::Prepare { .. } => {
+                "it must be a directory of yours: move away what is there, or check its owner"
+                    .into()
+            }
             Self::MountPointTaken { .. } => {
                 "empty or unmount it, or set another with [mount] path in strongroom.toml".into()
             }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
@@ -14,9 +15,56 @@ fn mode(path: &std::path::Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
+std::thread_local! {
+    /// What the errors of this thread's test looked like.
+    static SEEN: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Keeps the errors of a test as people see them, in a file, so that a change of words is seen and
+/// meant. `STRONGROOM_UPDATE=1 cargo test --test bad_input` writes it anew.
+struct Kept(&'static str);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/errors");
+        let file = dir.join(format!("{}.txt", self.0));
+        let seen = SEEN.take();
+        if std::env::var_os("STRONGROOM_UPDATE").is_some() {
+            std::fs::create_dir_all(dir).unwrap();
+            std::fs::write(&file, &seen).unwrap();
+        }
+        let kept = std::fs::read_to_string(&file).unwrap_or_default();
+        assert_eq!(seen, kept, "if it was meant: STRONGROOM_UPDATE=1 cargo test --test bad_input");
+    }
+}
+
+/// Without what differs from run to run: scratch directories, numbers of processes.
+fn steady(text: &str) -> String {
+    let mut parts = text.split("/tmp/.tmp");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str("$DIR");
+        out.push_str(part.get(6..).unwrap_or_default());
+    }
+    for before in ["revision ", "log has seen ", "file_len="] {
+        let parts: Vec<_> = out.split(before).map(ToOwned::to_owned).collect();
+        let rest = parts.iter().skip(1).map(|p| p.trim_start_matches(|c: char| c.is_ascii_digit()));
+        out = std::iter::once(parts[0].as_str()).chain(rest).collect::<Vec<_>>().join(before);
+    }
+    // Values of a megabyte are named by their length.
+    out.lines().map(|l| l.chars().take(400).collect::<String>() + "\n").collect()
+}
+
 /// Two lines: what happened, and the next step; with the status.
 fn told(output: &Output, status: u8, what: &[&str], hint: &[&str]) {
     let all = text(output);
+    SEEN.with_borrow_mut(|seen| {
+        let asked = common::LAST.with_borrow(|asked| steady(asked));
+        seen.push_str(&format!("$ {asked}{}status {status}\n\n", steady(&all)));
+    });
     assert_eq!(output.status.code(), Some(i32::from(status)), "{all}");
     let line = |start: &str| {
         let found = all.lines().find_map(|l| l.strip_prefix(start));
@@ -42,6 +90,7 @@ fn a_wrong_passphrase_opens_nothing_is_recorded_and_slows_the_next() {
     if !may_mount() {
         return;
     }
+    let _kept = Kept("passphrase");
     let home = Home::new();
     let made = home.run_with(&["init", "--unlock", "passphrase"], "correct horse battery\n");
     assert!(made.status.success(), "{}", text(&made));
@@ -74,6 +123,7 @@ fn a_key_file_that_others_read_that_is_gone_or_another_is_refused() {
     if !may_mount() {
         return;
     }
+    let _kept = Kept("key-file");
     let home = Home::new();
     let key = home.dir.path().join("key");
     let unlock = format!("key-file:{}", key.display());
@@ -107,6 +157,7 @@ fn a_second_daemon_on_one_home_is_refused_and_harms_nothing() {
     if !may_mount() {
         return;
     }
+    let _kept = Kept("second-daemon");
     let home = Home::deployed();
     told(&home.run(&["up"]), 7, &["already serves"], &["strongroom down"]);
     told(&home.run(&["serve"]), 1, &["already serves"], &["strongroom down"]);
@@ -119,6 +170,7 @@ fn a_mount_point_that_is_missing_is_made_and_one_that_is_not_empty_is_left_alone
     if !may_mount() {
         return;
     }
+    let _kept = Kept("mount-point");
     let home = Home::deployed();
     home.ok(&["down"]);
     std::fs::remove_dir(home.mount()).unwrap();
@@ -140,6 +192,7 @@ fn names_scopes_and_values_that_cannot_be_are_refused_one_by_one() {
     if !may_mount() {
         return;
     }
+    let _kept = Kept("names");
     let home = Home::deployed();
     let set = |args: &[&str], value: &str| {
         let mut all = vec!["secret", "set"];
@@ -166,6 +219,7 @@ fn chains_and_agents_that_are_unknown_are_named_with_those_that_are_known() {
     if !may_mount() {
         return;
     }
+    let _kept = Kept("chains");
     let home = Home::deployed();
     let run = |chain: &str, agent: &str, env: &str| {
         home.run(&["run", "--chain", chain, "--agent", agent, "--env", env, "--", "true"])
@@ -184,6 +238,7 @@ fn the_socket_of_a_dead_daemon_and_no_daemon_at_all_are_told() {
     if !may_mount() {
         return;
     }
+    let _kept = Kept("no-daemon");
     let home = Home::deployed();
     let keeper: i32 = std::fs::read_to_string(home.home().join("run/keeper.pid"))
         .unwrap()
@@ -211,11 +266,13 @@ fn without_fuse_the_start_names_what_is_missing_and_leaves_nothing() {
     if !may_mount() {
         return;
     }
+    let _kept = Kept("no-fuse");
     let home = Home::deployed();
     home.ok(&["down"]);
     let up = |prepare: &str| {
         let strongroom = env!("CARGO_BIN_EXE_strongroom");
         let home_dir = home.home();
+        common::LAST.set("strongroom up".to_owned());
         let script = format!("{prepare}; exec {strongroom} --home {} up", home_dir.display());
         Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap()
     };
@@ -232,6 +289,7 @@ fn a_full_disk_refuses_a_change_as_a_whole_and_heals() {
     if !may_mount() {
         return;
     }
+    let _kept = Kept("full-disk");
     let home = Home::new();
     let disk = home.home();
     std::fs::create_dir(&disk).unwrap();
@@ -261,14 +319,87 @@ fn a_full_disk_refuses_a_change_as_a_whole_and_heals() {
     let refused = home.run_with(&["secret", "set", "BIG"], &big);
     told(&refused, 1, &["vault file", "no space"], &["space"]);
     home.refused(&["secret", "show", "BIG"]);
-    // Who saw a value must be on the ledger first, for which there is no room.
-    assert!(home.refused(&["secret", "get", "KEPT", "--reveal"]).contains("no space"));
+    // Who saw a value must be on the ledger first, for which there is no room; it is still there.
+    told(&home.run(&["secret", "get", "KEPT", "--reveal"]), 1, &["no space"], &["space"]);
     std::fs::remove_file(&filler).unwrap();
-    assert_eq!(home.ok(&["secret", "get", "KEPT", "--reveal"]), "canary-kept");
+    common::wait_until("the vault heals", std::time::Duration::from_secs(20), || {
+        home.run(&["secret", "get", "KEPT", "--reveal"]).stdout == b"canary-kept"
+    });
     home.ok_with(&["secret", "set", "BIG"], &big);
     home.ok(&["down"]);
     home.ok(&["up"]);
     assert_eq!(home.ok(&["secret", "get", "BIG", "--reveal"]).len(), big.len());
     home.ok(&["down"]);
     assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+}
+
+#[test]
+fn what_a_configuration_definition_or_import_has_wrong_is_told_with_its_place() {
+    if !may_mount() {
+        return;
+    }
+    let _kept = Kept("files");
+    let home = Home::deployed();
+    let write = |name: &str, content: &str| {
+        std::fs::write(home.dir.path().join(name), content).unwrap();
+    };
+    write("a.json", "{\"chain\": \"a\",\n \"agents\": [{\"name\": \"A\", \"secrts\": []}]}");
+    told(&home.run(&["chain", "check", "a.json"]), 1, &["line 2", "column"], &["did you mean"]);
+    write(
+        "b.json",
+        "{\"chain\": \"a\", \"agents\": [{\"name\": \"A\", \"secrets\": [{\"name\": \"K\", \"value\": \"hunter2-canary\"}]}]}",
+    );
+    told(&home.run(&["chain", "apply", "b.json"]), 1, &["line 1"], &["secret set"]);
+    write("c.json", "{\"chain\": \"a\", \"agents\": [{\"name\": \"A\"}]");
+    told(&home.run(&["chain", "apply", "c.json"]), 1, &["not JSON"], &[]);
+    told(&home.run(&["chain", "apply", "none.json"]), 1, &["none.json"], &[]);
+    write("p.json", "{\"rotation_policy\": {\"OPENAI_API_KEY\": {\"rotate_evry_days\": 3}}}");
+    told(&home.run(&["rotation", "apply", "p.json"]), 1, &["line 1"], &[]);
+    write("e.env", "A='hunter2-canary\nB=2\n");
+    told(&home.run(&["import", "e.env"]), 1, &["line 1"], &[]);
+    write("f.env", "OPENAI_API_KEY=hunter2-canary\n");
+    told(&home.run(&["import", "f.env"]), 7, &["exists already"], &["--on-conflict"]);
+    told(&home.run(&["secret", "show", "NOPE"]), 6, &["NOPE"], &["secret list"]);
+    told(&home.run(&["secret", "get", "OPENAI_API_KEY"]), 1, &["on demand"], &["--reveal"]);
+    told(&home.run(&["group", "show", "nope"]), 6, &["nope"], &[]);
+    told(&home.run(&["execution", "end", "nope"]), 6, &["nope"], &[]);
+    told(&home.run(&["audit", "verify", "--dir", "none"]), 1, &["none"], &[]);
+    told(&home.run(&["backup", "verify", "a.json"]), 1, &[], &[]);
+    let config = home.home().join("strongroom.toml");
+    let own = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{own}\n[audit]\nsnyc = \"each\"\n")).unwrap();
+    told(&home.run(&["config", "check"]), 1, &["unknown key `snyc`"], &["did you mean `sync`?"]);
+    std::fs::write(&config, format!("{own}\n[mount]\nthreads = \"hunter2-canary\"\n")).unwrap();
+    told(&home.run(&["status"]), 1, &["line", "expected"], &["config check"]);
+    std::fs::write(&config, own).unwrap();
+    SEEN.with_borrow(|seen| assert!(!seen.contains("hunter2"), "{seen}"));
+}
+
+#[test]
+fn a_vault_of_a_newer_format_and_one_that_was_altered_are_refused() {
+    if !may_mount() {
+        return;
+    }
+    let _kept = Kept("vault");
+    let home = Home::new();
+    home.start();
+    home.ok_with(&["secret", "set", "A"], "a-0123456789");
+    home.ok(&["down"]);
+    let vault = home.home().join("vault.redb");
+    let older = std::fs::read(&vault).unwrap();
+    home.ok(&["up"]);
+    home.ok_with(&["secret", "set", "B"], "b-0123456789");
+    home.ok(&["down"]);
+    let newest = std::fs::read(&vault).unwrap();
+    std::fs::write(&vault, &older).unwrap();
+    told(&home.run(&["up"]), 4, &["older"], &["--accept-rollback"]);
+    home.ok(&["down"]);
+    std::fs::write(&vault, &newest[..newest.len() / 2]).unwrap();
+    told(&home.run(&["up"]), 4, &["damaged"], &[]);
+    home.ok(&["down"]);
+    std::fs::write(&vault, b"not a vault at all").unwrap();
+    told(&home.run(&["up"]), 4, &["damaged"], &[]);
+    home.ok(&["down"]);
+    std::fs::write(&vault, &newest).unwrap();
+    home.ok(&["up"]);
 }

@@ -76,6 +76,65 @@ fn a_python_orchestrator_attaches_a_stopped_child_of_its_own() {
 }
 
 #[test]
+fn a_node_orchestrator_attaches_a_stopped_child_of_its_own() {
+    if !may_mount() || !has("node") {
+        return;
+    }
+    let home = Home::deployed();
+    let run = |script: &str| {
+        Command::new("timeout")
+            .args(["30", "node", &example("orchestrator.js")])
+            .arg(home.socket())
+            .args(["deploy-pipeline", "CodeAnalyzer", "prod", "sh", "-c", script])
+            .output()
+            .unwrap()
+    };
+    let output = run("cat \"$CREDENTIALS_DIRECTORY\"/OPENAI_API_KEY; exit 7");
+    let told = text(&output);
+    assert!(told.contains(OPENAI) && told.contains("execution ended"), "{told}");
+    assert_eq!(output.status.code(), Some(7), "the child's own status: {told}");
+    let accessed = home.records("secret_accessed");
+    assert_eq!(accessed.len(), 1);
+    assert_eq!(accessed[0]["agent"], "CodeAnalyzer");
+    home.ok(&["lock"]);
+    let locked = run("true");
+    assert_eq!(locked.status.code(), Some(1));
+    assert!(text(&locked).contains("\nhint: strongroom unlock"), "{}", text(&locked));
+}
+
+/// The manual's own lines, word for word.
+#[test]
+fn what_the_manual_asks_by_curl_is_answered() {
+    if !may_mount() || !has("curl") {
+        return;
+    }
+    let home = Home::deployed();
+    let manual = include_str!("../src/manual/control.md");
+    let script = manual.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    // Each answer is checked: a problem ends it.
+    let script = script.replace("ask() { curl --silent", "ask() { curl --silent --fail");
+    let output = Command::new("sh")
+        .args(["-ec", &script])
+        .env("SOCKET", home.socket())
+        .current_dir(home.dir.path())
+        .output()
+        .unwrap();
+    let told = text(&output);
+    assert!(output.status.success(), "{told}");
+    for part in [
+        "\"created\":true",
+        "\"created\":false",
+        "\"state\":\"ended\"",
+        "prod/DATABASE_URL",
+        "execution_started",
+        "strongroom_mount_requests_total",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(home.dir.path().join("openapi.json").exists());
+}
+
+#[test]
 fn a_node_client_watches() {
     if !may_mount() || !has("node") {
         return;

@@ -311,6 +311,74 @@ fn forms(value: &str) -> Vec<(&'static str, Vec<u8>)> {
     forms
 }
 
+/// All that is made to tell what it must not: agents' output and events, filters, scans, refusals,
+/// rotations and revokes. What was printed.
+fn agents_that_tell(home: &Home) -> Vec<u8> {
+    let dir = home.dir.path();
+    let mut seen = Vec::new();
+    let mut keep = |output: std::process::Output| {
+        seen.extend(output.stdout);
+        seen.extend(output.stderr);
+    };
+    let chain = ["--chain", "deploy-pipeline", "--agent", "Deployer", "--env", "prod"];
+    let view = dir.join("view").display().to_string();
+    let run = |script: &str| {
+        let mut args = vec!["run", "--redact", "all", "--secrets-path", &view];
+        args.extend(chain);
+        args.extend(["--", "sh", "-c", script]);
+        home.run(&args)
+    };
+    let all = "cat $CREDENTIALS_DIRECTORY/*[A-Z]* $CREDENTIALS_DIRECTORY/id_deploy";
+    keep(run(&format!("{all}; {all} | base64; {all} | od -An -tx1 | tr -d ' \\n'; {all} >&2")));
+    keep(run(&format!(
+        "{all} > $STRONGROOM_EVENTS_DIR/plain; {all} | base64 -w0 > $STRONGROOM_EVENTS_DIR/b64; \
+         {all} | tee -a $STRONGROOM_EVENTS_DIR/plain > $STRONGROOM_EVENTS_DIR/again; \
+         touch \"$STRONGROOM_EVENTS_DIR/$(cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY)\""
+    )));
+    // A file of all values, outside the home: what is told of it is looked at, not the file.
+    let leak =
+        format!("{OPENAI}\n{}\n{}\n{}\n", common::DB_PROD, common::SSH_KEY, common::AWS_SECRET);
+    let file = dir.join("leak.env");
+    std::fs::write(&file, leak).unwrap();
+    let file = file.to_str().unwrap();
+    for format in ["text", "json", "sarif"] {
+        keep(home.run(&["scan", "--values", "--format", format, file]));
+    }
+    keep(home.run(&["redact", file]));
+    // Refusals: a value in the wrong place.
+    for args in [
+        &["import", file][..],
+        &["chain", "apply", file],
+        &["rotation", "apply", file],
+        &["group", "set", "wrong", "--file", file],
+        &["backup", "verify", file],
+        &["unlock", "--key-file", file],
+    ] {
+        keep(home.run(args));
+    }
+    for wrong in [OPENAI, common::AWS_SECRET] {
+        keep(home.run_with(&["group", "set", "wrong"], wrong));
+        keep(home.run_with(&["secret", "set", "OPENAI_API_KEY"], wrong));
+        let body = format!("{{\"name\": \"A\", \"value\": [\"{wrong}\"]}}");
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["--silent", "--unix-socket"]).arg(home.socket());
+        curl.args(["--json", &body, "http://localhost/v1/secrets"]);
+        keep(curl.output().unwrap());
+    }
+    for path in ["/v1/metrics", "/v1/status", "/v1/audit", "/v1/events", "/v1/access"] {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["--silent", "--unix-socket"]).arg(home.socket());
+        keep(curl.arg(format!("http://localhost{path}")).output().unwrap());
+    }
+    // In the home, so that it is searched with all the rest.
+    let backup = home.home().join("all.backup");
+    keep(home.run_with(&["backup", "create", backup.to_str().unwrap()], "a long passphrase"));
+    keep(home.run_with(&["secret", "rotate", "OPENAI_API_KEY"], "canary-next-0123456789abcdef"));
+    let revoke = ["secret", "revoke", "OPENAI_API_KEY", "--reason", "test", "--no-replacement"];
+    keep(home.run(&revoke));
+    seen
+}
+
 #[test]
 fn no_value_is_anywhere_but_where_it_was_asked_for() {
     if !may_mount() {
@@ -321,7 +389,7 @@ fn no_value_is_anywhere_but_where_it_was_asked_for() {
     home.start();
     home.fill();
     home.agent("TestRunner", "cat $CREDENTIALS_DIRECTORY/*[A-Z]*");
-    let mut seen = Vec::new();
+    let mut seen = agents_that_tell(&home);
     for args in [
         &["secret", "list"][..],
         &["secret", "show", "OPENAI_API_KEY"],
@@ -333,6 +401,14 @@ fn no_value_is_anywhere_but_where_it_was_asked_for() {
         &["audit", "query"],
         &["execution", "list", "--all"],
         &["key", "list"],
+        &["secret", "exposures", "OPENAI_API_KEY"],
+        &["events", "list"],
+        &["rotation", "list"],
+        &["config", "show"],
+        &["explain", "--pid", "1", "OPENAI_API_KEY"],
+        &["prompt", "--chain", "deploy-pipeline", "--agent", "Deployer", "--env", "prod"],
+        &["setup", "--dry-run"],
+        &["man", "secret", "set"],
     ] {
         seen.extend(home.run(args).stdout);
         let mut json = args.to_vec();
@@ -362,7 +438,8 @@ fn no_value_is_anywhere_but_where_it_was_asked_for() {
             seen.extend(std::fs::read(&path).unwrap());
         }
     }
-    for canary in [OPENAI, "canary-hunter2", "canaryKEY", common::AWS_SECRET] {
+    let next = "canary-next-0123456789abcdef";
+    for canary in [OPENAI, "canary-hunter2", "canaryKEY", common::AWS_SECRET, next] {
         for (form, text) in forms(canary) {
             let found = memchr::memmem::find(&seen, &text).is_some();
             assert!(!found, "a value was written somewhere, in form {form}");

@@ -175,7 +175,7 @@ fn as_root_it_installs_the_unit_and_serves_the_host() {
     // A host of its own: what is written to /etc, /var/lib and /run stays in this namespace.
     let script = r#"set -e
 mount -t tmpfs layers layers
-for at in /etc /var/lib; do
+for at in /etc /usr/lib/systemd /var/lib; do
   name=layers$(echo $at | tr / -); mkdir $name-upper $name-work
   mount -t overlay -o lowerdir=$at,upperdir=$name-upper,workdir=$name-work overlay $at
 done
@@ -191,8 +191,13 @@ cat /run/asked; STRONGROOM status; ls -d /run/secrets
 grep ExecStart /etc/systemd/system/strongroom.service
 echo changed >> /etc/systemd/system/strongroom.service
 echo == other; STRONGROOM setup --yes --systemd || true
+rm /etc/systemd/system/strongroom.service; mkdir -p /usr/lib/systemd/system
+cp CONTRIB /usr/lib/systemd/system/strongroom.service
+echo == packaged; STRONGROOM setup --yes --systemd 2>&1; test ! -e /etc/systemd/system/strongroom.service
 "#;
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/systemd/strongroom.service");
     let script = script.replace("STRONGROOM", env!("CARGO_BIN_EXE_strongroom"));
+    let script = script.replace("CONTRIB", unit);
     let output = Command::new("unshare")
         .args(["--mount", "sh", "-c", &script])
         .current_dir(dir)
@@ -209,6 +214,7 @@ echo == other; STRONGROOM setup --yes --systemd || true
         "recovery key (write it down",
         concat!("ExecStart=", env!("CARGO_BIN_EXE_strongroom"), " serve"),
         "/etc/systemd/system/strongroom.service is there, and is another",
+        "is there:   unit /usr/lib/systemd/system/strongroom.service",
     ] {
         assert!(told.contains(line), "{line}: {told}");
     }

@@ -216,7 +216,11 @@ pub(super) fn main(context: &Context, command: AuditCommand) -> Outcome {
             let verified = match dir {
                 Some(dir) => {
                     let known = Known { public_key, head };
-                    crate::daemon::inspect::verified(&dir, &known)?
+                    crate::daemon::inspect::verified(&dir, &known).map_err(|problem| {
+                        let mut failure = Failure::from(problem);
+                        failure.what = format!("{}: {}", dir.display(), failure.what);
+                        failure
+                    })?
                 }
                 None => {
                     let (head_seq, head_link) = head.unzip();

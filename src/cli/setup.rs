@@ -53,6 +53,8 @@ const UNIT: &str = include_str!("../../contrib/systemd/strongroom.service");
 /// The program's path in it.
 const UNIT_PROGRAM: &str = "/usr/local/bin/strongroom";
 const UNIT_FILE: &str = "/etc/systemd/system/strongroom.service";
+/// Where packages put it: it is used as it is there.
+const PACKAGED_UNIT: &str = "/usr/lib/systemd/system/strongroom.service";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
@@ -283,7 +285,12 @@ fn plan(context: &Context, args: &SetupArgs, asks: bool) -> Result<Plan, Failure
         what: format!("configuration {}", paths.config_file.display()),
         there: paths.config_file.exists(),
     });
+    let packaged = Path::new(PACKAGED_UNIT).exists();
     let unit = match start {
+        Start::Systemd if packaged => {
+            steps.push(Step { what: format!("unit {PACKAGED_UNIT}"), there: true });
+            None
+        }
         Start::Systemd => Some(unit()?),
         _ => None,
     };
@@ -354,6 +361,8 @@ fn carry_out(context: &Context, plan: &Plan) -> Result<(), Failure> {
         init::make_file(file, unit.as_bytes())
             .and_then(|_| fs::set_permissions(file, public))
             .map_err(|e| init::prepare_failure(file, &e))?;
+    }
+    if plan.start == Start::Systemd {
         systemctl(&["daemon-reload"])?;
         systemctl(&["enable", "--now", "strongroom.service"])?;
     }

@@ -12,14 +12,21 @@ use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
 use super::Failure;
 use super::output::note;
 
+/// What is read for commands that take `--exact`.
+const KEEPS_NEWLINE: [&str; 3] = ["value", "new value", "replacement"];
+
 /// Reads a value. One trailing newline of a single line is dropped, unless `exact`.
 ///
 /// # Errors
 /// A sentence with its hint.
 pub(super) fn read(file: Option<&Path>, exact: bool, what: &str) -> Result<SecretBytes, Failure> {
-    let too_long = |e: io::Error| {
-        Failure::new(format!("the value cannot be read: {e}"))
-            .hint("pipe it in: printf %s \"$VALUE\" | strongroom secret set NAME")
+    let unread = |e: io::Error| match e.kind() {
+        io::ErrorKind::InvalidData => {
+            Failure::new(format!("the {what} is longer than {MAX_VALUE_BYTES} bytes"))
+                .hint("a value has at most 1 MiB: store a key to it, or parts of it")
+        }
+        _ => Failure::new(format!("the {what} cannot be read: {e}"))
+            .hint("pipe it in, as in: printf %s \"$VALUE\" | strongroom secret set NAME"),
     };
     let (value, typed) = match file {
         Some(path) => {
@@ -27,23 +34,26 @@ pub(super) fn read(file: Option<&Path>, exact: bool, what: &str) -> Result<Secre
                 Failure::new(format!("{}: {e}", path.display()))
                     .hint("give a file that you can read")
             })?;
-            (SecretBytes::read_from(file, MAX_VALUE_BYTES).map_err(too_long)?, false)
+            (SecretBytes::read_from(file, MAX_VALUE_BYTES).map_err(unread)?, false)
         }
         None if io::stdin().is_terminal() => (prompt(what)?, true),
         None => {
-            (SecretBytes::read_from(io::stdin().lock(), MAX_VALUE_BYTES).map_err(too_long)?, false)
+            (SecretBytes::read_from(io::stdin().lock(), MAX_VALUE_BYTES).map_err(unread)?, false)
         }
     };
     if value.is_empty() {
-        return Err(Failure::new("the value is empty")
-            .hint("pipe it in: printf %s \"$VALUE\" | strongroom secret set NAME"));
+        return Err(Failure::new(format!("the {what} is empty"))
+            .hint("pipe it in, as in: printf %s \"$VALUE\" | strongroom secret set NAME"));
     }
     let bytes = value.expose();
     let single = bytes.iter().filter(|b| **b == b'\n').count() == 1 && bytes.ends_with(b"\n");
     if exact || typed || !single || bytes.len() == 1 {
         return Ok(value);
     }
-    note("note: dropped one trailing newline (--exact keeps it)");
+    // What a person would type has no newline, and nobody asks for one to be kept.
+    if KEEPS_NEWLINE.contains(&what) {
+        note("note: dropped one trailing newline (--exact keeps it)");
+    }
     Ok(SecretBytes::copy_of(&bytes[..bytes.len() - 1]))
 }
 

@@ -17,6 +17,10 @@ pub(super) fn describe(error: &toml::de::Error, text: &str, path: &Path) -> Erro
     // serde quotes the value in front of ", expected ..".
     let quotes_value = message.starts_with("invalid ") || message.starts_with("unknown variant");
     let problem = match expected(message) {
+        // The types of the source are nobody's words.
+        Some("expected usize" | "expected u64" | "expected u32" | "expected u16") => {
+            "expected a number".to_owned()
+        }
         Some(expected) if quotes_value => expected.to_owned(),
         _ if quotes_value => "wrong kind of value".to_owned(),
         _ => message.lines().next().unwrap_or("not TOML").to_owned(),

@@ -198,7 +198,13 @@ impl Client {
             Failure::Told(problem) => *problem,
             Failure::Nobody(error) => Problem::new(
                 Code::Unavailable,
-                format!("no daemon listens at {}: {error}", self.socket.display()),
+                match error.kind() {
+                    // All that these say is that nobody is there.
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+                        format!("no daemon listens at {}", self.socket.display())
+                    }
+                    _ => format!("no daemon listens at {}: {error}", self.socket.display()),
+                },
             )
             .with_hint("strongroom up"),
             Failure::Broken(error) => Problem::new(

@@ -7,9 +7,10 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::route::{JSON, Method, NDJSON, OCTETS, OPEN_METRICS, Run, table};
+use super::Needs;
+use super::route::{JSON, Method, NDJSON, OCTETS, OPEN_METRICS, Route, Run, table};
 use crate::config::Permission;
-use crate::proto::Problem;
+use crate::proto::{Code, Problem};
 
 /// The path of the document.
 pub const PATH: &str = "/v1/openapi.json";
@@ -21,7 +22,8 @@ pub fn document() -> Value {
         s.meta_schema = None;
     });
     let mut schemas = settings.into_generator();
-    let problem = schemas.subschema_for::<Problem>();
+    // Named by every problem response.
+    let _problem = schemas.subschema_for::<Problem>();
     let mut paths = Map::new();
     for route in table() {
         let response = (route.response)(&mut schemas);
@@ -34,18 +36,14 @@ pub fn document() -> Value {
         let mut operation = json!({
             "operationId": route.verb.replace(' ', "_"),
             "summary": route.about,
+            "description": described(&route),
             "x-needs": route.needs.text(),
             "x-idempotent": route.idempotent,
-            "responses": {
-                "200": {
-                    "description": "done",
-                    "content": {content_type: {"schema": response}},
-                },
-                "default": {
-                    "description": "a problem, RFC 9457",
-                    "content": {"application/problem+json": {"schema": problem}},
-                },
-            },
+            "responses": problem_responses(&route),
+        });
+        operation["responses"]["200"] = json!({
+            "description": "done",
+            "content": {content_type: {"schema": response}},
         });
         let request = (route.request)(&mut schemas);
         match (&route.run, route.method) {
@@ -66,6 +64,9 @@ pub fn document() -> Value {
                         "schema": {"type": "string", "minLength": 1, "maxLength": 128},
                     }]);
                 }
+                if let Some(example) = example(route.verb) {
+                    operation["requestBody"]["content"][JSON]["example"] = example;
+                }
             }
         }
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -76,11 +77,127 @@ pub fn document() -> Value {
         "info": {
             "title": "strongroom control interface",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "HTTP/1.1 over the daemon's unix socket.",
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+            "description": INTRODUCTION,
+            "x-permissions": permissions(),
         },
         "servers": [{"url": "http://localhost", "description": "the unix socket"}],
         "paths": paths,
-        "components": {"schemas": schemas.take_definitions(true)},
+        "components": {
+            "responses": problems(),
+            "schemas": schemas.take_definitions(true),
+        },
+    })
+}
+
+const INTRODUCTION: &str = "HTTP/1.1 over the daemon's unix socket: \
+    `curl --unix-socket /run/strongroom/control.sock http://localhost/v1/status`. Who asks is told by \
+    the kernel, not by a header; what they may is in the configuration's `[[role]]`, and \
+    `x-needs` says which permission a verb wants. Processes of executions have no role, whatever \
+    their uid. Every problem is `application/problem+json` (RFC 9457): match on `code`.";
+
+/// What each permission of a role allows.
+fn permissions() -> Value {
+    let about = |permission| match permission {
+        Permission::Audit => "reads records, access, explain and doctor; never values",
+        Permission::Launch => "starts executions and agents",
+        Permission::Operate => "changes secrets, groups, projects, chains and keys",
+        Permission::Reveal => "sees a value in clear",
+        Permission::Revoke => "revokes a version and ends who has it",
+    };
+    let rows = Permission::ALL.map(|p| (p.word().to_owned(), json!(about(p))));
+    Value::Object(rows.into_iter().collect())
+}
+
+/// What an operation needs beside its parameters, in words.
+fn described(route: &Route) -> String {
+    let needs = match route.needs {
+        Needs::Anyone => "Anybody may ask, agents too.".to_owned(),
+        needs => format!("Needs {}.", needs.text()),
+    };
+    let confirmed = match route.confirmed {
+        true => " May want the passphrase again first (`confirm_needed`, then POST /v1/confirm).",
+        false => "",
+    };
+    let again = match route.idempotent {
+        true => " Asking twice does what asking once does.",
+        false => "",
+    };
+    format!("{needs}{confirmed}{again}")
+}
+
+/// The responses of an operation that are problems: by status those that it can answer with, and
+/// `default` for all.
+fn problem_responses(route: &Route) -> Value {
+    let may = |code: Code| match code {
+        Code::AgentRefused | Code::NoRole => route.needs != Needs::Anyone,
+        Code::ConfirmNeeded => route.confirmed,
+        Code::MethodNotAllowed => false,
+        Code::UnlockFailed => matches!(route.verb, "unlock" | "confirm" | "key add" | "key rekey"),
+        Code::RollbackRefused => route.verb == "unlock",
+        Code::Widens => route.verb == "chain apply",
+        Code::NotIsolated | Code::Unresolved => {
+            matches!(route.method, Method::Post) && route.path.starts_with("/v1/")
+        }
+        Code::DiskFull | Code::Exists | Code::Unsupported => matches!(route.method, Method::Post),
+        Code::Locked => !matches!(route.verb, "health" | "self" | "lock" | "unlock" | "metrics"),
+        _ => true,
+    };
+    let mut responses = Map::new();
+    for code in Code::ALL.into_iter().filter(|code| may(*code)) {
+        let status = code.status().to_string();
+        let reference = format!("#/components/responses/{}", response_name(code.status()));
+        responses.insert(status, json!({ "$ref": reference }));
+    }
+    responses.insert("default".to_owned(), json!({"$ref": "#/components/responses/problem"}));
+    Value::Object(responses)
+}
+
+fn response_name(status: u16) -> String {
+    format!("problem-{status}")
+}
+
+/// All problem responses: one for each status, with its codes, and one for all.
+fn problems() -> Value {
+    let content = |examples: Value| {
+        json!({"application/problem+json": {
+            "schema": {"$ref": "#/components/schemas/Problem"},
+            "examples": examples,
+        }})
+    };
+    let example = |code: Code| {
+        let problem = Problem::new(code, code.title()).with_hint("the next step, in one sentence");
+        json!({"summary": code.title(), "value": problem})
+    };
+    let of = |codes: &[Code]| {
+        let text: Vec<_> = codes.iter().map(|c| format!("`{}`: {}", c.word(), c.title())).collect();
+        let examples: Map<_, _> =
+            codes.iter().map(|c| (c.word().to_owned(), example(*c))).collect();
+        json!({"description": text.join("; "), "content": content(Value::Object(examples))})
+    };
+    let mut responses = Map::new();
+    for code in Code::ALL {
+        let status = code.status();
+        let codes: Vec<_> = Code::ALL.into_iter().filter(|c| c.status() == status).collect();
+        responses.insert(response_name(status), of(&codes));
+    }
+    responses.insert("problem".to_owned(), of(&Code::ALL));
+    Value::Object(responses)
+}
+
+/// The body of a request as one would send it; values are base64 or text, as `Value` says.
+fn example(verb: &str) -> Option<Value> {
+    Some(match verb {
+        "agent attach" => json!({"launch": "k98e7nggwkr2nras", "pid": 4711}),
+        "chain apply" => json!({"definition": "{\"chain\": \"deploy\", \"agents\": \
+            [{\"name\": \"Deployer\", \"secrets\": [\"DATABASE_URL\"]}]}"}),
+        "execution end" => json!({"id": "nightly-4711", "reason": "done"}),
+        "execution start" => {
+            json!({"chain": "deploy", "environment": "prod", "id": "nightly-4711", "deadline": "2h"})
+        }
+        "secret revoke" => json!({"name": "prod/API_KEY", "reason": "on a forum", "dry_run": true}),
+        "unlock" => json!({}),
+        _ => return None,
     })
 }
 

@@ -34,7 +34,7 @@ pub(super) fn catalog_problem(error: &catalog::Error) -> Problem {
         catalog::Error::Exists { .. } => Problem::new(Code::Exists, error.to_string())
             .with_hint("use --replace to give it a new value at once"),
         catalog::Error::Missing { .. } => Problem::new(Code::NotFound, error.to_string())
-            .with_hint("`strongroom secret list` shows what there is"),
+            .with_hint("`strongroom secret list` and `strongroom group list` show what there is"),
         catalog::Error::NameClash { .. } => {
             Problem::new(Code::Conflict, error.to_string()).with_hint("choose another name")
         }
@@ -52,7 +52,10 @@ pub(super) fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Problem>
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|error: T::Err| Problem::new(Code::Invalid, error.to_string()))
+    text.parse().map_err(|error: T::Err| {
+        Problem::new(Code::Invalid, error.to_string())
+            .with_hint("as in prod/DATABASE_URL, a scope as in chain:deploy or agent:deploy/Tester")
+    })
 }
 
 pub(super) fn parse_scope(text: Option<&str>) -> Result<Option<Scope>, Problem> {

@@ -457,6 +457,7 @@
 //! long as the keeper, those of a principal as long as its registration.
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod pitfalls;
 pub mod redaction;
 pub mod verbs;

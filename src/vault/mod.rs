@@ -53,7 +53,9 @@ pub enum Error {
     #[error(transparent)]
     Random(#[from] NoRandomness),
     /// The file is older than what the audit log has seen.
-    #[error("the vault file is at revision {found}, the audit log has seen {known}")]
+    #[error(
+        "the vault file is older than the audit log: it is at revision {found}, the log has seen {known}"
+    )]
     RolledBack {
         /// In the file.
         found: u64,
@@ -78,7 +80,7 @@ impl Error {
             Self::LastSlot { .. } => "add another first: `strongroom key add`",
             Self::NoSlot { .. } => "`strongroom key list` shows the slots",
             Self::RolledBack { .. } => {
-                "if you restored it on purpose, start once with --accept-rollback"
+                "if you restored it on purpose: strongroom unlock --accept-rollback"
             }
             Self::Store(store::Error::Exists) => "it stays as it is; `strongroom up` serves it",
             Self::Store(store::Error::InUse) => "a daemon has it open: `strongroom status`",

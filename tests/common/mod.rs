@@ -65,6 +65,11 @@ pub(crate) fn at_a_terminal(home: &Home, script: &str, answers: &[(&str, &str)])
     text(&output).replace('\r', "")
 }
 
+std::thread_local! {
+    /// What this test's thread asked of the program last, as it would be typed.
+    pub(crate) static LAST: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
+}
+
 /// A home, served until it is dropped.
 pub(crate) struct Home {
     pub(crate) dir: tempfile::TempDir,
@@ -129,6 +134,7 @@ impl Home {
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
+        LAST.set(format!("strongroom {}", args.join(" ")));
         let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
         command
             .args(args)

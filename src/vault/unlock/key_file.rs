@@ -65,6 +65,13 @@ impl ReadError {
             Self::BesideVault { path } => {
                 format!("move {} to a directory or medium of its own", path.display())
             }
+            Self::Io { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                let path = path.display();
+                format!(
+                    "correct the path in [unlock] or --key-file, or make one: \
+                     head -c 32 /dev/urandom > {path} && chmod 600 {path}"
+                )
+            }
             Self::Io { .. } => "check [unlock] path in strongroom.toml, or give --key-file".into(),
             Self::Mode { path, .. } => format!("chmod 600 {}", path.display()),
             Self::Owner { path, .. } => {
