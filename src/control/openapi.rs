@@ -36,10 +36,10 @@ pub fn document() -> Value {
         let mut operation = json!({
             "operationId": route.verb.replace(' ', "_"),
             "summary": route.about,
-            "description": described(&route),
+            "description": described(route),
             "x-needs": route.needs.text(),
             "x-idempotent": route.idempotent,
-            "responses": problem_responses(&route),
+            "responses": problem_responses(route),
         });
         operation["responses"]["200"] = json!({
             "description": "done",
