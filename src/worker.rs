@@ -44,7 +44,7 @@ use crate::sys::mount::{self, OwnMount};
 use crate::sys::pidfd::PidFd;
 use crate::sys::process::{self, Achieved};
 use crate::sys::shm::Region;
-use crate::sys::{cgroup, device};
+use crate::sys::{cgroup, device, scope};
 
 /// How long a read may wait for its record.
 const RECORD_PATIENCE: Duration = Duration::from_millis(250);
@@ -52,6 +52,8 @@ const RECORD_PATIENCE: Duration = Duration::from_millis(250);
 const PREDECESSOR_LIMIT: Duration = Duration::from_secs(5);
 /// How long requests of the control socket may take after the stop.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// How long a service manager may take to make a scope.
+const SCOPE_LIMIT: Duration = Duration::from_secs(5);
 /// Set to switch off what older kernels lack, for tests: `pidfd-info`, `resend`.
 const DISABLE_VARIABLE: &str = "STRONGROOM_DISABLE";
 
@@ -161,9 +163,10 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
             return Ok(worker_status::REMOUNT);
         }
     };
+    let groups = groups(&paths, inherited.stored);
     let roles = Roles::new(&config.roles, paths.mode, nix::unistd::geteuid().as_raw());
     let daemon = Arc::new(Daemon::new(Parts {
-        cgroup_root: cgroup_root(&paths),
+        cgroup_root: groups.as_ref().map(|groups| groups.root.clone()),
         paths: paths.clone(),
         config,
         state: state.clone(),
@@ -236,10 +239,13 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
     }
     log.stop(STOP_GRACE);
     if status == worker_status::DOWN
-        && let Some(root) = cgroup_root(&paths)
+        && let Some(groups) = groups
     {
         // Busy while agents of an execution still run; they stay where they are.
-        let _removed = cgroup::remove_tree(&root);
+        let _removed = cgroup::remove_tree(&groups.root);
+        if groups.in_scope {
+            scope::release(&groups.root);
+        }
     }
     Ok(status)
 }
@@ -379,17 +385,36 @@ fn harden(key_box: &Region) -> Vec<(&'static str, Achieved)> {
     steps
 }
 
-/// Where cgroups of this home's executions go: a group at the top of the hierarchy, where we may
-/// make one.
-fn cgroup_root(paths: &Paths) -> Option<PathBuf> {
+/// Where cgroups of this home's executions go.
+#[derive(Debug, Clone)]
+struct Groups {
+    root: PathBuf,
+    /// In a scope of the service manager, which holds a process of ours.
+    in_scope: bool,
+}
+
+/// A delegated scope where a service manager runs us; else a group at the top of the hierarchy, where
+/// we may make one.
+fn groups(paths: &Paths, managed: bool) -> Option<Groups> {
     if !nix::unistd::geteuid().is_root() {
         return None;
     }
-    let root = cgroup::hierarchy_root().ok()?.join("strongroom");
-    cgroup::Cgroup::create(&root).ok()?;
     use std::os::unix::ffi::OsStrExt;
     let digest = crate::vault::crypto::digest(&[paths.state_dir.as_os_str().as_bytes()]);
-    let own = root.join(crate::vault::crypto::hex(&digest[..8]));
+    let digest = crate::vault::crypto::hex(&digest[..8]);
+    if managed {
+        let unit = match &paths.home {
+            None => "strongroom-agents.scope".to_owned(),
+            Some(_) => format!("strongroom-agents-{digest}.scope"),
+        };
+        match scope::obtain(&unit, SCOPE_LIMIT) {
+            Ok(root) => return Some(Groups { root, in_scope: true }),
+            Err(error) => tracing::warn!(%error, "no scope of the service manager for agents"),
+        }
+    }
+    let root = cgroup::hierarchy_root().ok()?.join("strongroom");
+    cgroup::Cgroup::create(&root).ok()?;
+    let own = root.join(digest);
     cgroup::Cgroup::create(&own).ok()?;
-    Some(own)
+    Some(Groups { root: own, in_scope: false })
 }

@@ -117,12 +117,15 @@ fn under_systemd_the_mount_outlives_restarts_and_deaths_of_the_unit() {
     line("same mount");
     line("verified");
     // Outside the unit's group, which a stop of it ends.
-    assert!(line("group ").starts_with("group /strongroom/"), "{all}");
+    assert!(line("group ").starts_with("group /system.slice/strongroom-agents-"), "{all}");
+    assert_eq!(line("scope "), "scope yes active", "{all}");
     assert_eq!(line("NoNewPrivs "), "NoNewPrivs 1", "{all}");
     assert_eq!(line("Seccomp "), "Seccomp 2", "the unit's filters hold: {all}");
     assert!(line("stop ").starts_with("stop 0 inactive 0"), "{all}");
     line("unmounted");
-    assert_eq!(told.lines().last(), Some("FAILED"), "the agent lost its secrets: {all}");
+    let end: Vec<_> = told.lines().skip_while(|line| *line != "unmounted").collect();
+    assert_eq!(end.get(1), Some(&"FAILED"), "the agent lost its secrets: {all}");
+    assert_eq!(end.last(), Some(&"scope gone"), "{all}");
 }
 
 #[test]

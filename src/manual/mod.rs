@@ -51,8 +51,10 @@
 //! vault is unlocked, `STATUS=` says how things are, `RELOADING=1` begins a reload, and every second
 //! the housekeeping thread's word becomes `WATCHDOG=1` where that is wanted. `tests/store.rs` shows
 //! it with a manager that speaks the protocol, `tests/systemd.rs` both units under systemd itself,
-//! all under running agents; `tests/unit.rs` checks what the units set. Agents' control groups are made
-//! at the top of the v2 hierarchy, outside the unit: its stop and its restart end none of them.
+//! all under running agents; `tests/unit.rs` checks what the units set. A managed daemon of root's
+//! asks systemd for the delegated scope `strongroom-agents.scope` (systemd-run(1)) and makes agents'
+//! control groups there, so that no stop or restart of the unit ends them; a process of ours holds it,
+//! and it goes with its last process. Else they are made at the top of the v2 hierarchy.
 //!
 //! **Down.** `down` asks who runs and ends nothing while somebody does (status 7, with a line for each
 //! execution); `--end-agents` ends the executions first, as `execution end` does; `--force` leaves the

@@ -15,6 +15,7 @@ pub mod peer;
 pub mod pidfd;
 pub mod proc;
 pub mod process;
+pub mod scope;
 pub mod shm;
 pub mod simd;
 pub mod terminal;

@@ -37,6 +37,8 @@ done
 echo "failed $(grep -c FAILED "$READS")"
 [ "$(mount_id)" = "$first" ] && echo "same mount"
 echo "group $(sed -n 's/^0:://p' "/proc/$(pgrep -u nobody -f "$AGENT" | head -1)/cgroup")"
+scope=$(basename "$(dirname /sys/fs/cgroup/system.slice/strongroom-agents*.scope/agents)")
+echo "scope $(systemctl show "$scope" -p Delegate --value) $(systemctl show "$scope" -p ActiveState --value)"
 "$PROGRAM" audit verify >/dev/null && echo "verified"
 sed -n 's/^\(NoNewPrivs\|Seccomp\|CapBnd\):\t/\1 /p' "/proc/$(show MainPID)/status"
 
@@ -48,3 +50,10 @@ for _ in $(seq 100); do
   sleep 0.05
 done
 tail -1 "$READS"
+# The scope goes with its last process.
+pkill -KILL -u nobody -f "$AGENT"
+for _ in $(seq 100); do
+  [ -e "/sys/fs/cgroup/system.slice/$scope" ] || break
+  sleep 0.05
+done
+[ -e "/sys/fs/cgroup/system.slice/$scope" ] || echo "scope gone"
