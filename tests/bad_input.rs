@@ -8,8 +8,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use common::{Home, OPENAI, may_mount, text};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 fn mode(path: &std::path::Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
@@ -240,15 +238,7 @@ fn the_socket_of_a_dead_daemon_and_no_daemon_at_all_are_told() {
     }
     let _kept = Kept("no-daemon");
     let home = Home::deployed();
-    let keeper: i32 = std::fs::read_to_string(home.home().join("run/keeper.pid"))
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    let worker = home.worker_pid();
-    kill(Pid::from_raw(worker), Signal::SIGSTOP).unwrap();
-    kill(Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
-    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    let worker = home.kill_daemon();
     common::wait_until("both are gone", std::time::Duration::from_secs(10), || {
         !std::path::Path::new(&format!("/proc/{worker}/exe")).exists()
     });

@@ -19,6 +19,22 @@ fn example(name: &str) -> String {
 }
 
 #[test]
+fn each_example_is_run_by_a_test() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = String::new();
+    for entry in std::fs::read_dir(root.join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "rs") {
+            tests.push_str(&std::fs::read_to_string(path).unwrap());
+        }
+    }
+    for entry in std::fs::read_dir(root.join("examples")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(tests.contains(&name), "no test names examples/{name}");
+    }
+}
+
+#[test]
 fn curl_starts_shows_and_ends_an_execution() {
     if !may_mount() || !has("curl") {
         return;

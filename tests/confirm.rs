@@ -10,42 +10,12 @@ use common::{Home, OPENAI, may_mount, text};
 
 const PASSPHRASE: &str = "nine blue horses 47";
 
-/// Runs commands in a new session with a terminal of its own; what stands after `>` is typed at the
-/// prompt of the line before.
-const TERMINAL: &str = r#"
-import os, pty, select, sys
-typed = sys.argv[2].encode() + b"\n"
-pid, fd = pty.fork()
-if pid == 0:
-    os.execvp("sh", ["sh", "-c", sys.argv[1]])
-told, asked = b"", 0
-while True:
-    try:
-        data = os.read(fd, 4096)
-    except OSError:
-        break
-    if not data:
-        break
-    told += data
-    while told.count(b"passphrase: ") > asked:
-        asked += 1
-        os.write(fd, typed)
-sys.stdout.write(told.decode())
-print("asked", asked, "status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"#;
-
+/// At a terminal where each question for the passphrase is answered; how often that was is told.
 fn at_a_terminal(home: &Home, script: &str, typed: &str) -> String {
-    let file = home.dir.path().join("terminal.py");
-    std::fs::write(&file, TERMINAL).unwrap();
-    let script = script.replace("strongroom", env!("CARGO_BIN_EXE_strongroom"));
-    let output = Command::new("timeout")
-        .args(["60", "python3"])
-        .arg(&file)
-        .args([&script, typed])
-        .env("STRONGROOM_HOME", home.home())
-        .output()
-        .unwrap();
-    text(&output)
+    let told = common::at_a_terminal(home, script, &[("passphrase: ", typed); 9]);
+    let (told, rest) = told.rsplit_once("unanswered ").unwrap();
+    let (left, status) = rest.split_once(' ').unwrap();
+    format!("{told}asked {} {status}", 9 - left.parse::<usize>().unwrap())
 }
 
 /// In a session without a terminal.

@@ -14,20 +14,7 @@ use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn agent(home: &Home, id: &str, script: &str) -> Output {
-    let view = home.dir.path().join("view");
-    home.run(&[
-        "run",
-        "--execution",
-        id,
-        "--agent",
-        "TestRunner",
-        "--secrets-path",
-        view.to_str().unwrap(),
-        "--",
-        "sh",
-        "-c",
-        script,
-    ])
+    home.agent_of(id, "TestRunner", script)
 }
 
 fn good(output: &Output) -> String {

@@ -440,16 +440,7 @@ fn down_leaves_no_mount_and_up_clears_a_dead_one_but_no_strangers() {
         table.lines().filter(|l| l.contains(home.mount().to_str().unwrap())).count()
     };
     assert_eq!(mounted(), 1);
-    let keeper: i32 = std::fs::read_to_string(home.home().join("run/keeper.pid"))
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    // Both die at once: nobody is left to unmount.
-    let worker = home.worker_pid();
-    kill(Pid::from_raw(worker), Signal::SIGSTOP).unwrap();
-    kill(Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
-    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    home.kill_daemon();
     wait_until("the dead mount", Duration::from_secs(10), || {
         std::fs::metadata(home.mount()).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
     });

@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::proto;
 use crate::sys::durable;
 
-use super::output::{or_dash, show};
+use super::output::{note, or_dash, show};
 use super::{Context, Failure, Outcome, exit};
 
 #[derive(Debug, Subcommand)]
@@ -155,10 +155,16 @@ pub(super) fn main(context: &Context, command: AuditCommand) -> Outcome {
     let client = context.client();
     let print = |query: proto::AuditQuery| -> Outcome {
         let mut out = std::io::stdout().lock();
+        let mut records = 0_u64;
         client.stream("/v1/audit", &query, |line| {
+            records += 1;
             let line = if context.json { line.to_owned() } else { line_text(line) };
             writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
         })?;
+        if records == 0 {
+            // A word that is spelt wrong finds nothing as well.
+            note("note: no record matches");
+        }
         Ok(exit::OK)
     };
     match command {

@@ -89,8 +89,7 @@ impl Client {
         path: &str,
         body: &Q,
     ) -> Result<A, Problem> {
-        let body = wire::to_bytes(body)
-            .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+        let body = encoded(body)?;
         self.repeat(false, |client| client.once("POST", path, &body))
     }
 
@@ -103,8 +102,7 @@ impl Client {
         path: &str,
         body: &Q,
     ) -> Result<A, Problem> {
-        let body = wire::to_bytes(body)
-            .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+        let body = encoded(body)?;
         self.repeat(true, |client| client.once("POST", path, &body))
     }
 
@@ -117,8 +115,7 @@ impl Client {
         path: &str,
         body: &Q,
     ) -> Result<A, Problem> {
-        let body = wire::to_bytes(body)
-            .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+        let body = encoded(body)?;
         self.repeat(true, |client| client.ask("POST", path, &body, None))
     }
 
@@ -147,8 +144,7 @@ impl Client {
         request: &Q,
         each: impl FnMut(&str) -> bool,
     ) -> Result<(), Problem> {
-        let body = wire::to_bytes(request)
-            .map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))?;
+        let body = encoded(request)?;
         let (_, body) = self.send("POST", path, &body, None).map_err(|f| self.problem(f))?;
         self.lines(body, each)
     }
@@ -278,6 +274,10 @@ impl Client {
         });
         Err(Failure::Told(Box::new(problem)))
     }
+}
+
+fn encoded<Q: Serialize>(body: &Q) -> Result<zeroize::Zeroizing<Vec<u8>>, Problem> {
+    wire::to_bytes(body).map_err(|_| Problem::new(Code::Internal, "the request cannot be encoded"))
 }
 
 pub(super) fn with_query<Q: Serialize>(path: &str, query: &Q) -> Result<String, Problem> {

@@ -210,6 +210,27 @@ impl Home {
         ])
     }
 
+    /// Runs a shell script as an agent of an execution; its output is redacted.
+    pub(crate) fn agent_of(&self, execution: &str, agent: &str, script: &str) -> Output {
+        let view = self.dir.path().join("view");
+        let view = view.to_str().unwrap();
+        let who = ["run", "--execution", execution, "--agent", agent, "--secrets-path", view];
+        self.run(&[&who[..], &["--", "sh", "-c", script]].concat())
+    }
+
+    /// Ends keeper and worker at once, so that neither is left to unmount; the worker's pid.
+    pub(crate) fn kill_daemon(&self) -> i32 {
+        use nix::sys::signal::{Signal, kill};
+        use nix::unistd::Pid;
+        let file = self.home().join("run/keeper.pid");
+        let keeper: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        let worker = self.worker_pid();
+        kill(Pid::from_raw(worker), Signal::SIGSTOP).unwrap();
+        kill(Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
+        kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+        worker
+    }
+
     pub(crate) fn records(&self, event: &str) -> Vec<serde_json::Value> {
         self.ok(&["audit", "query", "--event", event, "--json"])
             .lines()
