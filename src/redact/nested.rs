@@ -211,17 +211,18 @@ fn runs(text: Text<'_>, masks: &mut Masks<1>, each: &mut dyn FnMut(usize, usize)
             each(begun, done);
         }
     }
-    let mut before = 0;
+    let (mut before, mut ends_before) = (0, 0);
     for (at, [mask]) in masks.each() {
-        for bit in bits(run_ends::<RUN_BYTES_MIN>(before, mask)) {
-            // The sixteenth character of a run.
+        let ends = run_ends::<RUN_BYTES_MIN>(before, mask);
+        // The sixteenth character of each run.
+        for bit in bits(ends & !(ends << 1 | ends_before >> 63)) {
             if at + bit >= done + RUN_BYTES_MIN - 1 {
                 let start = at + bit + 1 - RUN_BYTES_MIN;
                 done = masks.run_end(0, start);
                 each(start, done);
             }
         }
-        before = mask;
+        (before, ends_before) = (mask, ends);
     }
     if !text.end && done < len {
         let start = masks.run_start(0, len).max(done);

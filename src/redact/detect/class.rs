@@ -230,18 +230,19 @@ pub(super) fn runs(text: &Text<'_>, marks: &mut Marks, found: &mut Vec<Run>) {
             found.push(Run { start: 0, end: done, is_open });
         }
     }
-    let mut before = 0;
+    let (mut before, mut ends_before) = (0, 0);
     for (at, masks) in marks.each() {
         let mask = masks[OF_TOKEN];
-        for bit in bits(run_ends::<RUN_BYTES_MIN>(before, mask)) {
-            // Their last byte, if they were no longer.
+        let ends = run_ends::<RUN_BYTES_MIN>(before, mask);
+        // The last byte of each, if it were no longer.
+        for bit in bits(ends & !(ends << 1 | ends_before >> 63)) {
             if at + bit >= done + RUN_BYTES_MIN - 1 {
                 let start = at + bit + 1 - RUN_BYTES_MIN;
                 done = marks.run_end(OF_TOKEN, start);
                 found.push(Run { start, end: done, is_open: text.is_cut(done) });
             }
         }
-        before = mask;
+        (before, ends_before) = (mask, ends);
     }
     let last = marks.run_start(OF_TOKEN, len);
     if !text.end && done <= last && last < len {

@@ -8,15 +8,15 @@
 use memchr::memmem;
 
 use super::class::{
-    self, BACK_BYTES, ESCAPE_BYTES_MAX, Marks, OF_ALNUM, OF_STRIKING, Run, Text, is_alnum,
-    is_base64, is_token, is_url_safe,
+    self, BACK_BYTES, ESCAPE_BYTES_MAX, OF_ALNUM, OF_STRIKING, Run, Text, is_alnum, is_base64,
+    is_token, is_url_safe,
 };
 use super::label::{Label, Name, Scheme};
 use super::pattern::{DECIDING_BYTES, Match};
 use super::pem::{self, Begin, Place, Reach};
 use super::random::{is_placeholder, is_varied, is_wordy};
 use super::rules::Coded;
-use super::{Compiled, Detector};
+use super::{Compiled, Detector, Look};
 
 /// The longest password of a URL, and host after it.
 const PASSWORD_BYTES_MAX: usize = 256;
@@ -97,13 +97,8 @@ impl Detector {
     }
 
     /// Goes through all of the text.
-    pub(super) fn formats(
-        &self,
-        text: &Text<'_>,
-        runs: &[Run],
-        marks: &Marks,
-        open: Option<(Option<usize>, Going)>,
-    ) -> Formats {
+    pub(super) fn formats(&self, look: Look<'_>, open: Option<(Option<usize>, Going)>) -> Formats {
+        let Look { text, runs, .. } = look;
         let bytes = text.bytes;
         let mut found = Formats { tokens: Vec::new(), undecided: bytes.len(), open: None };
         let mut at = 0;
@@ -128,14 +123,14 @@ impl Detector {
                 if begin < at {
                     continue;
                 }
-                if !self.in_run((text, marks), run, here.max(at), begin, &mut at, &mut found)
+                if !self.in_run(look, run, here.max(at), begin, &mut at, &mut found)
                     || !Self::armour(text, begin, &mut at, &mut found, self.private_key)
                 {
                     return found;
                 }
                 here = run.start.max(begin + 1);
             }
-            if !self.in_run((text, marks), run, here.max(at), run.end, &mut at, &mut found) {
+            if !self.in_run(look, run, here.max(at), run.end, &mut at, &mut found) {
                 return found;
             }
         }
@@ -215,13 +210,14 @@ impl Detector {
     /// Looks at the places `from..to` of a run; false when one is undecided.
     fn in_run(
         &self,
-        (text, marks): (&Text<'_>, &Marks),
+        look: Look<'_>,
         run: &Run,
         from: usize,
         to: usize,
         at: &mut usize,
         found: &mut Formats,
     ) -> bool {
+        let Look { text, marks, .. } = look;
         let mut here = from;
         let before_run = text.back(run.start, 1);
         let may_open = before_run.is_some_and(|b| matches!(b, b'\\' | b'[' | b';') || is_token(b));
@@ -240,7 +236,7 @@ impl Detector {
                     continue;
                 }
             }
-            let (rule, outcome) = self.at((text, marks), run, here, previous);
+            let (rule, outcome) = self.at(look, run, here, previous);
             match outcome {
                 Outcome::Maybe => {
                     found.undecided = here;
@@ -266,15 +262,18 @@ impl Detector {
     /// What begins at a place.
     fn at(
         &self,
-        (text, marks): (&Text<'_>, &Marks),
+        look: Look<'_>,
         run: &Run,
         at: usize,
         previous: Option<u8>,
     ) -> (Option<usize>, Outcome) {
+        let Look { text, .. } = look;
         let bytes = text.bytes;
         let first = usize::from(bytes[at]);
-        if bytes.get(at + 1).is_none_or(|second| self.pairs[first].has(*second)) {
-            for number in &self.heads[first] {
+        let second = bytes.get(at + 1);
+        if second.is_none_or(|second| self.pairs[first].has(*second)) {
+            let heads = self.heads[first].iter();
+            for (_, number) in heads.filter(|head| second.is_none_or(|second| *second == head.0)) {
                 let compiled = &self.patterns[*number];
                 match self.check(text, at, *number, compiled) {
                     Outcome::No => {}
@@ -295,7 +294,7 @@ impl Detector {
             Some(b) => !is_token(b) || is_alnum(b),
             None => true,
         };
-        if at_value { self.value((text, marks), run, at, previous) } else { (None, Outcome::No) }
+        if at_value { self.value(look, run, at, previous) } else { (None, Outcome::No) }
     }
 
     fn check(&self, text: &Text<'_>, at: usize, number: usize, compiled: &Compiled) -> Outcome {
@@ -322,11 +321,12 @@ impl Detector {
     /// What a place is by what stands before it.
     fn value(
         &self,
-        (text, marks): (&Text<'_>, &Marks),
+        look: Look<'_>,
         run: &Run,
         at: usize,
         previous: Option<u8>,
     ) -> (Option<usize>, Outcome) {
+        let Look { text, marks, names, .. } = look;
         let mut room = [0; BACK_BYTES];
         let back = text.before(at, &mut room);
         if previous == Some(b':') {
@@ -381,12 +381,22 @@ impl Detector {
             return (Some(rule), Outcome::Yes { end, going, open });
         }
         let Some(label) = Label::read(back) else { return (None, Outcome::No) };
-        self.labelled(text, at, label)
+        let is_scheme = matches!(label.scheme, Some(Scheme::Basic | Scheme::Bearer));
+        if !is_scheme && names.borrow().is_dull(label) {
+            return (None, Outcome::No);
+        }
+        let name = label.name();
+        if self.is_dull(&name) {
+            names.borrow_mut().put(label);
+            if !is_scheme {
+                return (None, Outcome::No);
+            }
+        }
+        self.labelled(text, at, label, &name)
     }
 
-    fn labelled(&self, text: &Text<'_>, at: usize, label: Label<'_>) -> (Option<usize>, Outcome) {
-        let mut numbers: Vec<usize> = Vec::new();
-        let label_name = label.name();
+    /// Calls `each` with the patterns for values of such a name.
+    fn patterns_of(&self, label_name: &Name, mut each: impl FnMut(usize)) {
         let name = label_name.bytes();
         let mut start = 0;
         while start < name.len() {
@@ -394,13 +404,31 @@ impl Detector {
             if name.get(start + 1).is_none_or(|second| self.word_pairs[first].has(*second)) {
                 for (word, number) in &self.words[first] {
                     if label_name.has(word.as_bytes(), start) {
-                        numbers.push(*number);
+                        each(*number);
                     }
                 }
             }
             let rest = name[start..].iter().position(|b| *b == b'_');
             start += rest.map_or(name.len(), |at| at + 1);
         }
+    }
+
+    /// Whether a name says nothing of its value, neither here nor for guesses.
+    fn is_dull(&self, name: &Name) -> bool {
+        let mut is_known = false;
+        self.patterns_of(name, |_| is_known = true);
+        !is_known && !is_header(name) && !is_parameter(name) && !name.tells()
+    }
+
+    fn labelled(
+        &self,
+        text: &Text<'_>,
+        at: usize,
+        label: Label<'_>,
+        name: &Name,
+    ) -> (Option<usize>, Outcome) {
+        let mut numbers: Vec<usize> = Vec::new();
+        self.patterns_of(name, |number| numbers.push(number));
         // The table's order decides.
         numbers.sort_unstable();
         for number in numbers {
@@ -413,8 +441,8 @@ impl Detector {
         let coded = match label.scheme {
             Some(Scheme::Basic) => Some((Coded::Basic, 12)),
             Some(Scheme::Bearer) => Some((Coded::Bearer, 16)),
-            _ if is_header(&label_name) => Some((Coded::Header, 16)),
-            _ if label.is_parameter && is_parameter(&label_name) => Some((Coded::Parameter, 12)),
+            _ if is_header(name) => Some((Coded::Header, 16)),
+            _ if label.is_parameter && is_parameter(name) => Some((Coded::Parameter, 12)),
             _ => None,
         };
         if let Some((coded, least)) = coded

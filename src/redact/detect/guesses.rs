@@ -5,12 +5,10 @@
 //! text alone. Nothing is looked for inside armour, where keys are found and certificates stand.
 #![forbid(unsafe_code)]
 
-use super::Detector;
-use super::class::{
-    BACK_BYTES, Marks, OF_ANY_BASE64, OF_DIGIT, Run, Text, is_any_base64, is_token,
-};
+use super::class::{BACK_BYTES, OF_ANY_BASE64, OF_DIGIT, Run, Text, is_any_base64, is_token};
 use super::label::{self, Label};
 use super::random::{self, ENTROPY_BYTES_MIN, KEYWORD_BYTES_MIN};
+use super::{Detector, Look};
 
 /// So many bytes of a run are judged as one, and held back for it at most.
 pub(super) const BLOCK_BYTES: usize = 256;
@@ -125,12 +123,12 @@ impl Detector {
     /// Goes through all of the text up to `limit`, but for the `quiet` ranges.
     pub(super) fn guesses(
         &self,
-        text: &Text<'_>,
-        (runs, marks): (&[Run], &Marks),
+        look: Look<'_>,
         quiet: &[(usize, usize)],
         limit: usize,
         going: Going,
     ) -> Guesses {
+        let Look { text, runs, .. } = look;
         let mut found =
             Guesses { parts: Vec::new(), undecided: text.bytes.len(), open: Going::None };
         let Some(mut at) = found.take_up(text, going) else { return found };
@@ -145,7 +143,7 @@ impl Detector {
                     here = *end;
                     continue;
                 }
-                match self.guess((text, marks), run, here, &mut found) {
+                match self.guess(look, run, here, &mut found) {
                     Some(next) => here = next,
                     None => return found,
                 }
@@ -156,13 +154,8 @@ impl Detector {
     }
 
     /// Judges what begins at a place; where to go on, or none if it is undecided or goes on.
-    fn guess(
-        &self,
-        (text, marks): (&Text<'_>, &Marks),
-        run: &Run,
-        here: usize,
-        found: &mut Guesses,
-    ) -> Option<usize> {
+    fn guess(&self, look: Look<'_>, run: &Run, here: usize, found: &mut Guesses) -> Option<usize> {
+        let Look { text, marks, .. } = look;
         let bytes = text.bytes;
         let room_for_value = run.is_open || run.end - here >= KEYWORD_BYTES_MIN;
         if self.keyword.is_some() && room_for_value {
@@ -176,7 +169,7 @@ impl Detector {
             let undecided = run.is_open && value.len() < VALUE_BYTES;
             if (after_sign || at_start)
                 && (undecided || marks.next(OF_DIGIT, here) < stop)
-                && is_told(text, here, at_start, value, undecided)
+                && is_told(look, here, at_start, value, undecided)
             {
                 if undecided {
                     found.undecided = here;
@@ -272,10 +265,11 @@ impl Detector {
 }
 
 /// Whether a word tells that a value begins here, and the value may be a secret.
-fn is_told(text: &Text<'_>, at: usize, at_start: bool, value: &[u8], undecided: bool) -> bool {
+fn is_told(look: Look<'_>, at: usize, at_start: bool, value: &[u8], undecided: bool) -> bool {
     let mut room = [0; BACK_BYTES];
-    let back = text.before(at, &mut room);
-    if Label::read(back).is_some_and(|label| label.name().tells()) {
+    let back = look.text.before(at, &mut room);
+    let tells = |label: Label<'_>| !look.names.borrow().is_dull(label) && label.name().tells();
+    if Label::read(back).is_some_and(tells) {
         return undecided || random::is_secret_value(value);
     }
     // What costs least first.

@@ -5,6 +5,8 @@
 //! judged however the text before it was cut.
 #![forbid(unsafe_code)]
 
+use zeroize::Zeroizing;
+
 use super::class::{BACK_BYTES, is_alnum, is_name};
 
 /// A name and what follows it may be this far from the value.
@@ -348,6 +350,54 @@ fn is_of_key(word: &[u8]) -> bool {
             | b"authorization"
             | b"live"
     )
+}
+
+/// Longer names are not remembered.
+const SHORT_BYTES: usize = 16;
+/// A power of two.
+const REMEMBERED: usize = 64;
+
+/// Names as they are written that say nothing of their values: logs repeat a few.
+#[derive(Default)]
+pub(super) struct Names {
+    detector: u64,
+    dull: Zeroizing<Vec<[u8; SHORT_BYTES]>>,
+}
+
+impl Names {
+    /// Forgets what another detector thought of names.
+    pub(super) fn are_of(&mut self, detector: u64) {
+        if self.detector != detector {
+            self.detector = detector;
+            self.dull = Zeroizing::new(vec![[0; SHORT_BYTES]; REMEMBERED]);
+        }
+    }
+
+    /// The name, and where it is remembered.
+    fn slot(label: Label<'_>) -> Option<(usize, [u8; SHORT_BYTES])> {
+        let mut name = [0; SHORT_BYTES];
+        // No name has a zero.
+        name.get_mut(..label.raw.len())?.copy_from_slice(label.raw);
+        let [low, high] =
+            [0, 8].map(|at| u64::from_le_bytes(std::array::from_fn(|byte| name[at + byte])));
+        let mixed = (low ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Some(((mixed >> 58) as usize % REMEMBERED, name))
+    }
+
+    /// Whether a name is known to say nothing.
+    pub(super) fn is_dull(&self, label: Label<'_>) -> bool {
+        let known = |(slot, name): (usize, _)| self.dull.get(slot) == Some(&name);
+        !label.raw.is_empty() && Self::slot(label).is_some_and(known)
+    }
+
+    /// Remembers one that says nothing.
+    pub(super) fn put(&mut self, label: Label<'_>) {
+        if let Some((slot, name)) = Self::slot(label)
+            && let Some(place) = self.dull.get_mut(slot)
+        {
+            *place = name;
+        }
+    }
 }
 
 /// A word that tells in running text before a value, with nothing long or bracketed between them.

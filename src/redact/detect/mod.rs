@@ -16,7 +16,9 @@ mod pem;
 mod random;
 mod rules;
 
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::class::Text;
 use self::pattern::Pattern;
@@ -205,6 +207,16 @@ impl BadRules {
 pub struct Room {
     marks: class::Marks,
     runs: Vec<class::Run>,
+    names: RefCell<label::Names>,
+}
+
+/// What a scan looks at.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    text: &'a Text<'a>,
+    runs: &'a [class::Run],
+    marks: &'a class::Marks,
+    names: &'a RefCell<label::Names>,
 }
 
 struct Compiled {
@@ -215,12 +227,14 @@ struct Compiled {
 
 /// Finds them.
 pub struct Detector {
+    /// Each has its own.
+    number: u64,
     ids: Vec<Arc<str>>,
     /// The rules of [`Coded`], in its order.
     coded: [Option<usize>; rules::CODED],
     patterns: Vec<Compiled>,
-    /// Patterns by their first byte, in the table's order.
-    heads: Vec<Vec<usize>>,
+    /// Patterns by their first byte, each with its second, in the table's order.
+    heads: Vec<Vec<(u8, usize)>>,
     /// The first two bytes that some pattern begins with.
     pairs: Vec<class::Pairs>,
     /// Words in names, by their first byte, with the patterns of the values.
@@ -273,7 +287,9 @@ impl Detector {
             }
         }
         let is_on = |id: &str| !config.off.iter().any(|off| off == id);
+        static COUNT: AtomicU64 = AtomicU64::new(1);
         let mut detector = Self {
+            number: COUNT.fetch_add(1, Ordering::Relaxed),
             ids: Vec::new(),
             coded: [None; rules::CODED],
             patterns: Vec::new(),
@@ -374,7 +390,7 @@ impl Detector {
                 }
             }
         } else if let [first, second, ..] = pattern.head() {
-            self.heads[usize::from(*first)].push(number);
+            self.heads[usize::from(*first)].push((*second, number));
             self.pairs[usize::from(*first)].add(*second);
         }
         self.patterns.push(Compiled { pattern, rule, labels });
@@ -423,8 +439,10 @@ impl Detector {
         let text = Text { before, bytes: text, end };
         let room = &mut *room;
         class::runs(&text, &mut room.marks, &mut room.runs);
-        let (runs, marks) = (&room.runs, &room.marks);
-        let formats = self.formats(&text, runs, marks, open.format);
+        room.names.get_mut().are_of(self.number);
+        let Room { marks, runs, names } = room;
+        let look = Look { text: &text, runs, marks, names };
+        let formats = self.formats(look, open.format);
         let mut limit = formats.undecided;
         let mut parts = Vec::new();
         let mut guess = guesses::Going::None;
@@ -432,7 +450,7 @@ impl Detector {
             let armoured = |t: &&formats::Token| matches!(t.going, formats::Going::Armour(_));
             let quiet: Vec<_> =
                 formats.tokens.iter().filter(armoured).map(|t| (t.start, t.end)).collect();
-            let found = self.guesses(&text, (runs, marks), &quiet, limit, open.guess);
+            let found = self.guesses(look, &quiet, limit, open.guess);
             limit = limit.min(found.undecided);
             guess = if limit == found.undecided { found.open } else { guesses::Going::None };
             for part in &found.parts {
