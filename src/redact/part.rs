@@ -90,10 +90,12 @@ impl Filter {
         self.0[(hash >> 40) as usize & last] |= Self::mask(hash);
     }
 
+    #[inline]
     fn has(words: &[u64], hash: u64) -> bool {
         // The length is a power of two.
         let word = words.get((hash >> 40) as usize & words.len().wrapping_sub(1));
-        !word.copied().unwrap_or(0) & Self::mask(hash) == 0
+        let word = word.copied().unwrap_or(0);
+        word >> (hash & 63) & word >> (hash >> 6 & 63) & word >> (hash >> 12 & 63) & 1 != 0
     }
 }
 
@@ -172,6 +174,18 @@ fn fold(byte: u8) -> u8 {
     byte | 0x20
 }
 
+/// The order of two byte strings without ASCII case.
+fn compare_folded(one: &[u8], two: &[u8]) -> std::cmp::Ordering {
+    let len = one.len().min(two.len()) / 8 * 8;
+    let (one, one_rest) = one.split_at(len);
+    let (two, two_rest) = two.split_at(len);
+    let number = |bytes: &[u8; 8]| u64::from_be_bytes(*bytes) | FOLD;
+    let (one, two) = (one.as_chunks().0.iter(), two.as_chunks().0.iter());
+    one.map(number)
+        .cmp(two.map(number))
+        .then_with(|| one_rest.iter().map(|b| fold(*b)).cmp(two_rest.iter().map(|b| fold(*b))))
+}
+
 /// The seven bits of a folded byte that differ.
 fn bits(byte: u8) -> usize {
     usize::from(byte >> 1 & 0x60 | byte & 0x1f)
@@ -201,12 +215,37 @@ fn has_pair(pairs: &[u64], first: u8, second: u8) -> bool {
     pairs.get(pair / 64).is_some_and(|word| word >> (pair % 64) & 1 != 0)
 }
 
+/// From so many windows on tables are larger than the processor's caches.
+const PARTED_WINDOWS: usize = 1 << 18;
+
+/// Windows in an order in which their buckets are near each other.
+fn parted(windows: &[(u64, u32)], count: usize, bucket: impl Fn(u64) -> usize) -> Vec<(u64, u32)> {
+    const PARTS: usize = 256;
+    let part = |hash: u64| bucket(hash) / (count / PARTS);
+    let mut next = [0; PARTS + 1];
+    for (hash, _) in windows {
+        next[part(*hash) + 1] += 1;
+    }
+    for at in 0..PARTS {
+        next[at + 1] += next[at];
+    }
+    let mut ordered = vec![(0, 0); windows.len()];
+    for window in windows {
+        let place = &mut next[part(window.0)];
+        ordered[*place] = *window;
+        *place += 1;
+    }
+    ordered
+}
+
 impl Class {
     fn build(stride: usize, windows: &[(u64, u32)]) -> Self {
         let mut filter = Filter::with_capacity(windows.len());
         let count = (windows.len() / 2).next_power_of_two().max(8);
         let mut buckets = vec![0_u32; count + 1];
-        let bucket = |hash: u64| (hash >> 20) as usize & (count - 1);
+        let bucket = |hash: u64| Self::bucket(hash, count);
+        let parted = (windows.len() > PARTED_WINDOWS).then(|| parted(windows, count, bucket));
+        let windows = parted.as_deref().unwrap_or(windows);
         for (hash, _) in windows {
             filter.insert(*hash);
             buckets[bucket(*hash) + 1] += 1;
@@ -224,10 +263,14 @@ impl Class {
         Self { stride, filter, buckets, entries }
     }
 
+    /// By the bits that the filter goes by: what is near there is near here.
+    fn bucket(hash: u64, count: usize) -> usize {
+        (hash >> 40) as usize & (count - 1)
+    }
+
     /// Entries that have this window.
     fn with(&self, hash: u64) -> impl Iterator<Item = &Entry> {
-        let count = self.buckets.len() - 1;
-        let bucket = (hash >> 20) as usize & (count - 1);
+        let bucket = Self::bucket(hash, self.buckets.len() - 1);
         let range = self.buckets[bucket] as usize..self.buckets[bucket + 1] as usize;
         self.entries[range].iter().filter(move |e| e.tag == hash as u32)
     }
@@ -426,8 +469,10 @@ impl Part {
                 (u64::from_be_bytes(head), n)
             })
             .collect();
-        let folded = |n: u32| self.bytes(n).iter().map(|b| fold(*b));
-        keyed.sort_unstable_by(|(a, n), (b, m)| a.cmp(b).then_with(|| folded(*n).cmp(folded(*m))));
+        keyed.sort_unstable();
+        for same in keyed.chunk_by_mut(|(a, _), (b, _)| a == b).filter(|same| same.len() > 1) {
+            same.sort_unstable_by(|(_, n), (_, m)| compare_folded(self.bytes(*n), self.bytes(*m)));
+        }
         let sorted: Vec<u32> = keyed.into_iter().map(|(_, n)| n).collect();
         let sets = if sorted.len() >= MANY_NEEDLES { PAIR_SETS } else { BYTE_SETS };
         let mut index = vec![0_u32; sets + 1];
@@ -663,7 +708,12 @@ impl Part {
         };
         let range = *self.index.get(sets.start)? as usize..*self.index.get(sets.end)? as usize;
         let sorted = &self.sorted[range];
-        let first = sorted.partition_point(|n| folded(rest, *n).is_lt());
+        // All of a set begin like it.
+        let known = if each > 1 { 2 } else { 1 };
+        let first = match rest.len() {
+            len if len <= known => 0,
+            _ => sorted.partition_point(|n| folded(rest, *n).is_lt()),
+        };
         for number in &sorted[first..] {
             let known = &self.known[*number as usize];
             let bytes = self.bytes(*number);
