@@ -209,6 +209,11 @@ impl Redactor {
         false
     }
 
+    /// Whether a number at `at` is the first of all, so that it may be a document of JSON by itself.
+    fn is_document_place(&self, at: usize) -> bool {
+        self.base == self.lead as u64 && self.text[..at].iter().all(|b| *b == b' ')
+    }
+
     /// Whether the byte at `at` is escaped: an odd run of backslashes ends before it.
     fn is_escaped(&self, at: usize) -> bool {
         let run = self.text[..at].iter().rev().take_while(|b| **b == b'\\').count();
@@ -280,10 +285,11 @@ impl Redactor {
             }
             if self.view.has_numbers()
                 && self.text[start..stop].iter().all(u8::is_ascii_digit)
-                && self.is_scalar_place(start)
+                && (self.is_scalar_place(start) || self.is_document_place(start))
             {
                 quoted = (start, self.is_quoted(quoted, start));
                 match self.text.get(stop) {
+                    None if end => quote = self.is_document_place(start),
                     Some(b',' | b'}' | b']' | b'\n' | b'\r') => quote = !quoted.1,
                     None if !end => waiting = waiting.min(start),
                     _ => {}
@@ -621,6 +627,28 @@ mod tests {
                     String::from_utf8_lossy(&again).into_owned(),
                     String::from_utf8_lossy(&whole).into_owned()
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn a_guess_after_an_escape_does_not_depend_on_cuts() {
+        let random = "+0A0a0a0AA+cAeb1BB+Bda+PbC0afa+b+gHCEh+iIDc++1+1jR+/++F+Jk2cKLG+M3lSm";
+        let view = Arc::new(View::empty());
+        for lead in
+            ["x[%A0", "x;%A0", "x\\u003d", "x\\x3d", "x\\n", "x\u{1b}[31m", "[31", "%A0", ";"]
+        {
+            let text = format!("some text {lead}{random} and on");
+            let whole = redact(&view, Level::All, text.as_bytes());
+            for first in 1..text.len() {
+                for save in [false, true] {
+                    let cut = in_pieces(&view, Level::All, text.as_bytes(), &[first, 1, 300], save);
+                    assert_eq!(
+                        String::from_utf8_lossy(&cut),
+                        String::from_utf8_lossy(&whole),
+                        "{first} {text}"
+                    );
+                }
             }
         }
     }

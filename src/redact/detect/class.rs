@@ -147,8 +147,13 @@ impl Text<'_> {
     /// Whether a token may begin at `at`, although a letter stands before it: that letter belongs to
     /// an escape (`\n`, `\u003d`, `\x1b`, `%3D`) or to a colour of a terminal.
     pub(super) fn is_after_escape(&self, at: usize) -> bool {
-        let back = |n| self.back(at, n);
-        let slash = |n| back(n) == Some(b'\\') && self.is_escape(at, n);
+        self.is_after_escape_before(at, 0)
+    }
+
+    /// The same of the place so many bytes before `at`.
+    fn is_after_escape_before(&self, at: usize, skip: usize) -> bool {
+        let back = |n| self.back(at, n + skip);
+        let slash = |n| back(n) == Some(b'\\') && self.is_escape(at, n + skip);
         let hex = |from: usize, to: usize| (from..=to).all(|n| back(n).is_some_and(is_hex));
         match back(1) {
             Some(b'n' | b'r' | b't' | b'b' | b'f') if slash(2) => true,
@@ -177,13 +182,23 @@ impl Text<'_> {
 
     /// Where the token of a run begins: after the rest of an escape that the run starts with.
     pub(super) fn token_start(&self, start: usize, end: usize) -> usize {
-        let opens = matches!(self.back(start, 1), Some(b'\\' | b'[' | b';'));
-        if !opens {
+        // The run may have begun before the text.
+        let is_first = start == 0;
+        let before = self.before.iter().rev().take(FIRST_ESCAPE_BYTES_MAX);
+        let earlier = if is_first { before.take_while(|b| is_token(**b)).count() } else { 0 };
+        let opens = matches!(self.back(start, earlier + 1), Some(b'\\' | b'[' | b';'));
+        let is_passed = || (1..earlier).any(|n| self.is_after_escape_before(start, earlier - n));
+        if !opens || is_passed() {
             return start;
         }
-        (start + 1..end.min(start + 6)).find(|at| self.is_after_escape(*at)).unwrap_or(start)
+        let stop = end.min(start + FIRST_ESCAPE_BYTES_MAX - earlier);
+        let from = if earlier > 0 { start } else { start + 1 };
+        (from..stop).find(|at| self.is_after_escape(*at)).unwrap_or(start)
     }
 }
+
+/// A token begins at most so many bytes after the start of a run that begins with an escape.
+const FIRST_ESCAPE_BYTES_MAX: usize = 6;
 
 /// An escape or a colour that a run begins with is no longer than this.
 pub(super) const ESCAPE_BYTES_MAX: usize = 12;

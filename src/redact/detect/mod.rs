@@ -207,7 +207,7 @@ impl BadRules {
 pub struct Room {
     marks: class::Marks,
     runs: Vec<class::Run>,
-    names: RefCell<label::Names>,
+    names: label::Names,
 }
 
 /// What a scan looks at.
@@ -439,9 +439,9 @@ impl Detector {
         let text = Text { before, bytes: text, end };
         let room = &mut *room;
         class::runs(&text, &mut room.marks, &mut room.runs);
-        room.names.get_mut().are_of(self.number);
-        let Room { marks, runs, names } = room;
-        let look = Look { text: &text, runs, marks, names };
+        room.names.are_of(self.number);
+        let names = RefCell::new(std::mem::take(&mut room.names));
+        let look = Look { text: &text, runs: &room.runs, marks: &room.marks, names: &names };
         let formats = self.formats(look, open.format);
         let mut limit = formats.undecided;
         let mut parts = Vec::new();
@@ -494,6 +494,7 @@ impl Detector {
                 });
             }
         }
+        room.names = names.into_inner();
         hits.sort_by_key(|hit| (hit.start, hit.end));
         let open = if limit == 0 && !text.end { open } else { Open { format, guess } };
         let open = if end { Open::default() } else { open };
