@@ -163,7 +163,7 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
             return Ok(worker_status::REMOUNT);
         }
     };
-    let groups = groups(&paths, inherited.stored);
+    let groups = groups(&paths, inherited.stored).filter(|_| enabled("cgroup"));
     let roles = Roles::new(&config.roles, paths.mode, nix::unistd::geteuid().as_raw());
     let daemon = Arc::new(Daemon::new(Parts {
         cgroup_root: groups.as_ref().map(|groups| groups.root.clone()),

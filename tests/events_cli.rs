@@ -6,21 +6,12 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Output;
 use std::time::Duration;
 
 use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+use common::{in_execution as agent, printed as good};
 
 const LIMIT: Duration = Duration::from_secs(20);
-
-fn agent(home: &Home, id: &str, script: &str) -> Output {
-    home.agent_of(id, "TestRunner", script)
-}
-
-fn good(output: &Output) -> String {
-    assert!(output.status.success(), "{}", text(output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 fn start(home: &Home, id: &str) -> PathBuf {
     home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", id]);

@@ -294,3 +294,48 @@ fn a_scan_with_values_names_them_by_place() {
     let clean = home.run(&["scan", "--values", "--level", "values", "strongroom.toml", "key"]);
     assert_eq!(clean.status.code(), Some(10), "{}", text(&clean));
 }
+
+/// What is looked for only in some places, or never, is said when it is stored.
+#[test]
+fn values_that_redaction_can_hardly_find_are_told_of_when_they_are_stored() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let cases = [
+        ("tiny", "abc4", "never looked for"),
+        ("short", "x7Kq2z", "fewer than 8 bytes"),
+        ("digits", "7413962", "fewer than 8 digits"),
+        ("word", "administrator", "an ordinary word"),
+        ("repeated", "zzzzzzzzzzzz", "one character repeated"),
+        ("marker", "REDACTED", "redaction's own markers"),
+    ];
+    for (name, value, note) in cases {
+        for args in
+            [["secret", "set", name, "--scope", "org"], ["secret", "rotate", name, "--json", "-v"]]
+        {
+            let rotates = args[1] == "rotate";
+            let args = if rotates { &args[..3] } else { &args[..] };
+            let stored = home.run_with(args, value);
+            assert!(stored.status.success(), "{name}: {}", text(&stored));
+            let told = String::from_utf8(stored.stderr).unwrap();
+            assert!(told.contains(note), "{name} {args:?}: {told}");
+            assert!(!told.contains(value) || name == "marker", "{told}");
+        }
+    }
+    let strong = home.run_with(&["secret", "set", "strong", "--scope", "org"], "k7Hq2ZpX9vLm4TnB");
+    assert!(!text(&strong).contains("redaction"), "{}", text(&strong));
+    let plain = home.run_with(&["secret", "set", "plain", "--scope", "org", "--plain"], "abc");
+    assert!(!text(&plain).contains("redaction"), "{}", text(&plain));
+    // In the text they leave what was said: where they stand alone, or not at all.
+    let input = b"abc4 x7Kq2z ax7Kq2zb 7413962 17413962 administrator zzzzzzzzzzzz REDACTED\n";
+    let output = redact(&home, &["--level", "values"], input);
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "abc4 [REDACTED:short] ax7Kq2zb [REDACTED:digits] 17413962 [REDACTED:word] \
+         [REDACTED:repeated] REDACTED\n"
+    );
+    // Both versions of each that is never looked for.
+    let status = home.ok(&["status"]);
+    assert!(status.contains("4 values are too weak to be looked for"), "{status}");
+}

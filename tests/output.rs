@@ -328,6 +328,87 @@ fn nothing_that_is_held_back_tells_of_the_values_of_other_chains() {
 }
 
 #[test]
+fn how_much_is_taken_out_is_what_was_asked_for() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let token = "ghp_16C7e42F292c6912E7710c838347Ae178B4a";
+    let random = "q7Kz0Xv9bT3mW5yR8uJ1nL4cF6hD2sGpA0eZxVbNqM7kJ5tY";
+    let key =
+        "-----BEGIN PRIVATE KEY-----\\nMIIEvQIBADANBgkqhkiG9w0BAQ\\n-----END PRIVATE KEY-----";
+    let word = "db_password = 7Hq2ZpX9vLm4TnB8sRd3";
+    let script = format!("{SHOW}; echo; echo '{token} {random}'; echo '{key}'; echo '{word}'");
+    let value = "[REDACTED:DATABASE_URL]\n";
+    for (more, first, tokens, keys, words) in [
+        (&["--redact", "off"][..], format!("{DB_PROD}\n"), format!("{token} {random}"), key, word),
+        (&["--redact", "values"], value.into(), format!("{token} {random}"), key, word),
+        (
+            &["--redact", "formats"],
+            value.into(),
+            format!("[REDACTED:github-token] {random}"),
+            "[REDACTED:private-key]",
+            word,
+        ),
+        // Unless told otherwise.
+        (
+            &[],
+            value.into(),
+            format!("[REDACTED:github-token] {random}"),
+            "[REDACTED:private-key]",
+            word,
+        ),
+        (
+            &["--redact", "all"],
+            value.into(),
+            "[REDACTED:github-token] [REDACTED:high-entropy]".into(),
+            "[REDACTED:private-key]",
+            "db_password = [REDACTED:keyword-secret]",
+        ),
+    ] {
+        let done = output(&home, more, &script);
+        let keys = keys.replace("\\n", "\n");
+        assert_eq!(out(&done), format!("{first}{tokens}\n{keys}\n{words}\n"), "{more:?}");
+    }
+}
+
+/// Without groups of its own `run` is the agent's parent, as in user mode.
+#[test]
+fn in_tree_mode_output_is_redacted_and_a_daemon_that_is_gone_for_good_stops_it() {
+    if !may_mount() {
+        return;
+    }
+    let mut home = Home::new();
+    home.env.push(("STRONGROOM_DISABLE".into(), "cgroup".into()));
+    home.start();
+    home.fill();
+    let done = output(&home, &[], &format!("{SHOW}; echo; {SHOW} >&2; exit 4"));
+    assert_eq!(done.status.code(), Some(4), "{}", text(&done));
+    assert_eq!(out(&done), "[REDACTED:DATABASE_URL]\n");
+    assert!(err(&done).ends_with("[REDACTED:DATABASE_URL]"), "{}", err(&done));
+    assert!(err(&done).contains("identity by process tree"), "{}", err(&done));
+    let reason = home.records("agent_started")[0]["reason"].to_string();
+    assert!(reason.contains("identity by process tree"), "{reason}");
+    // Until its output is closed.
+    let script = format!(
+        r#"v="$({SHOW})"; trap '' PIPE; echo first; while echo "$v"; do sleep 0.05; done 2>/dev/null; exit 0"#
+    );
+    let mut child = run(&home, &[], &script).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "first\n");
+    let keeper = home.json(&["status"])["keeper_pid"].as_i64().unwrap();
+    kill(Pid::from_raw(i32::try_from(keeper).unwrap()), Signal::SIGKILL).unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(125), "{}", err(&done));
+    assert!(rest.lines().all(|line| line == "[REDACTED:DATABASE_URL]"), "{rest}");
+    assert!(!err(&done).contains("canary"), "{}", err(&done));
+}
+
+#[test]
 fn an_agent_of_another_user_is_redacted_too() {
     if !may_mount() {
         return;

@@ -180,3 +180,58 @@ fn outputs_are_searched_also_when_the_launcher_is_killed() {
     });
     assert!(!home.records("output_found").is_empty());
 }
+
+/// Much, so that the search takes its time.
+const MUCH: &str = "mkdir -p out && cd out && for n in $(seq 40); do \
+    yes 'some line of what was built' | head -c 400000 > f$n; \
+    echo \"key=$(cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY)\" >> f$n; done";
+
+#[test]
+fn a_worker_that_dies_over_the_search_leaves_it_to_the_next() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    assert!(apply(&home, &["out"], Some("fail")).status.success());
+    for (round, waits) in [true, false].into_iter().enumerate() {
+        let dir = home.dir.path().join(format!("work{round}"));
+        fs::create_dir(&dir).unwrap();
+        let view = home.dir.path().join("view");
+        let mut command = home.command(&[
+            "run",
+            "--chain",
+            "deploy-pipeline",
+            "--agent",
+            "TestRunner",
+            "--env",
+            "prod",
+        ]);
+        command.arg("--secrets-path").arg(view).args(["--", "sh", "-c", MUCH]).current_dir(&dir);
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // Its end is on record when the search begins.
+        wait_until("the agent's end", LIMIT, || {
+            fs::read_to_string(dir.join("out/f40")).is_ok_and(|t| t.contains("key="))
+        });
+        std::thread::park_timeout(Duration::from_millis(400));
+        let worker = nix::unistd::Pid::from_raw(home.worker_pid());
+        if !waits {
+            child.kill().unwrap();
+            std::thread::park_timeout(Duration::from_millis(400));
+        }
+        nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let output = child.wait_with_output().unwrap();
+        if waits {
+            assert_eq!(output.status.code(), Some(125), "{}", text(&output));
+            assert!(text(&output).contains("out/f40 held OPENAI_API_KEY"), "{}", text(&output));
+        }
+        wait_until("all are on record", Duration::from_secs(60), || {
+            let found = home.records("output_found");
+            let mut files: Vec<_> =
+                found.iter().filter_map(|r| r["reason"].as_str()).map(str::to_owned).collect();
+            files.sort();
+            files.dedup();
+            // Each round has its own; a file that was on record before may be so twice.
+            files.len() == 40 && found.len() >= 40 * (round + 1)
+        });
+    }
+}

@@ -37,7 +37,14 @@ impl Daemon {
         who: &Caller,
         req: &proto::AgentEnd,
     ) -> Result<proto::AgentEnded, Problem> {
-        let principal = self.by_launch(who, &req.launch)?;
+        let principal = match self.by_launch(who, &req.launch) {
+            Ok(principal) => principal,
+            // An earlier worker ended it, and died over the search of what it left.
+            Err(problem) => match self.search_again(who, &req.launch) {
+                Some(search) => return outputs::ended(Vec::new(), Some(search.run())),
+                None => return Err(problem),
+            },
+        };
         if req.keep_background || principal.keep_background {
             self.registry
                 .update_principal(principal.number, |p| {

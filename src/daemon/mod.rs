@@ -142,6 +142,8 @@ pub struct Daemon {
     repeating: Mutex<()>,
     /// Held over the storing of exposures: whoever waits for it finds its own stored.
     storing: Mutex<()>,
+    /// Agents whose outputs are being searched.
+    searching: outputs::Searching,
     /// Where alerts go.
     alerts: alert::Alerts,
     /// Keys and due times of checkpoints.
@@ -193,6 +195,7 @@ impl Daemon {
             chores: Mutex::new(None),
             storing: Mutex::new(()),
             repeating: Mutex::new(()),
+            searching: outputs::Searching::default(),
             alerts,
         };
         // Before anything is served: what an earlier worker began to revoke stays denied.
@@ -230,6 +233,7 @@ impl Daemon {
             let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.keep_events();
                 self.keep_stored();
+                self.search_what_was_left();
             }));
             if turn.is_err() {
                 tracing::error!("a turn of looking after event files panicked");

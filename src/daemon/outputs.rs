@@ -3,10 +3,10 @@
 //! Files are opened and changed with the rights of the agent's own user, beneath its launcher's
 //! working directory, through no link and onto no other file system. Invariant: a file is replaced
 //! by one without secrets, or stays as it is; what could not be searched is told, and fails where
-//! findings would. Danger: root that is led to a file which is not the agent's.
+//! findings would; a search that a worker's death interrupts is begun anew by the next. Danger: root that is led to a file which is not the agent's.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,7 +14,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
@@ -26,7 +27,9 @@ use crate::audit::record::Event;
 use crate::broker::{Place, Refusal};
 use crate::catalog::definition::OnFinding;
 use crate::catalog::name::{AgentName, ChainName};
+use crate::control::Caller;
 use crate::events::Outside;
+use crate::execution::journal::{Journal, Kind};
 use crate::execution::principal::{Outputs, Principal};
 use crate::proto::{self, Problem};
 use crate::redact::{self, Level, Redactor, Sink, View};
@@ -41,6 +44,12 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// More records and notes of one agent are only counted.
 const MAX_TOLD: usize = 1000;
 
+/// A launcher that waits for a search asks the next worker; only then it goes on by itself.
+const LAUNCHERS_FIRST: Duration = Duration::from_secs(10);
+
+/// Agents whose outputs are being searched.
+pub(super) type Searching = Arc<Mutex<HashSet<u64>>>;
+
 /// What an agent left, to be searched.
 pub(super) struct Search {
     core: Arc<Core>,
@@ -49,6 +58,15 @@ pub(super) struct Search {
     view: Result<Arc<View>, Refusal>,
     /// The launcher's working directory, where it still lives.
     base: Option<OwnedFd>,
+    journal: Arc<Journal>,
+    searching: Searching,
+}
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        let mut searching = self.searching.lock().unwrap_or_else(PoisonError::into_inner);
+        searching.remove(&self.principal.number.0);
+    }
 }
 
 /// What came of it.
@@ -87,6 +105,14 @@ impl Daemon {
         peer: Option<&Peer>,
     ) -> Option<Search> {
         let outputs = principal.outputs.clone()?;
+        let journal = self.registry.journal().clone();
+        // Before the agent is off the register: whatever happens now, it is searched.
+        let noted = serde_json::to_vec(&**principal).unwrap_or_default();
+        let number = principal.number.0;
+        if let Err(error) = journal.put(Kind::Outputs, &number.to_be_bytes(), &noted) {
+            tracing::error!(%error, "a worker that dies now leaves outputs unsearched");
+        }
+        self.searching.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
         let place = Place {
             folder: principal.events_folder.clone(),
             chain: principal.chain.clone(),
@@ -106,7 +132,45 @@ impl Daemon {
             outputs,
             view: self.around.view(&place),
             base,
+            journal,
+            searching: self.searching.clone(),
         })
+    }
+}
+
+impl Daemon {
+    /// What an earlier worker has left unsearched, but for what is being searched now.
+    fn left_unsearched(&self) -> Vec<Principal> {
+        let searching = self.searching.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = self.registry.journal().all(Kind::Outputs).into_iter();
+        let left = left.filter_map(|(_, noted)| serde_json::from_slice::<Principal>(&noted).ok());
+        left.filter(|p| !searching.contains(&p.number.0)).collect()
+    }
+
+    /// The search that a launcher waits for, of an agent that is off the register.
+    pub(super) fn search_again(&self, who: &Caller, launch: &str) -> Option<Search> {
+        let left = self.left_unsearched().into_iter().find(|p| {
+            subtle::ConstantTimeEq::ct_eq(p.launch.as_bytes(), launch.as_bytes()).into()
+                && (who.peer.uid == 0 || who.peer.uid == p.uid)
+        });
+        self.output_search(&Arc::new(left?), Some(&who.peer))
+    }
+
+    /// Begins anew what an earlier worker was killed over.
+    pub(super) fn search_what_was_left(&self) {
+        let served = self.core.clock.now().duration_since(self.started_at);
+        let waits = Duration::try_from(served).is_ok_and(|served| served < LAUNCHERS_FIRST);
+        if waits || self.core.seal().is_none() {
+            return;
+        }
+        for principal in self.left_unsearched() {
+            // One that is still there is searched at its end.
+            if self.registry.principals().iter().all(|p| p.number != principal.number)
+                && let Some(search) = self.output_search(&Arc::new(principal), None)
+            {
+                search.run_later();
+            }
+        }
     }
 }
 
@@ -195,6 +259,14 @@ impl Search {
         let found = !searched.findings.is_empty() || !searched.unsearched.is_empty();
         searched.failed = self.outputs.on_finding == OnFinding::Fail && found;
         self.record(&searched);
+        if matches!(self.view, Err(Refusal::Locked)) {
+            // On record as not searched, and searched when it is unlocked.
+            return searched;
+        }
+        let key = self.principal.number.0.to_be_bytes();
+        if let Err(error) = self.journal.remove(Kind::Outputs, &key) {
+            tracing::warn!(%error, "outputs will be searched again");
+        }
         searched
     }
 

@@ -52,6 +52,8 @@ pub enum Kind {
     Alert = 11,
     /// What was asked under an `Idempotency-Key`, by the digest of uid, verb and key.
     Answer = 12,
+    /// An agent whose outputs are still to be searched, by its number.
+    Outputs = 13,
 }
 
 impl Kind {
@@ -69,6 +71,7 @@ impl Kind {
             10 => Self::EventDraft,
             11 => Self::Alert,
             12 => Self::Answer,
+            13 => Self::Outputs,
             _ => return None,
         })
     }

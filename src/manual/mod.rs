@@ -352,6 +352,8 @@
 //! `"redact"` (a file without secrets takes its place by rename, with its permission bits), or `"fail"`:
 //! `run` then leaves with 125 where the command itself succeeded, also when something could not be
 //! searched. `run` waits for the search; where the agent ends otherwise it goes on behind.
+//! A worker that dies over it leaves it to the next, which begins it anew (a finding may be on record
+//! twice then); of a locked vault it is on record as not searched, and done when it is unlocked.
 //!
 //! `chain run` runs agents with a command in order, in one execution that ends with it. Each command
 //! is the child of a `tee` within the agent, which writes `AGENT.log` through the agent's own mount.

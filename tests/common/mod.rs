@@ -253,3 +253,14 @@ impl Drop for Home {
         }
     }
 }
+
+/// Runs a shell script as `TestRunner` in an execution that was started before.
+pub(crate) fn in_execution(home: &Home, id: &str, script: &str) -> Output {
+    home.agent_of(id, "TestRunner", script)
+}
+
+/// What a command that ended well printed.
+pub(crate) fn printed(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+pub(crate) use crate::common::{in_execution as agent, printed as good};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -12,29 +13,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) fn execution(home: &Home, id: &str) -> PathBuf {
     home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", id]);
     home.home().join("events/deploy-pipeline/prod").join(id)
-}
-
-/// Runs a script as an agent of an execution.
-pub(crate) fn agent(home: &Home, id: &str, script: &str) -> std::process::Output {
-    let view = home.dir.path().join("view");
-    home.run(&[
-        "run",
-        "--execution",
-        id,
-        "--agent",
-        "TestRunner",
-        "--secrets-path",
-        view.to_str().unwrap(),
-        "--",
-        "sh",
-        "-c",
-        script,
-    ])
-}
-
-pub(crate) fn good(output: &std::process::Output) -> String {
-    assert!(output.status.success(), "{}", text(output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn stored(path: PathBuf) -> String {

@@ -28,8 +28,25 @@ def attempt(do):
         return do()
     except OSError as e:
         return e.errno
+import socket, subprocess
+SOCKET, PROGRAM, HOME = sys.argv[1:4]
+def asked(level, text):
+    # The verb, as any peer of the socket may try it.
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(SOCKET)
+    s.sendall(b"POST /v1/redact?level=%s HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+              b"content-length: %d\r\n\r\n%s" % (level.encode(), len(text), text))
+    answer = b""
+    while chunk := s.recv(65536):
+        answer += chunk
+    return b"\n".join(l for l in answer.split(b"\r\n")
+                      if not l.lower().startswith((b"date", b"strongroom-state")))
+def filtered(level, text):
+    done = subprocess.run([PROGRAM, "--home", HOME, "redact", "--level", level], input=text,
+                          capture_output=True)
+    return (done.returncode, done.stdout, done.stderr)
 def guesses():
-    for value in sys.argv[1:]:
+    for value in sys.argv[4:]:
         for end in range(1, len(value) + 1):
             yield value[:end]
             yield value[:end - 1] + "~"
@@ -56,6 +73,11 @@ for n, guess in enumerate(guesses()):
     os.close(f)
     # As a name.
     out.append(attempt(lambda: os.mkdir(d + "/n" + guess.replace(" ", "_") + str(n))))
+for value in sys.argv[4:]:
+    for guess in (value, value[:-1], "x " + value + " y", value.encode().hex()):
+        for level in ("values", "formats", "all"):
+            out.append(asked(level, guess.encode()))
+            out.append(filtered(level, guess.encode()))
 for name in sorted(os.listdir(d)):
     out.append(name)
 print(repr(out))
@@ -76,8 +98,11 @@ fn world(foreign: &[(&str, &str)]) -> (String, Vec<(String, Vec<u8>)>) {
     let view = home.dir.path().join("view");
     let mut command = home.command(&["run", "--no-redact", "--execution", "g"]);
     command.args(["--agent", "TestRunner", "--secrets-path"]).arg(&view);
-    command.args(["--", "/usr/bin/python3"]).arg(guesser).args([PIN, WORDS, NUMBER]);
+    command.args(["--", "/usr/bin/python3"]).arg(guesser).arg(home.socket());
+    command.arg(env!("CARGO_BIN_EXE_strongroom")).arg(home.home()).args([PIN, WORDS, NUMBER]);
     let told = good(&command.output().unwrap());
+    // Each world lies in a directory of its own.
+    let told = told.replace(home.dir.path().to_str().unwrap(), "HOME");
     home.ok(&["execution", "end", "g"]);
     let store = home.home().join("events/deploy-pipeline/prod/g");
     let mut files: Vec<_> = fs::read_dir(&store)
@@ -150,4 +175,54 @@ fn no_byte_is_held_back_for_a_foreign_value_and_names_with_it_are_not_refused() 
     home.ok(&["execution", "end", "h"]);
     let stored = home.home().join("events/deploy-pipeline/prod/h/g");
     assert_eq!(fs::read_to_string(stored).unwrap(), "it is [REDACTED] now");
+}
+
+/// Who writes what it cannot know again and again is told of, and what it wrote is not.
+#[test]
+fn values_of_others_in_number_raise_an_alert() {
+    if !may_mount() {
+        return;
+    }
+    let strong = "Zk8Wq2LmN5rT7yU0pX3cVb9sQ1dF4gH6";
+    let home = Home::new();
+    home.start();
+    let config = home.home().join("strongroom.toml");
+    let own = fs::read_to_string(&config).unwrap();
+    let alerts = home.dir.path().join("alerts");
+    let place = format!(
+        "[[alert]]\nname = \"file\"\non = [\"redaction_probe\"]\n\
+         command = ['sh', '-c', 'cat >> {}']\n",
+        alerts.display()
+    );
+    fs::write(&config, own + "\n" + &place).unwrap();
+    home.ok(&["reload"]);
+    home.fill();
+    home.ok_with(&["secret", "set", "STRONG", "--scope", "chain:elsewhere"], strong);
+    execution(&home, "p");
+    let mut agent = member(&home, "p", "TestRunner", &[]);
+    let write = |agent: &mut crate::tools::Talker, file: &str, count: usize| {
+        let line =
+            format!("open(d + '/events/{file}', 'w').write('{strong} ' * {count}) and 'written'");
+        assert_eq!(agent.ask(&line), "written");
+    };
+    // Its own values are nothing to be told, however many; some of others may be chance.
+    let own = "open(d + '/events/own', 'w').write((read(path) + ' ') * 100) and 'written'";
+    assert_eq!(agent.ask(own), "written");
+    write(&mut agent, "few", 19);
+    std::thread::park_timeout(std::time::Duration::from_millis(500));
+    assert!(!alerts.exists());
+    write(&mut agent, "more", 1);
+    let limit = std::time::Duration::from_secs(20);
+    crate::common::wait_until("the alert", limit, || {
+        alerts.exists() && !fs::read(&alerts).unwrap().is_empty()
+    });
+    write(&mut agent, "again", 40);
+    drop(agent);
+    home.ok(&["execution", "end", "p"]);
+    let told = fs::read_to_string(&alerts).unwrap();
+    assert!(told.contains("redaction_probe") && told.contains("execution p"), "{told}");
+    assert!(told.contains("deploy-pipeline"), "{told}");
+    assert!(!told.contains(strong) && !told.contains("STRONG"), "{told}");
+    assert_eq!(told.matches("redaction_probe").count(), 1, "once for a burst: {told}");
+    assert_eq!(home.records("alert_sent").len(), 1);
 }
