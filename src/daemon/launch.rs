@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,25 +10,24 @@ use crate::catalog::definition::{Definition, Deliver, Reference};
 use crate::catalog::name::{AgentName, ChainName, EnvName};
 use crate::catalog::resolve::{Asker, Error as ResolveError, Resolution, Unresolved};
 use crate::catalog::secret::{Binding, Secret, Stage};
-use crate::config::Permission;
 use crate::control::Caller;
 use crate::execution::exposure::{Channel, Exposure};
 use crate::execution::id::ExecutionId;
 use crate::execution::principal::{Execution, File, Membership, Pin, Principal};
 use crate::execution::registry::{self, SecretInode, process_ref};
 use crate::fs::tree::{AGENTS_NAME, EVENTS_NAME, FIRST_RANDOM};
-use crate::identity::attestor::PrincipalNumber;
 use crate::proto::{self, Code, Hold, How, Problem, Value};
 use crate::secret::SecretBytes;
-use crate::sys::cgroup::{self, Cgroup};
+use crate::sys::cgroup::Cgroup;
 use crate::sys::proc;
 use crate::vault::crypto;
 use crate::vault::record::RecordKind;
 
 use super::attach::gone;
 use super::core::vault_problem;
-use super::ending::KILL_LIMIT;
 use super::executions::{pin, registry_problem};
+use super::membership::below_hierarchy;
+use super::right::Right;
 use super::secrets::parse;
 use super::{Daemon, user_of};
 
@@ -54,16 +52,6 @@ pub(super) struct Wanted<'a> {
     pub(super) deadline: Option<Duration>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) right: Right,
-}
-
-/// Why a peer may launch at all.
-pub(super) enum Right {
-    /// It is this agent, whose definition lists others under `may_launch`.
-    Agent(Arc<Principal>),
-    /// A role, judged for the chain and environment of the launch.
-    Role,
-    /// A ticket, which whoever made it had the role for.
-    Ticket,
 }
 
 pub(super) fn resolve_problem(error: &ResolveError) -> Problem {
@@ -215,112 +203,6 @@ impl Daemon {
             },
             user_of(who.peer.uid),
         )
-    }
-
-    fn right_of(&self, who: &Caller) -> Result<Right, Problem> {
-        if !who.is_agent {
-            return Ok(Right::Role);
-        }
-        u32::try_from(who.peer.pid)
-            .ok()
-            .and_then(|pid| self.principal_of_process(pid))
-            .and_then(|number| self.registry.principal(number))
-            .map(Right::Agent)
-            .ok_or_else(|| {
-                Problem::new(Code::AgentRefused, "the peer cannot be told, so it launches nobody")
-                    .with_hint("ask from a process that the daemon's pid namespace sees")
-            })
-    }
-
-    /// Judges the launch of this agent, in this place, by what the peer may.
-    fn admit_launch(
-        &self,
-        who: &Caller,
-        right: &Right,
-        execution: Option<&Execution>,
-        asker: Asker<'_>,
-    ) -> Result<(), Problem> {
-        match right {
-            Right::Ticket => Ok(()),
-            Right::Role => {
-                let environment = asker.environment.map(ToString::to_string);
-                let chain = Some(asker.chain.as_str());
-                if who.may_in(Permission::Launch, chain, environment.as_deref()) {
-                    return Ok(());
-                }
-                let place = environment.as_deref().unwrap_or("no environment");
-                Err(Problem::new(
-                    Code::NoRole,
-                    format!("no role lets you launch chain {} in {place}", asker.chain),
-                )
-                .with_hint("ask whoever configures [[role]] in strongroom.toml"))
-            }
-            Right::Agent(launcher) => {
-                let listed = self.core.catalog().chain(asker.chain).is_some_and(|stored| {
-                    stored.definition.agents.iter().any(|agent| {
-                        agent.name.as_str() == launcher.agent
-                            && agent.may_launch.contains(asker.agent)
-                    })
-                });
-                // Its own execution only: another one's pins and events are none of its business.
-                let own = execution.is_some_and(|e| e.id == launcher.execution)
-                    && asker.chain.as_str() == launcher.chain;
-                if listed && own {
-                    return Ok(());
-                }
-                let what = format!(
-                    "agent {} may not launch {}/{}",
-                    launcher.agent, asker.chain, asker.agent
-                );
-                Err(Problem::new(Code::AgentRefused, what).with_hint(format!(
-                    "list {} under \"may_launch\" of {} in the chain's definition; it runs in the \
-                     same execution",
-                    asker.agent, launcher.agent
-                )))
-            }
-        }
-    }
-
-    /// What the definition wants isolated is not launched otherwise. Workspaces beside the host isolate
-    /// by themselves.
-    pub(super) fn require_isolation(
-        &self,
-        chain: &ChainName,
-        agent: &AgentName,
-        workspace: &str,
-        isolation: Option<&proto::Isolation>,
-    ) -> Result<(), Problem> {
-        let is_isolated = isolation.is_some_and(|isolation| isolation.holds != Hold::None);
-        let is_wanted = workspace == "host"
-            && self
-                .core
-                .catalog()
-                .chain(chain)
-                .and_then(|stored| stored.definition.agent(agent).map(|agent| agent.isolate))
-                .unwrap_or(false);
-        if !is_wanted || is_isolated {
-            return Ok(());
-        }
-        Err(Problem::new(Code::NotIsolated, format!("agent {agent} runs isolated, or not at all"))
-            .with_hint("its definition says \"isolate\": true; run it with --isolate"))
-    }
-
-    fn launch_user(&self, who: &Caller, as_user: Option<&str>) -> Result<(u32, u32), Problem> {
-        let Some(name) = as_user else { return Ok((who.peer.uid, who.peer.gid)) };
-        let unknown = || {
-            Problem::new(Code::NotFound, format!("there is no user {name}"))
-                .with_hint("--as takes a user of this host, by name or number")
-        };
-        let user = match name.parse::<u32>() {
-            Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)),
-            Err(_) => nix::unistd::User::from_name(name),
-        };
-        let user = user.ok().flatten().ok_or_else(unknown)?;
-        if who.peer.uid != 0 && user.uid.as_raw() != who.peer.uid {
-            return Err(Problem::new(Code::NoRole, "only root may launch agents as other users")
-                .with_hint("use a ticket: the other user redeems it"));
-        }
-        Ok((user.uid.as_raw(), user.gid.as_raw()))
     }
 
     pub(super) fn launch(
@@ -731,59 +613,6 @@ impl Daemon {
         })
     }
 
-    /// How far the principal's identity holds, and why not further.
-    pub(super) fn identity_of(&self, principal: &Principal) -> (Hold, Option<String>) {
-        match principal.membership {
-            Membership::Tree { .. } => (
-                Hold::Partial,
-                Some(
-                    "identity by process tree: a guard rail, not a boundary between processes of \
-                     one user"
-                        .to_owned(),
-                ),
-            ),
-            Membership::Cgroup { .. } if principal.uid == 0 && principal.isolation.is_some() => (
-                Hold::Partial,
-                Some(
-                    "identity partial: the agent is root, and what it writes on the host may act \
-                     for it; use --as USER"
-                        .to_owned(),
-                ),
-            ),
-            Membership::Cgroup { .. } if principal.uid == 0 => (
-                Hold::None,
-                Some(
-                    "identity none: the agent is root and can leave any cgroup; use --as USER"
-                        .to_owned(),
-                ),
-            ),
-            Membership::Cgroup { .. } => (Hold::Full, None),
-        }
-    }
-
-    /// The cgroup of a new principal, where the host has a hierarchy that we may write.
-    fn make_cgroup(
-        &self,
-        execution: &ExecutionId,
-        agent: &AgentName,
-        number: PrincipalNumber,
-    ) -> Option<Cgroup> {
-        let root = self.cgroup_root.as_ref()?;
-        let parent = root.join(execution.as_str());
-        let leaf = parent.join(format!("{agent}.{}", number.0));
-        let made = Cgroup::create(root)
-            .and_then(|_| Cgroup::create(&parent))
-            .and_then(|_| Cgroup::create(&leaf))
-            .and_then(|group| vacated(group, &leaf));
-        match made {
-            Ok(group) => Some(group),
-            Err(error) => {
-                tracing::warn!(%error, "no cgroup can be made; identity is by process tree");
-                None
-            }
-        }
-    }
-
     fn record_agent(
         &self,
         who: &Caller,
@@ -836,29 +665,6 @@ impl Daemon {
             })
             .map_err(|e| registry_problem(&registry::Error::State(e)))
     }
-}
-
-/// Numbers begin anew with each keeper: who is left in a group of an earlier one must not become
-/// this agent, and is ended, as its execution was.
-fn vacated(group: Cgroup, path: &Path) -> std::io::Result<Cgroup> {
-    if group.empty_within(Duration::ZERO) {
-        return Ok(group);
-    }
-    group.kill()?;
-    if !group.empty_within(KILL_LIMIT) {
-        return Err(std::io::Error::other("a process of an earlier daemon holds the group"));
-    }
-    // Another id: what was cached of the old one is of nobody.
-    group.remove()?;
-    Cgroup::create(path)
-}
-
-/// The path as `/proc/PID/cgroup` shows it.
-pub(super) fn below_hierarchy(path: &Path) -> PathBuf {
-    cgroup::hierarchy_root()
-        .ok()
-        .and_then(|root| path.strip_prefix(root).ok().map(|p| Path::new("/").join(p)))
-        .unwrap_or_else(|| path.to_owned())
 }
 
 fn adhoc_references(names: &[String]) -> Result<Vec<Reference>, Problem> {

@@ -35,7 +35,7 @@ use super::core::put;
 use super::ending::{KILL_LIMIT, end_tree};
 use super::executions::registry_problem;
 use super::intent::{Ended, Intent, numbers};
-use super::launch::below_hierarchy;
+use super::membership::below_hierarchy;
 use super::rotate::{Fresh, member_values, members_of, store_all};
 use super::secrets::{alone, parse};
 use super::strays::{self, Stray};
