@@ -11,7 +11,8 @@ use std::time::Duration;
 use common::{Home, may_mount, text};
 use strongroom::config::Permission;
 use strongroom::control::Needs;
-use strongroom::control::route::{Method, table};
+use strongroom::control::route::Method;
+use strongroom::control::verbs::table;
 
 /// Nobody else's.
 const UID: &str = "54321";

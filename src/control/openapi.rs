@@ -8,7 +8,8 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::Needs;
-use super::route::{JSON, Method, NDJSON, OCTETS, OPEN_METRICS, Route, Run, table};
+use super::route::{JSON, Method, NDJSON, OCTETS, OPEN_METRICS, Route, Run};
+use super::verbs::table;
 use crate::config::Permission;
 use crate::proto::{Code, Problem};
 

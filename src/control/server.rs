@@ -36,8 +36,9 @@ use zeroize::Zeroizing;
 use super::api::{Api, Claim, Claimed, Gone, Lines, Outcome};
 use super::openapi;
 use super::role::{Caller, Roles};
-use super::route::{Input, JSON, Method, NDJSON, OCTETS, Reply, Route, Run, refusal, table};
+use super::route::{Input, JSON, Method, NDJSON, OCTETS, Reply, Route, Run, refusal};
 use super::text;
+use super::verbs::table;
 use crate::proto::{Code, Problem, stream, wire};
 use crate::sys::peer::Peer;
 
