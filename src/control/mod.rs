@@ -9,7 +9,10 @@
 mod api;
 
 pub mod client;
+mod lines;
 pub mod openapi;
+mod patient;
+mod places;
 pub mod redacting;
 mod role;
 pub mod route;

@@ -6,14 +6,11 @@
 //! minute, or one uid that takes every connection.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -24,17 +21,18 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Frame;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tower_service::Service;
 use zeroize::Zeroizing;
 
-use super::api::{Api, Claim, Claimed, Gone, Lines, Outcome};
+use super::api::{Api, Claim, Claimed, Outcome};
+use super::lines::{Channel, LineBody};
 use super::openapi;
+use super::patient::Patient;
+use super::places::{Counts, Place, Seat};
 use super::role::{Caller, Roles};
 use super::route::{Input, JSON, Method, NDJSON, OCTETS, Reply, Route, Run, refusal};
 use super::text;
@@ -167,100 +165,19 @@ impl Drop for Server {
     }
 }
 
-struct Shared {
+pub(super) struct Shared {
     api: Arc<dyn Api>,
     roles: Roles,
-    limits: Limits,
+    pub(super) limits: Limits,
     verbs: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     redacting: Arc<Semaphore>,
     /// A leaf lock: nothing else is locked while it is held.
-    counts: Mutex<Counts>,
+    pub(super) counts: Mutex<Counts>,
     /// A leaf lock as well.
-    redacted: Mutex<Counts>,
-    own_uid: u32,
+    pub(super) redacted: Mutex<Counts>,
+    pub(super) own_uid: u32,
     stopped: watch::Receiver<Option<Duration>>,
-}
-
-#[derive(Default)]
-struct Counts {
-    all: usize,
-    by_uid: HashMap<u32, usize>,
-}
-
-impl Counts {
-    fn leave(&mut self, uid: u32) {
-        self.all -= 1;
-        if let Some(own) = self.by_uid.get_mut(&uid) {
-            *own -= 1;
-            if *own == 0 {
-                self.by_uid.remove(&uid);
-            }
-        }
-    }
-}
-
-/// One redacted stream's place in the counts.
-struct Seat {
-    shared: Arc<Shared>,
-    uid: u32,
-}
-
-impl Seat {
-    fn take(shared: &Arc<Shared>, uid: u32) -> Result<Self, Problem> {
-        let limits = &shared.limits;
-        let privileged = uid == 0 || uid == shared.own_uid;
-        let mut counts = shared.redacted.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = counts.by_uid.get(&uid).copied().unwrap_or(0);
-        if counts.all >= limits.redacted || (own >= limits.redacted_per_uid && !privileged) {
-            return Err(Problem::new(Code::Busy, format!("{own} streams of uid {uid} are open"))
-                .with_hint("end some; one connection serves many texts"));
-        }
-        counts.all += 1;
-        *counts.by_uid.entry(uid).or_insert(0) += 1;
-        drop(counts);
-        Ok(Self { shared: shared.clone(), uid })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.shared.redacted.lock().unwrap_or_else(PoisonError::into_inner).leave(self.uid);
-    }
-}
-
-/// One connection's place in the counts.
-struct Place {
-    shared: Arc<Shared>,
-    uid: u32,
-}
-
-impl Place {
-    fn take(shared: &Arc<Shared>, uid: u32) -> Result<Self, Problem> {
-        let limits = &shared.limits;
-        let privileged = uid == 0 || uid == shared.own_uid;
-        let most = limits.connections - if privileged { 0 } else { limits.reserved_connections };
-        let mut counts = shared.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = counts.by_uid.get(&uid).copied().unwrap_or(0);
-        if own >= limits.connections_per_uid {
-            return Err(Problem::new(Code::Busy, format!("uid {uid} has {own} connections open"))
-                .with_hint("close some; one connection serves many requests"));
-        }
-        if counts.all >= most {
-            return Err(Problem::new(Code::Busy, format!("{} connections are open", counts.all))
-                .with_hint("try again in a moment"));
-        }
-        counts.all += 1;
-        *counts.by_uid.entry(uid).or_insert(0) += 1;
-        drop(counts);
-        Ok(Self { shared: shared.clone(), uid })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).leave(self.uid);
-    }
 }
 
 async fn accept(
@@ -330,7 +247,7 @@ async fn connection(
         .max_header_size(MAX_HEADER_BYTES)
         .max_headers(MAX_HEADERS)
         .half_close(false);
-    let io = TokioIo::new(Patient { stream, wait: limits.write_wait, stuck: None });
+    let io = TokioIo::new(Patient::new(stream, limits.write_wait));
     let served = http.serve_connection(io, service).with_upgrades();
     tokio::pin!(served);
     let result = tokio::select! {
@@ -731,141 +648,4 @@ fn problem_response(problem: &Problem) -> Response {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// The verb's end of a stream.
-struct Channel {
-    lines: mpsc::Sender<Bytes>,
-    /// Whether a line was sent.
-    began: Arc<AtomicBool>,
-    gone: Arc<AtomicBool>,
-    failed: Option<oneshot::Sender<Problem>>,
-}
-
-impl Channel {
-    fn fail(&mut self, problem: Problem) {
-        let Some(failed) = self.failed.take() else {
-            return;
-        };
-        // The receiver is dropped only with the body: then nobody is left to be told.
-        let _ = failed.send(problem);
-    }
-}
-
-impl Lines for Channel {
-    fn send(&mut self, line: &[u8]) -> Result<(), Gone> {
-        let mut bytes = Vec::with_capacity(line.len() + 1);
-        bytes.extend_from_slice(line);
-        bytes.push(b'\n');
-        self.began.store(true, Ordering::Release);
-        // A client that takes nothing is cut off by `Patient`, which closes the channel.
-        self.lines.blocking_send(Bytes::from(bytes)).map_err(|_| Gone)
-    }
-
-    fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed) || self.lines.is_closed()
-    }
-}
-
-/// The client's end of a stream.
-struct LineBody {
-    received: mpsc::Receiver<Bytes>,
-    failure: oneshot::Receiver<Problem>,
-    gone: Arc<AtomicBool>,
-}
-
-impl hyper::body::Body for LineBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if let Some(line) = ready!(self.received.poll_recv(context)) {
-            return Poll::Ready(Some(Ok(Frame::data(line))));
-        }
-        // All lines are out and the verb has ended: the problem, if any, is there already.
-        let Ok(problem) = self.failure.try_recv() else { return Poll::Ready(None) };
-        let line = serde_json::json!({"problem": problem});
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from(format!("{line}\n"))))))
-    }
-}
-
-impl Drop for LineBody {
-    fn drop(&mut self) {
-        self.gone.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A stream whose writes fail when the other side takes nothing for too long.
-pub(super) struct Patient {
-    stream: UnixStream,
-    wait: Duration,
-    /// Runs while a write waits.
-    stuck: Option<Pin<Box<Sleep>>>,
-}
-
-impl Patient {
-    /// The stream, as impatient as any.
-    pub(super) fn into_stream(self) -> UnixStream {
-        self.stream
-    }
-
-    fn judge<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        wrote: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if wrote.is_ready() {
-            self.stuck = None;
-            return wrote;
-        }
-        let wait = self.wait;
-        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
-        ready!(stuck.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for Patient {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Patient {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(context, wrote)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.judge(context, wrote)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use zeroize::Zeroizing;
 
 use super::api::Texts;
-use super::server::Patient;
+use super::patient::Patient;
 use crate::proto::stream::{self, Broken, Kind, Out, Piece};
 use crate::proto::{Code, Problem, wire};
 
