@@ -149,6 +149,11 @@ fn cells(table: &str) -> Vec<Vec<String>> {
     table.lines().map(cut).collect()
 }
 
+/// A time as tables have it: to the second.
+fn moment(at: &serde_json::Value) -> String {
+    format!("{}Z", &at.as_str().unwrap()[..19])
+}
+
 #[test]
 fn the_list_of_policies_is_a_table_of_what_is_due_when() {
     if !may_mount() {
@@ -181,8 +186,7 @@ fn the_list_of_policies_is_a_table_of_what_is_due_when() {
     let due = |name: &str| -> String {
         let all = listed.as_array().unwrap();
         let policy = all.iter().find(|p| p["name"] == name).unwrap();
-        // To the minute.
-        policy["due_at"].as_str().unwrap()[..16].replace('T', " ")
+        moment(&policy["due_at"])
     };
     let row = |name: &str, rest: [&str; 5]| -> Vec<String> {
         let [scope, every, state, how, chain] = rest;
@@ -261,8 +265,8 @@ fn the_exposures_of_a_secret_are_a_table_of_who_obtained_it_how_and_since_when()
     assert_eq!(table.len(), rows.len() + 1, "{shown}");
     for ((cells, row), json) in table[1..].iter().zip(rows).zip(listed) {
         let [version, via, execution, agent, now] = row;
-        let since = json["at"].as_str().unwrap();
-        let expected = ["PASSWORD", version, via, execution, agent, "root", since, now];
+        let since = moment(&json["at"]);
+        let expected = ["PASSWORD", version, via, execution, agent, "root", &since, now];
         assert_eq!(*cells, expected, "{shown}");
     }
     // A group's members in one table.
