@@ -48,4 +48,9 @@
 //! from them. Measured: tokens of known formats 100 %, keys, JWT and passwords of URLs 100 %, entropy
 //! 99.8 %, keyword 94 %; false hits in 0 % of 759 ordinary texts. In 107 MB of sources of Rust crates: 150
 //! hits, most of them keys and hashes in tests.
+//!
+//! `cargo bench --bench redact -- log levels small` (2 CPUs of an AMD EPYC with AVX2, load average 9, best of
+//! many calls): 10,000 needles in 64 KiB writes: `values` 1.9 to 2.3 GB/s (13 times aho-corasick
+//! `stream_find`), `formats` 0.64 to 0.75, `all` 0.29 to 0.35; memcpy 20 to 23 GB/s over 192 MiB. 200-byte
+//! writes 283 ns each.
 #![forbid(unsafe_code)]
