@@ -210,6 +210,45 @@ fn another_user_redeems_a_ticket_once_and_nobody_else_does() {
     assert!(text(&again).contains("not good"), "{}", text(&again));
 }
 
+#[test]
+fn a_python_supervisor_has_its_agent_redeem_a_ticket_as_another_user_and_watches_it() {
+    if !may_mount() || !has("python3") {
+        return;
+    }
+    let home = Home::deployed();
+    for dir in [home.dir.path(), &home.home(), &home.home().join("run")] {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir, open).unwrap();
+    }
+    let run = |user: &str, script: &str| {
+        Command::new("timeout")
+            .args(["30", "python3", &example("supervisor.py")])
+            .arg(home.socket())
+            .args(["deploy-pipeline", "CodeAnalyzer", "prod", user, "sh", "-c", script])
+            .current_dir("/")
+            .output()
+            .unwrap()
+    };
+    let output = run("nobody", "id -un; cat \"$CREDENTIALS_DIRECTORY\"/OPENAI_API_KEY; exit 7");
+    let told = text(&output);
+    assert!(told.contains(&format!("nobody\n{OPENAI}")), "{told}");
+    assert_eq!(output.status.code(), Some(7), "{told}");
+    let started = told.find("execution_started -").unwrap();
+    let accessed = told.find("secret_accessed CodeAnalyzer").unwrap();
+    assert!(started < accessed && accessed < told.find("execution_ended -").unwrap(), "{told}");
+    // Its user sees nothing without a ticket.
+    let socket = home.socket();
+    let refused = Command::new("runuser")
+        .args(["-u", "nobody", "--", "curl", "-s", "--max-time", "20", "--unix-socket"])
+        .arg(&socket)
+        .args(["-d", r#"{"ticket": "AAAA", "how": "move-peer"}"#])
+        .args(["-H", "content-type: application/json"])
+        .arg("http://strongroom/v1/tickets/redeem")
+        .output()
+        .unwrap();
+    assert!(text(&refused).contains("\"hint\""), "{}", text(&refused));
+}
+
 /// An orchestrator that may only launch follows what it launches, and nothing of other chains.
 #[test]
 fn whoever_may_launch_in_a_chain_watches_it_and_no_other() {
