@@ -340,19 +340,20 @@ impl Events {
     /// Removes a draft from memory and the runtime state.
     pub(super) fn forget_draft(&self, inode: u64) -> Result<(), crate::execution::journal::Error> {
         let desk = lock(&self.desks).remove(&inode);
-        // Who completes it holds its lock, and has removed them.
-        if let Some(desk) = &desk
-            && let Ok(desk) = desk.try_lock()
-            && let Some(desk) = &*desk
-        {
-            desk.store.unlink_packs();
-        }
+        // Who completes it holds its lock, and removes them.
+        let packs = desk.as_ref().and_then(|desk| {
+            let desk = desk.try_lock().ok()?;
+            desk.as_ref().map(|desk| desk.store.packs())
+        });
         for path in lock(&self.leftovers).remove(&inode).unwrap_or_default() {
             // Gone where its name was used again since.
             let _removed = self.folder.unlink(&path);
         }
         let head = key_of(inode, HEAD, 0, 0);
         self.journal.remove(Kind::EventDraft, &head)?;
+        if let Some(packs) = packs {
+            let _removed = self.folder.unlink(&packs);
+        }
         // A head that cannot be read any more leaves parts of unknown number.
         for (key, _) in self.journal.below(Kind::EventDraft, &inode.to_be_bytes()) {
             self.journal.remove(Kind::EventDraft, &key)?;

@@ -532,7 +532,7 @@ impl Events {
         let sealed = self.seal(&*self.outside.key()?, b"event tail", &kept.state)?;
         let kept = Some((kept.stored, kept.tail, sealed));
         let store_inode = desk.store.inode().map_err(|e| os(&e))?;
-        desk.store.unlink_packs();
+        let packs = desk.store.packs();
         let frozen = desk.draft.freeze();
         let complete =
             Node { what: What::File { store_inode, kept, is_old: false }, ..node.clone() };
@@ -552,6 +552,9 @@ impl Events {
         } else {
             lock(&self.nodes).put(inode, complete).map_err(full)?;
         }
-        self.forget_draft(inode).map_err(full)
+        self.forget_draft(inode).map_err(full)?;
+        // After the draft that counts them: a worker killed in between takes it up again.
+        let _removed = self.folder.unlink(&packs);
+        Ok(())
     }
 }

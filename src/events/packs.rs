@@ -68,11 +68,16 @@ impl Filed {
         self.outside.key().map_err(|_| io::Error::from_raw_os_error(Errno::ENOKEY as i32))
     }
 
-    /// Removes the packs' name; who holds this can still read them.
+    /// The name that packs have, if there are any.
+    pub(super) fn packs(&self) -> PathBuf {
+        path_of(self.inode, self.state().generation)
+    }
+
+    /// Removes the packs' name; who holds this can still read them. Only when no draft in the runtime
+    /// state counts them any more.
     pub(super) fn unlink_packs(&self) {
-        let path = path_of(self.inode, self.state().generation);
         // Most files never had any.
-        let _removed = self.folder.unlink(&path);
+        let _removed = self.folder.unlink(&self.packs());
     }
 
     /// The packs are of no use any more; those of the next generation begin.
