@@ -224,5 +224,7 @@ fn values_of_others_in_number_raise_an_alert() {
     assert!(told.contains("deploy-pipeline"), "{told}");
     assert!(!told.contains(strong) && !told.contains("STRONG"), "{told}");
     assert_eq!(told.matches("redaction_probe").count(), 1, "once for a burst: {told}");
+    // The record comes when the command has ended, which is after it wrote.
+    crate::common::wait_until("its record", limit, || !home.records("alert_sent").is_empty());
     assert_eq!(home.records("alert_sent").len(), 1);
 }
