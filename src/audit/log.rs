@@ -3,7 +3,8 @@
 //! A record is pushed to the ring by whoever makes it; one thread takes it from there, gives it its
 //! number and its link and appends the line. `link` is SHA-256 over the previous link and the line
 //! before it. Where records come faster than `PACE`, one turn of it takes what has gathered: each
-//! turn stands in the way of some read. At a start the newest file tells which record was the last; the ring has the rest.
+//! turn stands in the way of some read. At a start the newest file tells which record was the last;
+//! the ring has the rest.
 //!
 //! Invariant: a record whose [`Log::append`] returned is in the ring or in the file, once. A sink
 //! that fails or hangs makes `append` fail within [`Options::patience`], and heals by itself. On a
@@ -622,7 +623,12 @@ mod tests {
         let waits = std::thread::spawn(move || {
             writer.append_unless(&record(), 1, &|| asked.load(Ordering::Acquire))
         });
-        std::thread::sleep(Duration::from_millis(50));
+        // From here on it waits for the file, or is about to.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while log.shared.ring.last_seq() == 0 {
+            assert!(Instant::now() < deadline, "nothing was appended");
+            std::thread::yield_now();
+        }
         log.wake();
         assert!(!waits.is_finished(), "asked in vain");
         denied.store(true, Ordering::Release);
