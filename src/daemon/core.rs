@@ -16,6 +16,7 @@ use crate::catalog::Catalog;
 use crate::catalog::name::EnvName;
 use crate::catalog::secret::Stage;
 use crate::clock::Clock;
+use crate::execution::principal::Principal;
 use crate::proto::{Code, Problem};
 use crate::secret::SecretBytes;
 use crate::sys::proc;
@@ -250,6 +251,19 @@ impl Core {
     pub fn new_record(&self, event: Event) -> Record<'static> {
         Record::new(event, self.clock.now())
     }
+
+    /// The same, of something that a principal did or that was done to it.
+    pub fn new_record_of<'a>(&self, event: Event, principal: &'a Principal) -> Record<'a> {
+        let mut record: Record<'a> = Record::new(event, self.clock.now());
+        record.chain = Some(&principal.chain);
+        record.agent = Some(&principal.agent);
+        record.user = Some(&principal.user);
+        record.workspace = Some(&principal.workspace);
+        record.environment = principal.environment.as_deref();
+        record.execution = Some(principal.execution.as_str());
+        record.uid = Some(principal.uid);
+        record
+    }
 }
 
 /// How a stored change reaches the catalog in memory.
@@ -373,18 +387,13 @@ impl Recorder for Core {
         let pid =
             access.tgid.or_else(|| proc::status_ids(access.caller.tid).ok().map(|ids| ids.tgid));
         let exe = proc::exe(access.caller.tid);
-        let mut record = Record::new(event, self.clock.now());
+        let mut record = match access.principal {
+            Some(principal) => self.new_record_of(event, principal),
+            None => self.new_record(event),
+        };
         record.secret_key = access.file.map(|f| f.key.as_str()).or(access.name);
         record.scope = access.file.map(|f| f.scope.as_str());
         record.version = access.file.map(|f| f.version);
-        if let Some(principal) = access.principal {
-            record.chain = Some(&principal.chain);
-            record.agent = Some(&principal.agent);
-            record.user = Some(&principal.user);
-            record.workspace = Some(&principal.workspace);
-            record.environment = principal.environment.as_deref();
-            record.execution = Some(principal.execution.as_str());
-        }
         record.uid = Some(access.caller.uid);
         record.login_uid = match access.principal {
             Some(principal) => principal.login_uid,

@@ -619,14 +619,7 @@ impl Daemon {
         principal: &Principal,
         identity: &(Hold, Option<String>),
     ) -> Result<(), Problem> {
-        let mut record = self.core.new_record(Event::AgentStarted);
-        record.chain = Some(&principal.chain);
-        record.agent = Some(&principal.agent);
-        record.user = Some(&principal.user);
-        record.workspace = Some(&principal.workspace);
-        record.environment = principal.environment.as_deref();
-        record.execution = Some(principal.execution.as_str());
-        record.uid = Some(principal.uid);
+        let mut record = self.core.new_record_of(Event::AgentStarted, principal);
         record.pid = u32::try_from(who.peer.pid).ok();
         let isolation = principal.isolation.as_ref().map(|found| format!("isolation {found}"));
         let reason: Vec<_> =
@@ -638,17 +631,10 @@ impl Daemon {
     }
 
     fn record_exposed(&self, principal: &Principal, file: &File) -> Result<(), Problem> {
-        let mut record = self.core.new_record(Event::SecretExposed);
+        let mut record = self.core.new_record_of(Event::SecretExposed, principal);
         record.secret_key = Some(&file.key);
         record.scope = Some(&file.scope);
         record.version = Some(file.version);
-        record.chain = Some(&principal.chain);
-        record.agent = Some(&principal.agent);
-        record.user = Some(&principal.user);
-        record.workspace = Some(&principal.workspace);
-        record.environment = principal.environment.as_deref();
-        record.execution = Some(principal.execution.as_str());
-        record.uid = Some(principal.uid);
         record.via = Some("env");
         record.decision = Some("granted");
         self.core.record(&record)?;

@@ -390,15 +390,8 @@ impl Search {
         let missed = searched.unsearched.iter().take(MAX_TOLD);
         let missed = missed.map(|what| (None, format!("not searched: {what}"), None));
         for (name, reason, count) in found.chain(missed) {
-            let mut record = self.core.new_record(Event::OutputFound);
+            let mut record = self.core.new_record_of(Event::OutputFound, principal);
             record.secret_key = name;
-            record.chain = Some(&principal.chain);
-            record.agent = Some(&principal.agent);
-            record.user = Some(&principal.user);
-            record.workspace = Some(&principal.workspace);
-            record.environment = principal.environment.as_deref();
-            record.execution = Some(principal.execution.as_str());
-            record.uid = Some(principal.uid);
             record.via = Some("outputs");
             record.reason = Some(&reason);
             record.count = count;
