@@ -651,7 +651,8 @@ fn in_a_pipeline_only_what_was_a_terminal_is_one() {
             &home,
             more,
             &script,
-            &["sh", "-c", "\"$@\" | sed 's/^/piped: /'; echo done", "sh"],
+            // What came by the pipe is said when it has ended: both go to one terminal, in no order.
+            &["sh", "-c", "\"$@\" | sed 'H;$!d;x;s/\\n/&piped: /g'; echo done", "sh"],
         );
         let told = screen.expect("done");
         assert!(told.contains("tty 0\r\ntty 2\r\n31 97\r\n"), "{told:?}");
