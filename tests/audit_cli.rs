@@ -63,8 +63,39 @@ fn each_filter_gives_what_it_names_and_nothing_else() {
     assert_eq!(newest.len(), 2);
     assert!(newest[0]["seq"].as_u64() > newest[1]["seq"].as_u64());
     assert!(query(&home, &["--agent", "Nobody"]).is_empty());
-    let misspelt = home.run(&["audit", "query", "--event", "secret_acessed"]);
+    let misspelt = home.run(&["audit", "query", "--agent", "TestRuner"]);
     assert_eq!(text(&misspelt), "note: no record matches\n");
+}
+
+#[test]
+fn an_event_that_is_spelt_wrong_is_an_error_and_not_an_empty_answer() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    home.start();
+    for verb in ["query", "tail"] {
+        let misspelt = home.run(&["audit", verb, "--event", "secret_acessed"]);
+        assert_eq!(misspelt.status.code(), Some(2), "{}", text(&misspelt));
+        let said = text(&misspelt);
+        assert!(said.contains("a similar value exists: 'secret_accessed'"), "{said}");
+        assert!(said.contains("vault_unlocked"), "all that there are: {said}");
+    }
+    let never = home.run(&["audit", "query", "--event", "drill"]);
+    assert_eq!(never.status.code(), Some(2), "{}", text(&never));
+    let known = home.run(&["audit", "query", "--event", "secret_revoked"]);
+    assert_eq!(text(&known), "note: no record matches\n");
+    // A client in another language is told as well.
+    let asked = |event: &str| {
+        let url = format!("http://localhost/v1/audit?event={event}");
+        let socket = home.socket();
+        let curl = ["-s", "--unix-socket", socket.to_str().unwrap(), &url];
+        text(&std::process::Command::new("curl").args(curl).output().unwrap())
+    };
+    let near = asked("secret_acessed");
+    assert!(near.contains("there is no such event"), "{near}");
+    assert!(near.contains("did you mean `secret_accessed`?"), "{near}");
+    assert!(asked("nonsense").contains("known here: agent_started, "));
 }
 
 #[test]

@@ -11,106 +11,132 @@ use crate::clock::Timestamp;
 /// The longest text of one field, in bytes; longer ones are cut and marked.
 const MAX_FIELD_BYTES: usize = 512;
 
-/// What happened. The names are stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Event {
+/// Makes the events and their names of one list.
+macro_rules! events {
+    ($($(#[$doc:meta])* $event:ident = $name:literal,)*) => {
+        /// What happened. The names are stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Event {
+            $($(#[$doc])* $event,)*
+        }
+
+        impl Event {
+            /// All of them, for tables and filters.
+            pub const ALL: &[Self] = &[$(Self::$event),*];
+
+            /// Its name in records.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$event => $name,)*
+                }
+            }
+        }
+    };
+}
+
+events! {
     /// An agent was launched.
-    AgentStarted,
+    AgentStarted = "agent_started",
     /// An alert could not be delivered.
-    AlertFailed,
+    AlertFailed = "alert_failed",
     /// An alert was delivered.
-    AlertSent,
+    AlertSent = "alert_sent",
     /// Files of the log were removed.
-    AuditPruned,
+    AuditPruned = "audit_pruned",
     /// A backup was written.
-    BackupCreated,
+    BackupCreated = "backup_created",
     /// A chain's definition was applied.
-    ChainApplied,
+    ChainApplied = "chain_applied",
     /// A chain's definition was removed.
-    ChainRemoved,
+    ChainRemoved = "chain_removed",
     /// A signature that seals the log up to a record.
-    Checkpoint,
+    Checkpoint = "checkpoint",
     /// The daemon began to serve.
-    DaemonStarted,
+    DaemonStarted = "daemon_started",
     /// The daemon stopped.
-    DaemonStopped,
+    DaemonStopped = "daemon_stopped",
     /// A name with a secret in it was refused in an events directory.
-    EventNameRefused,
+    EventNameRefused = "event_name_refused",
     /// Secrets were kept out of an event file.
-    EventRedacted,
+    EventRedacted = "event_redacted",
     /// Event files of an execution that had ended were removed.
-    EventsPruned,
+    EventsPruned = "events_pruned",
     /// An execution ended.
-    ExecutionEnded,
+    ExecutionEnded = "execution_ended",
     /// An execution started.
-    ExecutionStarted,
+    ExecutionStarted = "execution_started",
     /// A group was set.
-    GroupSet,
+    GroupSet = "group_set",
     /// A key slot was added.
-    KeyAdded,
+    KeyAdded = "key_added",
     /// A key slot got a new master key.
-    KeyRekeyed,
+    KeyRekeyed = "key_rekeyed",
     /// A key slot was removed.
-    KeyRemoved,
-    /// Secrets were kept out of an agent's output, or out of a text that somebody gave.
-    OutputRedacted,
-    /// A secret was found in what an agent left, or it could not be searched.
-    OutputFound,
-    /// A rotation policy was applied, or removed.
-    PolicyApplied,
-    /// A project was set.
-    ProjectSet,
-    /// A backup was restored.
-    Restored,
-    /// A value was shown to a person.
-    Revealed,
-    /// A verb was refused for want of a role.
-    RoleDenied,
-    /// A rotation is due, or overdue.
-    RotationDue,
-    /// A rotation chain failed; the current version stays.
-    RotationFailed,
-    /// A rotation chain began.
-    RotationStarted,
-    /// A value was read.
-    SecretAccessed,
-    /// A read was refused.
-    SecretDenied,
-    /// The bytes of a version were destroyed.
-    SecretDestroyed,
-    /// A secret's metadata changed.
-    SecretEdited,
-    /// A secret's end has come.
-    SecretExpired,
-    /// A value left by another way than a file.
-    SecretExposed,
-    /// The pending version became current.
-    SecretPromoted,
+    KeyRemoved = "key_removed",
     /// An operator showed the passphrase again.
-    OperatorConfirmed,
+    OperatorConfirmed = "operator_confirmed",
+    /// A secret was found in what an agent left, or it could not be searched.
+    OutputFound = "output_found",
+    /// Secrets were kept out of an agent's output, or out of a text that somebody gave.
+    OutputRedacted = "output_redacted",
+    /// A rotation policy was applied, or removed.
+    PolicyApplied = "policy_applied",
+    /// A project was set.
+    ProjectSet = "project_set",
+    /// A backup was restored.
+    Restored = "restored",
+    /// A value was shown to a person.
+    Revealed = "revealed",
+    /// A verb was refused for want of a role.
+    RoleDenied = "role_denied",
+    /// A rotation is due, or overdue.
+    RotationDue = "rotation_due",
+    /// A rotation chain failed; the current version stays.
+    RotationFailed = "rotation_failed",
+    /// A rotation chain began.
+    RotationStarted = "rotation_started",
+    /// A value was read.
+    SecretAccessed = "secret_accessed",
+    /// A read was refused.
+    SecretDenied = "secret_denied",
+    /// The bytes of a version were destroyed.
+    SecretDestroyed = "secret_destroyed",
+    /// A secret's metadata changed.
+    SecretEdited = "secret_edited",
+    /// A secret's end has come.
+    SecretExpired = "secret_expired",
+    /// A value left by another way than a file.
+    SecretExposed = "secret_exposed",
+    /// The pending version became current.
+    SecretPromoted = "secret_promoted",
     /// A secret was removed.
-    SecretRemoved,
+    SecretRemoved = "secret_removed",
     /// A version became unreadable.
-    SecretRetired,
+    SecretRetired = "secret_retired",
     /// Versions were revoked.
-    SecretRevoked,
+    SecretRevoked = "secret_revoked",
     /// The previous version came back, or a pending one was discarded.
-    SecretRolledBack,
+    SecretRolledBack = "secret_rolled_back",
     /// A version was staged.
-    SecretRotated,
+    SecretRotated = "secret_rotated",
     /// A value was stored.
-    SecretSet,
+    SecretSet = "secret_set",
     /// An attempt to unlock failed.
-    UnlockFailed,
+    UnlockFailed = "unlock_failed",
     /// The vault was locked.
-    VaultLocked,
+    VaultLocked = "vault_locked",
     /// The vault was unlocked.
-    VaultUnlocked,
+    VaultUnlocked = "vault_unlocked",
     /// A worker took over from one that died.
-    WorkerRestarted,
+    WorkerRestarted = "worker_restarted",
 }
 
 impl Event {
+    /// All names, in alphabetical order.
+    pub fn names() -> impl Iterator<Item = &'static str> + Clone {
+        Self::ALL.iter().map(|event| event.name())
+    }
+
     /// Whether its record may use the reserve of a full disk: what ends the reading of secrets, and
     /// what calls for help.
     pub fn is_vital(self) -> bool {
@@ -123,59 +149,6 @@ impl Event {
                 | Self::SecretRevoked
                 | Self::VaultLocked
         )
-    }
-
-    /// Its name in records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AgentStarted => "agent_started",
-            Self::AlertFailed => "alert_failed",
-            Self::AlertSent => "alert_sent",
-            Self::AuditPruned => "audit_pruned",
-            Self::BackupCreated => "backup_created",
-            Self::ChainApplied => "chain_applied",
-            Self::ChainRemoved => "chain_removed",
-            Self::Checkpoint => "checkpoint",
-            Self::DaemonStarted => "daemon_started",
-            Self::DaemonStopped => "daemon_stopped",
-            Self::EventNameRefused => "event_name_refused",
-            Self::EventRedacted => "event_redacted",
-            Self::EventsPruned => "events_pruned",
-            Self::OutputFound => "output_found",
-            Self::ExecutionEnded => "execution_ended",
-            Self::ExecutionStarted => "execution_started",
-            Self::GroupSet => "group_set",
-            Self::KeyAdded => "key_added",
-            Self::KeyRekeyed => "key_rekeyed",
-            Self::KeyRemoved => "key_removed",
-            Self::OutputRedacted => "output_redacted",
-            Self::PolicyApplied => "policy_applied",
-            Self::ProjectSet => "project_set",
-            Self::Restored => "restored",
-            Self::Revealed => "revealed",
-            Self::RoleDenied => "role_denied",
-            Self::RotationDue => "rotation_due",
-            Self::RotationFailed => "rotation_failed",
-            Self::RotationStarted => "rotation_started",
-            Self::SecretAccessed => "secret_accessed",
-            Self::SecretDenied => "secret_denied",
-            Self::SecretDestroyed => "secret_destroyed",
-            Self::SecretEdited => "secret_edited",
-            Self::SecretExpired => "secret_expired",
-            Self::SecretExposed => "secret_exposed",
-            Self::SecretPromoted => "secret_promoted",
-            Self::SecretRemoved => "secret_removed",
-            Self::SecretRetired => "secret_retired",
-            Self::SecretRevoked => "secret_revoked",
-            Self::SecretRolledBack => "secret_rolled_back",
-            Self::SecretRotated => "secret_rotated",
-            Self::SecretSet => "secret_set",
-            Self::UnlockFailed => "unlock_failed",
-            Self::OperatorConfirmed => "operator_confirmed",
-            Self::VaultLocked => "vault_locked",
-            Self::VaultUnlocked => "vault_unlocked",
-            Self::WorkerRestarted => "worker_restarted",
-        }
     }
 }
 

@@ -4,8 +4,10 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
+use crate::audit::record::Event;
 use crate::audit::verify::Known;
 use crate::clock::Timestamp;
 use crate::proto;
@@ -74,7 +76,7 @@ pub(super) enum AuditCommand {
 #[derive(Debug, Args)]
 pub(super) struct QueryArgs {
     /// The event, as secret_accessed.
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(Event::names()), hide_possible_values = true)]
     event: Option<String>,
     /// The secret, with its environment.
     #[arg(long)]
@@ -162,7 +164,7 @@ pub(super) fn main(context: &Context, command: AuditCommand) -> Outcome {
             writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
         })?;
         if records == 0 {
-            // A word that is spelt wrong finds nothing as well.
+            // A name that is spelt wrong finds nothing as well.
             note("note: no record matches");
         }
         Ok(exit::OK)

@@ -6,8 +6,9 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::audit::record::Event;
 use crate::audit::verify::{Known, Verdict, read, verify};
-use crate::config::Permission;
+use crate::config::{Permission, near_miss};
 use crate::control::{Caller, Lines};
 use crate::execution::principal::Principal;
 use crate::fuse::requests::Operation;
@@ -306,6 +307,16 @@ impl Daemon {
         req: &proto::AuditQuery,
         out: &mut dyn Lines,
     ) -> Result<(), Problem> {
+        // A word that is spelt wrong would find nothing, as if nothing had happened.
+        if let Some(event) = &req.event
+            && !Event::names().any(|name| name == event)
+        {
+            let hint = near_miss(event, Event::names()).map_or_else(
+                || format!("known here: {}", Event::names().collect::<Vec<_>>().join(", ")),
+                |near| format!("did you mean `{near}`?"),
+            );
+            return Err(Problem::new(Code::BadRequest, "there is no such event").with_hint(hint));
+        }
         self.records(who, &[Permission::Audit], req, out)
     }
 
