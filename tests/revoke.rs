@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use common::{Home, may_mount, text, wait_until};
 use serde_json::{Value, json};
+use tools::disk::Disk;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -522,4 +523,61 @@ fn a_drill_leaves_nothing_and_what_a_killed_one_left_the_next_removes() {
     home.refused(&["drill", "revoke"]);
     home.ok(&["unlock"]);
     assert_eq!(left(&home), nothing);
+}
+
+#[test]
+fn readers_that_wait_for_a_sink_that_hangs_are_refused_by_a_revoke_and_get_no_byte() {
+    if !may_mount() || !tools::has("fsfreeze") || !tools::has("mkfs.ext4") {
+        return;
+    }
+    let home = Home::new();
+    let disk = Disk::made(&home, home.home().join("audit"));
+    home.start();
+    let config = home.home().join("strongroom.toml");
+    let own = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{own}\n[audit]\nsync = \"each\"\n")).unwrap();
+    home.ok(&["reload"]);
+    fill(&home);
+    // Each of its threads waits for a record nearly always, and reads until it is refused for good.
+    let source = r#"
+import errno, os, sys, threading
+path = os.environ["CREDENTIALS_DIRECTORY"] + "/KEY"
+print("ready")
+sys.stdin.readline()
+def read():
+    seen = "EIO"
+    while seen == "EIO":
+        try:
+            with open(path, "rb", buffering=0) as f:
+                seen = f.read().decode()
+        except OSError as e:
+            seen = errno.errorcode[e.errno]
+        os.write(1, (seen + "\n").encode())
+threads = [threading.Thread(target=read) for _ in range(8)]
+for t in threads: t.start()
+for t in threads: t.join()
+"#;
+    let run = ["--chain", "c", "--agent", "a"];
+    let mut reader = tools::Talker::agent(&home, &run, "reader.py", source);
+    assert_eq!(reader.line(), "ready");
+    disk.freeze();
+    reader.tell("go");
+    // No record, no secret: also while nobody revokes.
+    for _ in 0..8 {
+        assert_eq!(reader.line(), "EIO");
+    }
+    // The verb cannot be recorded either, and says so; what it denied stays denied.
+    let args = ["secret", "revoke", "KEY", "--reason", "leaked", "--no-replacement"];
+    let told = home.run(&args);
+    assert!(!told.status.success() && text(&told).contains("\nhint: "), "{}", text(&told));
+    let (rest, ended_well) = reader.end();
+    assert!(ended_well, "it obtained nothing, so nothing ends it: {rest:?}");
+    assert!(rest.iter().all(|seen| seen == "EIO" || seen == "EKEYREVOKED"), "{rest:?}");
+    assert_eq!(rest.iter().filter(|seen| *seen == "EKEYREVOKED").count(), 8, "{rest:?}");
+    disk.thaw();
+    wait_until("recorded", LIMIT, || !home.records("secret_revoked").is_empty());
+    assert_eq!(home.records("secret_revoked").len(), 1, "{:#?}", home.records("secret_revoked"));
+    assert_eq!(exposures(&home), 0);
+    assert!(home.records("secret_accessed").len() >= 8, "a record may be of what was refused then");
+    home.ok(&["down"]);
 }

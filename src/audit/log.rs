@@ -11,7 +11,7 @@
 //! full disk a reserve is given up for what [`Event::is_vital`](super::record::Event::is_vital) says.
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -89,6 +89,9 @@ struct Shared {
     /// Told when the writer is to look: it alone waits here.
     work: Condvar,
     earlier_requests: HashSet<u64>,
+    /// Numbers of this worker's records that are written once, by their tags: those of revokes, so
+    /// they are few. Taken before `progress`.
+    tagged: Mutex<HashMap<u64, u64>>,
 }
 
 fn given_up() -> Unavailable {
@@ -144,6 +147,7 @@ impl Log {
             changed: Condvar::new(),
             work: Condvar::new(),
             earlier_requests,
+            tagged: Mutex::default(),
         });
         let writer = shared.clone();
         std::thread::Builder::new().name("audit".into()).spawn(move || writer.run())?;
@@ -170,6 +174,44 @@ impl Log {
         request: u64,
         give_up: &dyn Fn() -> bool,
     ) -> Result<u64, Unavailable> {
+        self.append_noting(record, request, give_up, &mut None)
+    }
+
+    /// Writes a record once for its tag, whichever worker or attempt it was that did: who has stopped
+    /// waiting left its record in the ring. Tags are no request's ids.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn append_once(&self, record: &Record<'_>, tag: u64) -> Result<(), Unavailable> {
+        if self.has_recorded(tag) {
+            return Ok(());
+        }
+        let shared = &self.shared;
+        let mut tagged = shared.tagged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pushed = tagged.get(&tag).copied();
+        let outcome = match pushed {
+            Some(seq) if shared.options.sync == Sync::Each => {
+                let deadline = Instant::now() + shared.options.patience;
+                let vital = record.event.is_vital();
+                shared.wait_for(shared.lock(), seq, deadline, vital, &|| false)
+            }
+            Some(_) => Ok(()),
+            None => self.append_noting(record, tag, &|| false, &mut pushed).map(drop),
+        };
+        if let Some(seq) = pushed {
+            tagged.insert(tag, seq);
+        }
+        outcome
+    }
+
+    /// `pushed` is the record's number as soon as it is in the ring, also where that ends in an error.
+    fn append_noting(
+        &self,
+        record: &Record<'_>,
+        request: u64,
+        give_up: &dyn Fn() -> bool,
+        pushed: &mut Option<u64>,
+    ) -> Result<u64, Unavailable> {
         let shared = &self.shared;
         let mut text = String::with_capacity(512);
         record.encode_head(&mut text);
@@ -185,6 +227,7 @@ impl Log {
                 return Err(Unavailable { why: why.clone() });
             }
             if let Ok(seq) = shared.ring.push(text.as_bytes(), request) {
+                *pushed = Some(seq);
                 if shared.options.sync != Sync::Each {
                     let (waiting, capacity) = shared.ring.filled();
                     if progress.idle || waiting > capacity / 4 {
@@ -637,6 +680,42 @@ mod tests {
         // The log's own thread is let go.
         let _reader = std::fs::File::open(&file).unwrap();
         log.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_tagged_record_is_there_once_whoever_gave_up_waiting_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let region = Arc::new(Region::create(c"ring", RING.1).unwrap());
+        let open = |region| Log::open(dir.path(), region, RING, options(Sync::Each), clock());
+        let log = open(region.clone()).unwrap();
+        let file = dir.path().join("2026-11-23.jsonl");
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        for _ in 0..3 {
+            // Nobody reads, so that nothing is written.
+            assert!(log.append_once(&record(), 7).is_err());
+        }
+        assert_eq!(log.shared.ring.last_seq(), 1);
+        let writer = log.clone();
+        let reader = std::fs::File::open(&file).unwrap();
+        // What cannot be synced is a fault, and heals with a file.
+        fs::remove_file(&file).unwrap();
+        drop(reader);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while writer.append_once(&record(), 7).is_err() {
+            assert!(Instant::now() < deadline, "it does not heal");
+        }
+        writer.append_once(&record(), 8).unwrap();
+        writer.append_once(&record(), 8).unwrap();
+        log.stop(Duration::from_secs(5));
+        // Nor does a worker that comes after it.
+        let next = open(region).unwrap();
+        next.append_once(&record(), 7).unwrap();
+        next.append_once(&record(), 9).unwrap();
+        assert!(matches!(
+            verify(dir.path(), &Known::default()).unwrap(),
+            Verdict::Whole { records: 3, .. }
+        ));
+        next.stop(Duration::from_secs(5));
     }
 
     #[test]

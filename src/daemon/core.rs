@@ -236,15 +236,16 @@ impl Core {
         self.log.append(record, 0).map_err(|error| audit_problem(&error))
     }
 
-    /// Writes a record that an earlier worker may have written by this tag. Tag 0 is none.
+    /// Writes a record unless an earlier worker or attempt has, by this tag. Tag 0 is none.
     ///
     /// # Errors
     /// The problem.
     pub fn record_once(&self, record: &Record<'_>, tag: u64) -> Result<(), Problem> {
-        if tag != 0 && self.log.has_recorded(tag) {
-            return Ok(());
-        }
-        self.log.append(record, tag).map(drop).map_err(|error| audit_problem(&error))
+        let recorded = match tag {
+            0 => self.log.append(record, 0).map(drop),
+            tag => self.log.append_once(record, tag),
+        };
+        recorded.map_err(|error| audit_problem(&error))
     }
 
     /// A record of `event`, now.

@@ -1,44 +1,16 @@
 //! A store that hangs, is full, or goes away.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::common::{Home, OPENAI, may_mount, text, wait_until};
+use crate::tools::disk::Disk;
 use crate::tools::{Talker, execution, has, member};
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn tool(args: &[&str]) {
-    let output = Command::new(args[0]).args(&args[1..]).output().unwrap();
-    assert!(output.status.success(), "{args:?}: {}", text(&output));
-}
-
-/// A file system of its own for the store, gone with the test.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mounted(home: &Home, args: &[&str]) -> Self {
-        let point = home.dir.path().join("disk");
-        fs::create_dir(&point).unwrap();
-        tool(&[&["mount"], args, &[point.to_str().unwrap()]].concat());
-        Self(point)
-    }
-
-    fn thaw(&self) {
-        let _thawed = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0).output();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.thaw();
-        tool(&["umount", "--lazy", self.0.to_str().unwrap()]);
-    }
-}
 
 /// A home whose store is below `dir`.
 fn home_on(home: &Home, dir: &Path, more: &str) {
@@ -72,10 +44,7 @@ fn a_store_that_hangs_keeps_nobody_from_reading_secrets() {
         return;
     }
     let home = Home::new();
-    let image = home.dir.path().join("image");
-    tool(&["truncate", "--size=64M", image.to_str().unwrap()]);
-    tool(&["mkfs.ext4", "-q", image.to_str().unwrap()]);
-    let disk = Disk::mounted(&home, &["-o", "loop", image.to_str().unwrap()]);
+    let disk = Disk::made(&home, home.dir.path().join("disk"));
     home_on(&home, &disk.0, "patience = \"2s\"");
     execution(&home, "e");
     let mut reader = member(&home, "e", "CodeAnalyzer", &[]);
@@ -83,7 +52,7 @@ fn a_store_that_hangs_keeps_nobody_from_reading_secrets() {
     for writer in &mut writers {
         assert_eq!(append(writer, "before"), "7");
     }
-    tool(&["fsfreeze", "--freeze", disk.0.to_str().unwrap()]);
+    disk.freeze();
     for writer in &mut writers {
         writer.tell("os.write(held['f'], b'while\\n')");
     }

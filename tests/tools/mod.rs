@@ -1,6 +1,8 @@
 //! Small programs that tests run as agents and as strangers, and what starts them.
 #![allow(dead_code)] // each test binary uses its part
 
+pub(crate) mod disk;
+
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
