@@ -197,3 +197,84 @@ fn a_role_for_one_chain_or_environment_launches_and_defines_nowhere_else() {
     let dev = apply(r#""environments": ["dev"], "#);
     assert!(dev.contains("\"created\":true"), "{dev}");
 }
+
+/// Becomes a caller with habits of its own, and then the command that it is given.
+const CALLER: &str = r#"
+import os, resource, signal, sys
+os.umask(0o027)
+for limit, value in [("NOFILE", 321), ("CORE", 65536), ("FSIZE", 1 << 30), ("STACK", 4 << 20), ("CPU", 3000)]:
+    resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (value, value))
+os.nice(7)
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGUSR1, signal.SIGWINCH, signal.SIGRTMIN})
+for s in range(1, signal.NSIG):
+    try:
+        signal.signal(s, signal.SIG_IGN if s in (signal.SIGHUP, signal.SIGUSR2) else signal.SIG_DFL)
+    except (OSError, ValueError):
+        pass
+os.chdir(sys.argv[1])
+for number, text in [(7, b"seven\n"), (9, b"nine\n")]:
+    out, into = os.pipe()
+    os.write(into, text)
+    os.dup2(out, number)
+    os.close(out), os.close(into)
+os.environ["CALLER_S_OWN"] = "kept"
+os.execvp(sys.argv[2], sys.argv[2:])
+"#;
+
+/// What tells what a process has of its caller. A shell would change its signals first.
+const HABITS: [&[&str]; 2] = [
+    &[
+        "grep",
+        "-E",
+        "^(Umask|SigBlk|SigIgn|Cpus_allowed:|Max )",
+        "/proc/self/status",
+        "/proc/self/limits",
+    ],
+    &["sh", "-c", "nice; pwd; echo \"$CALLER_S_OWN\"; ls /proc/self/fd; cat <&7; cat <&9"],
+];
+
+#[test]
+fn a_command_keeps_mask_limits_priority_directory_signals_and_descriptors_of_its_caller() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let file = home.dir.path().join("caller.py");
+    std::fs::write(&file, CALLER).unwrap();
+    let (file, place) = (file.to_str().unwrap(), tempfile::tempdir().unwrap());
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(place.path(), open).unwrap();
+    let place = place.path().to_str().unwrap();
+    let called = |command: &[&str]| {
+        HABITS.map(|habits| {
+            let mut caller = std::process::Command::new("python3");
+            caller.args([file, place]).args(command).args(habits);
+            let output = caller.env("STRONGROOM_HOME", home.home()).output().unwrap();
+            assert!(output.status.success(), "{command:?}: {}", text(&output));
+            String::from_utf8(output.stdout).unwrap()
+        })
+    };
+    let alone = called(&["env"]);
+    for sure in ["Umask:\t0027", "SigBlk:\t0000000208000200", "801\n/proc/self/status:Cpus"] {
+        assert!(alone[0].contains(sure), "{sure}: {alone:?}");
+    }
+    for sure in ["7\n", place, "kept", "\nseven\nnine\n"] {
+        assert!(alone[1].contains(sure), "{sure}: {alone:?}");
+    }
+    let view = home.dir.path().join("view");
+    let run = [env!("CARGO_BIN_EXE_strongroom"), "run", "--secrets-path", view.to_str().unwrap()];
+    let agent = ["--chain", "deploy-pipeline", "--agent", "CodeAnalyzer"];
+    for how in [
+        // In its place, as its parent, as the parent of another user's, and for a person.
+        &[&agent[..], &["--no-redact"]].concat()[..],
+        &agent[..],
+        &[&agent[..], &["--as", "nobody"]].concat()[..],
+        &["-s", "OPENAI_API_KEY"][..],
+    ] {
+        let kept = called(&[&run[..], how, &["--"]].concat());
+        for (kept, alone) in kept.iter().zip(&alone) {
+            assert_eq!(kept, alone, "{how:?}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{Home, OPENAI, may_mount, text, wait_until};
+use crate::common::{Home, OPENAI, may_mount, wait_until};
 use crate::tools::disk::Disk;
 use crate::tools::{Talker, execution, has, member};
 
