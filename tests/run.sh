@@ -50,5 +50,6 @@ if [ "${1:-}" = "--lint" ]; then
   cargo fmt --check
   cargo clippy --locked --all-targets -- -D warnings
 fi
-cargo test --locked
+# Every test that fails is named, not only the first.
+cargo test --locked --no-fail-fast
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
