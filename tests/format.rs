@@ -28,15 +28,13 @@ fn credentials() -> [(&'static str, Credential); 3] {
     ]
 }
 
-/// The highest kind of record when the stored files were written; kinds that came since are new to
-/// programs, not to the format.
-const LAST_STORED_KIND: u8 = 9;
-
-/// Every kind of record, one of them large, one of them written twice.
-fn content() -> Vec<(RecordKind, RecordId, Vec<u8>)> {
+/// Every kind of record that a format has, one of them large, one of them written twice.
+fn content(format: u32) -> Vec<(RecordKind, RecordId, Vec<u8>)> {
     let mut all = Vec::new();
-    for byte in 1..=LAST_STORED_KIND {
-        let Some(kind) = RecordKind::from_byte(byte) else { continue };
+    for byte in 1..=u8::MAX {
+        let Some(kind) = RecordKind::from_byte(byte).filter(|k| k.since() <= format) else {
+            continue;
+        };
         let text = format!("{{\"record\": \"of kind {byte}\"}}");
         all.push((kind, RecordId([byte; 16]), text.into_bytes()));
     }
@@ -65,7 +63,7 @@ fn writer() {
     let vault =
         Vault::create(Box::new(store), &credentials()[..2], Timestamp::UNIX_EPOCH, Cost::least())
             .unwrap();
-    let mut all = content();
+    let mut all = content(FORMAT);
     vault.commit(&batch(&all)).unwrap();
     all.truncate(1);
     vault.commit(&batch(&all)).unwrap();
@@ -81,7 +79,7 @@ fn a_vault_of_every_format_opens_with_all_that_it_held_and_takes_changes() {
             let locked = Locked::open(Box::new(RedbStore::open(&path).unwrap())).unwrap();
             let root = locked.root_key(&credential.1).unwrap();
             let vault = locked.unlock(root, Some(3), false).unwrap();
-            let all = content();
+            let all = content(format);
             assert_eq!(vault.len(), all.len());
             for (kind, id, bytes) in &all {
                 assert_eq!(vault.get(*kind, *id).unwrap().unwrap().expose(), bytes);
@@ -89,6 +87,13 @@ fn a_vault_of_every_format_opens_with_all_that_it_held_and_takes_changes() {
             let labels: Vec<_> = vault.slots().into_iter().map(|s| s.label).collect();
             assert_eq!(labels, ["words", "file"]);
             vault.commit(&batch(&all[..1])).unwrap();
+            drop(vault);
+            // With its first change it has become one that an older program calls newer.
+            let store = RedbStore::open(&path).unwrap();
+            assert_eq!(store.load().unwrap().format, FORMAT);
+            let locked = Locked::open(Box::new(store)).unwrap();
+            let root = locked.root_key(&credential.1).unwrap();
+            assert_eq!(locked.unlock(root, Some(4), false).unwrap().len(), all.len());
         }
         let wrong = Credential::KeyFile(SecretBytes::copy_of(&[41; 32]));
         let path = dir.path().join(format!("{format}.file"));
@@ -116,16 +121,28 @@ fn a_newer_format_is_refused_with_the_next_step_and_left_as_it_is() {
     let error = Locked::open(Box::new(store)).err().unwrap();
     assert!(matches!(&error, Error::Store(store::Error::Newer { .. })), "{error}");
     assert!(error.hint().unwrap().contains("newer"), "{:?}", error.hint());
-    // A format that says it is older than its seal knows is no way in either.
-    let path = dir.path().join("older.redb");
-    std::fs::copy(stored(FORMAT), &path).unwrap();
-    set_format(&path, 0);
-    let locked = Locked::open(Box::new(RedbStore::open(&path).unwrap()));
-    let opened = locked.and_then(|locked| {
-        let root = locked.root_key(&credentials()[1].1)?;
-        locked.unlock(root, None, false)
-    });
-    assert!(opened.is_err(), "a changed format number is found");
+    // A format that says it is another than its seal knows is no way in either.
+    for (format, changed) in [(1, 0), (1, FORMAT), (FORMAT, 0), (FORMAT, FORMAT - 1)] {
+        let path = dir.path().join(format!("{format}.{changed}"));
+        std::fs::copy(stored(format), &path).unwrap();
+        set_format(&path, changed);
+        let locked = Locked::open(Box::new(RedbStore::open(&path).unwrap()));
+        let opened = locked.and_then(|locked| {
+            let root = locked.root_key(&credentials()[1].1)?;
+            locked.unlock(root, None, false)
+        });
+        assert!(matches!(opened, Err(Error::Altered { .. })), "{format} as {changed}");
+    }
+}
+
+#[test]
+fn every_kind_of_record_is_of_a_format_that_has_a_stored_file() {
+    for byte in 0..=u8::MAX {
+        let Some(kind) = RecordKind::from_byte(byte) else { continue };
+        assert_eq!(kind as u8, byte);
+        assert!((1..=FORMAT).contains(&kind.since()), "{kind:?}: FORMAT grows with a new kind");
+        assert!(stored(kind.since()).exists(), "{kind:?}");
+    }
 }
 
 #[test]

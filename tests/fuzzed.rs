@@ -87,7 +87,7 @@ fn samples(target: &str) -> Vec<Vec<u8>> {
         .map(|entry| entry.unwrap().path())
         .collect();
     if target == "vault" {
-        files.push(root.join("tests/format/v1.redb"));
+        files.extend([1, 2].map(|format| root.join(format!("tests/format/v{format}.redb"))));
     }
     files.sort();
     files.iter().map(|file| std::fs::read(file).unwrap()).collect()

@@ -73,13 +73,15 @@
 //!
 //! # The vault's format
 //!
-//! One redb file. Table `meta`: `format` (u32, 1), `vault-id` (16 bytes), `revision` (u64), `slots`
+//! One redb file. Table `meta`: `format` (u32, 2), `vault-id` (16 bytes), `revision` (u64), `slots`
 //! (JSON), `seal`. Table `records`: kind (1 byte) and random id (16) to version (u64) and sealed bytes.
 //! Sealed is nonce (12), ciphertext, tag (16) of AES-256-GCM. The root key gives by HKDF-SHA-256 the keys
 //! `records`, `set` and `seal`; each record version is sealed under
-//! `HKDF(records, kind, id, version)` with vault id, format, kind, id and version as associated data.
-//! `seal` holds revision, number of records, the XOR of a keyed digest of each record, and the digest of
-//! the slots.
+//! `HKDF(records, kind, id, version)` with vault id, the number 1 (u32), kind, id and version as
+//! associated data. `seal` holds revision, format, number of records, the XOR of a keyed digest of each
+//! record, and the digest of the slots. Format 2 brought the kinds 10 and 11, and the format into the
+//! seal; a vault of format 1 gets it with its next change. Programs refuse a format that is newer than
+//! theirs before they look at anything else.
 //!
 //! # The audit log
 //!

@@ -26,6 +26,7 @@ use crate::secret::SecretBytes;
 use crypto::{Deriver, Key, NoRandomness};
 use record::{Batch, RecordId, RecordKey, RecordKind};
 use slots::{encode_slots, open_slots};
+use store::redb::FORMAT;
 use store::{Change, Image, Store};
 use unlock::passphrase::Cost;
 use unlock::{Credential, NewSlot, Slot};
@@ -111,7 +112,18 @@ struct Seal {
     set: String,
     /// Digest of the slots, in hex.
     slots: String,
+    /// The format that the store names in clear; vaults of the first one do not say it.
+    #[serde(default = "first_format")]
+    format: u32,
 }
+
+fn first_format() -> u32 {
+    1
+}
+
+/// What is bound into every sealed record. Only where records would be sealed in another way does it
+/// become another: then all are sealed anew. New kinds of records are told by the format alone.
+const SEALING: u32 = 1;
 
 #[derive(Clone)]
 struct Sealed {
@@ -161,7 +173,6 @@ pub struct Locked {
 pub struct Vault {
     store: Box<dyn Store>,
     vault_id: [u8; 16],
-    format: u32,
     root: Key,
     keys: Keys,
     /// One change at a time. Held over the store's fsync; readers do not wait for it.
@@ -169,8 +180,8 @@ pub struct Vault {
     sealed: RwLock<HashMap<RecordKey, Sealed>>,
 }
 
-fn context(what: &[u8], vault_id: &[u8; 16], format: u32, rest: &[&[u8]]) -> Vec<u8> {
-    let mut out = [b"strongroom ", what, vault_id.as_slice(), &format.to_be_bytes()].concat();
+fn context(what: &[u8], vault_id: &[u8; 16], rest: &[&[u8]]) -> Vec<u8> {
+    let mut out = [b"strongroom ", what, vault_id.as_slice(), &SEALING.to_be_bytes()].concat();
     for part in rest {
         out.extend_from_slice(part);
     }
@@ -227,8 +238,7 @@ impl Locked {
         let Self { store, image, slots } = self;
         let keys = Keys::of(&root, &image.vault_id);
         let altered = |what| Error::Altered { what };
-        let seal_context =
-            context(b"seal", &image.vault_id, image.format, &[&image.revision.to_be_bytes()]);
+        let seal_context = context(b"seal", &image.vault_id, &[&image.revision.to_be_bytes()]);
         let seal_key = keys.seal.derive(&[&image.revision.to_be_bytes()]);
         let opened = seal_key
             .open(&seal_context, &image.seal)
@@ -237,6 +247,9 @@ impl Locked {
             .map_err(|_| altered("its seal does not parse"))?;
         if seal.revision != image.revision {
             return Err(altered("its seal is of another revision"));
+        }
+        if seal.format != image.format {
+            return Err(altered("its format is not the one that was sealed"));
         }
         if seal.slots != crypto::hex(&crypto::digest(&[&image.slots])) {
             return Err(altered("its key slots are not those that were sealed"));
@@ -267,7 +280,6 @@ impl Locked {
         Ok(Vault {
             store,
             vault_id: image.vault_id,
-            format: image.format,
             root,
             keys,
             writing: Mutex::new(Head {
@@ -314,13 +326,11 @@ impl Vault {
             let new = NewSlot { id, label, created_at: now, cost };
             slots.push(unlock::enroll(&vault_id, &root, credential, new)?);
         }
-        let format = store::redb::FORMAT;
         let keys = Keys::of(&root, &vault_id);
         let head = Head { revision: 1, floor: 0, set: [0; 32], slots };
         let vault = Self {
             store,
             vault_id,
-            format,
             root,
             keys,
             writing: Mutex::new(head),
@@ -331,7 +341,7 @@ impl Vault {
             let slots = encode_slots(&head.slots);
             let seal = vault.seal(1, 0, &head.set, &slots)?;
             vault.store.create(&Image {
-                format,
+                format: FORMAT,
                 vault_id,
                 slots,
                 seal,
@@ -358,10 +368,10 @@ impl Vault {
             count,
             set: crypto::hex(set),
             slots: crypto::hex(&crypto::digest(&[slots])),
+            format: FORMAT,
         };
         let text = serde_json::to_vec(&seal).expect("a seal is plain JSON");
-        let seal_context =
-            context(b"seal", &self.vault_id, self.format, &[&revision.to_be_bytes()]);
+        let seal_context = context(b"seal", &self.vault_id, &[&revision.to_be_bytes()]);
         self.keys.seal.derive(&[&revision.to_be_bytes()]).seal(&seal_context, &text)
     }
 
@@ -421,7 +431,7 @@ impl Vault {
         let version = version.to_be_bytes();
         let parts: [&[u8]; 3] = [&[kind as u8], &id.0, &version];
         let key = self.keys.records.derive(&parts);
-        (key, context(b"record", &self.vault_id, self.format, &parts))
+        (key, context(b"record", &self.vault_id, &parts))
     }
 
     /// Whether a record is there.
@@ -506,7 +516,10 @@ impl Vault {
             applied.push((*key, Some(Sealed { version: revision, bytes: stored.into() })));
         }
         let seal = self.seal(revision, count, &set, &encode_slots(&head.slots))?;
-        self.store_change(head.revision, &Change { revision, seal, slots: None, records })?;
+        self.store_change(
+            head.revision,
+            &Change { format: FORMAT, revision, seal, slots: None, records },
+        )?;
         head.revision = revision;
         head.set = set;
         let mut sealed = self.sealed.write().unwrap_or_else(PoisonError::into_inner);

@@ -54,6 +54,23 @@ impl RecordKind {
             _ => return None,
         })
     }
+
+    /// The first format whose programs know it: one that does not must say that the vault is newer
+    /// than itself, and not that it was altered.
+    pub fn since(self) -> u32 {
+        match self {
+            Self::Secret
+            | Self::Value
+            | Self::Group
+            | Self::Project
+            | Self::Chain
+            | Self::Policy
+            | Self::Exposure
+            | Self::Signing
+            | Self::Setting => 1,
+            Self::Buried | Self::FingerprintKey => 2,
+        }
+    }
 }
 
 /// A record's id: 128 random bits, shown as hex.

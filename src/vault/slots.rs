@@ -6,6 +6,7 @@
 
 use super::crypto::Key;
 use super::store::Change;
+use super::store::redb::FORMAT;
 use super::unlock::passphrase::Cost;
 use super::unlock::{self, Credential, NewSlot, Slot};
 use super::{Error, Head, Vault};
@@ -32,7 +33,8 @@ impl Vault {
         let revision = head.next();
         let encoded = encode_slots(&slots);
         let seal = self.seal(revision, self.len() as u64, &head.set, &encoded)?;
-        let change = Change { revision, seal, slots: Some(encoded), records: Vec::new() };
+        let change =
+            Change { format: FORMAT, revision, seal, slots: Some(encoded), records: Vec::new() };
         self.store_change(head.revision, &change)?;
         head.revision = revision;
         head.slots = slots;

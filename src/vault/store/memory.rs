@@ -62,6 +62,7 @@ impl Store for std::sync::Arc<MemoryStore> {
         if image.revision != expected {
             return Err(Error::Conflict { expected, found: image.revision });
         }
+        image.format = change.format;
         image.revision = change.revision;
         image.seal.clone_from(&change.seal);
         if let Some(slots) = &change.slots {

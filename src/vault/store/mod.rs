@@ -27,6 +27,8 @@ pub struct Image {
 /// One transaction.
 #[derive(Debug, Clone, Default)]
 pub struct Change {
+    /// Version of the format after it.
+    pub format: u32,
     /// The revision after it.
     pub revision: u64,
     /// The seal after it.

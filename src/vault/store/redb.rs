@@ -23,8 +23,11 @@ const CACHE_BYTES: usize = 8 << 20;
 /// With less than this left, a fault is put down to it.
 const LEAST_FREE_BYTES: u64 = 1 << 20;
 
-/// The newest format that this program reads and the one it writes.
-pub const FORMAT: u32 = 1;
+/// The newest format that this program reads and the one it writes. It grows with whatever an older
+/// program would take for an alteration, as a new kind of record
+/// ([`RecordKind::since`](crate::vault::record::RecordKind::since)); an older vault gets it with its
+/// next change.
+pub const FORMAT: u32 = 2;
 
 /// The vault file.
 #[derive(Debug)]
@@ -189,9 +192,9 @@ impl RedbStore {
                 _ => {}
             }
             if let Some(image) = first {
-                meta.insert("format", image.format.to_be_bytes().as_slice()).map_err(io)?;
                 meta.insert("vault-id", image.vault_id.as_slice()).map_err(io)?;
             }
+            meta.insert("format", change.format.to_be_bytes().as_slice()).map_err(io)?;
             meta.insert("revision", change.revision.to_be_bytes().as_slice()).map_err(io)?;
             meta.insert("seal", change.seal.as_slice()).map_err(io)?;
             if let Some(slots) = &change.slots {
@@ -229,6 +232,7 @@ fn contained<T>(run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 impl Store for RedbStore {
     fn create(&self, image: &Image) -> Result<(), Error> {
         let change = Change {
+            format: image.format,
             revision: image.revision,
             seal: image.seal.clone(),
             slots: Some(image.slots.clone()),
