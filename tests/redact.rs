@@ -510,6 +510,84 @@ fn same_however_cut(
     Ok(whole)
 }
 
+/// Letters and digits that look random, so that no token stands in the source.
+fn drawn(count: usize, seed: u64) -> String {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(alphabet[(state >> 33) as usize % alphabet.len()])
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// A private key in armour, with a body of so many lines.
+fn private_key(lines: usize) -> String {
+    let body: Vec<String> = (0..lines).map(|n| drawn(64, n as u64 + 5)).collect();
+    let kind = "RSA PRIVATE KEY";
+    format!(
+        "-----BEGIN {kind}-----\n{}\n{}==\n-----END {kind}-----\n",
+        body.join("\n"),
+        drawn(22, 3)
+    )
+}
+
+fn in_lines(text: &str, width: usize, end: &str) -> String {
+    let lines = text.as_bytes().chunks(width).map(|line| std::str::from_utf8(line).unwrap());
+    lines.collect::<Vec<_>>().join(end)
+}
+
+#[test]
+fn known_formats_in_base64_are_found_at_every_cut() {
+    let view = Arc::new(View::empty());
+    let github = format!("ghp_{}", drawn(36, 1));
+    let url = format!("postgres://app:{}@db.internal/prod", drawn(14, 2));
+    let config = base64(format!("{{\"n\":1,\"key\":\"{github}\",\"more\":\"of it\"}}").as_bytes());
+    let key = base64(private_key(6).as_bytes());
+    let once = base64(github.as_bytes());
+    for (input, expected) in [
+        (format!("token: {once}\n"), "token: [REDACTED:github-token]\n"),
+        (
+            format!("  url: {}\n", base64(url.as_bytes())),
+            "  url: cG9zdGdyZXM6Ly9hcHA6[REDACTED:url-password]AZGIuaW50ZXJuYWwvcHJvZA==\n",
+        ),
+        (format!("conf={config};"), "conf=eyJuIjoxLCJrZXkiOi[REDACTED:github-token];"),
+        (base64(format!("x={once}").as_bytes()), "eD[REDACTED:github-token]"),
+        // A key takes all of its base64, and no more.
+        (
+            format!("  tls.key: {key}\n  tls.crt: eA==\n"),
+            "  tls.key: [REDACTED:private-key]\n  tls.crt: eA==\n",
+        ),
+        (format!("k {key} {key}."), "k [REDACTED:private-key] [REDACTED:private-key]."),
+        (format!("\"{}\"", in_lines(&key, 76, "\\n")), "\"[REDACTED:private-key]\""),
+        (
+            format!("a:\n  {}\n---\n", in_lines(&key, 64, "\n  ")),
+            "a:\n  [REDACTED:private-key]\n---\n",
+        ),
+        (format!("{}\r\nname: x", in_lines(&key, 76, "\r\n")), "[REDACTED:private-key]\r\nname: x"),
+        (
+            format!("{}\n\nand", in_lines(&base64(key.as_bytes()), 76, "\n")),
+            "[REDACTED:private-key]\n\nand",
+        ),
+    ] {
+        assert_eq!(text(&redact(&view, Level::All, input.as_bytes())), expected, "{input}");
+        let formats = redact(&view, Level::Formats, input.as_bytes());
+        assert_eq!(text(&formats), input, "only level all decodes");
+        for cut in 1..input.len() {
+            for (pieces, save) in [(vec![cut, input.len()], cut % 3 == 0), (vec![cut, 1, 2], false)]
+            {
+                let out =
+                    in_pieces(&view, Level::All, input.as_bytes(), &pieces, save, |_, redactor| {
+                        assert!(redactor.held() <= 1200, "{}", redactor.held());
+                    });
+                assert_eq!(text(&out), expected, "{pieces:?}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(1_000))]
 
@@ -561,6 +639,55 @@ proptest! {
         let out = same_however_cut(&view, Level::All, input.as_bytes(), &pieces)?;
         prop_assert!(out.contains("[REDACTED:N0]"), "{} -> {}", input, out);
         prop_assert!(out.len() < input.len() - value.len() + 40, "{} -> {}", input, out);
+    }
+
+    /// The same in lines, as tools wrap it.
+    #[test]
+    fn nested_base64_that_is_wrapped_is_found(
+        value in "[ -~]{20,60}", form in 0..1000_usize, deep in any::<bool>(),
+        lead in vec(any::<u8>(), 0..90), tail in vec(any::<u8>(), 0..60),
+        width in select(vec![48_usize, 60, 64, 76]),
+        end in select(vec!["\n", "\r\n", "\\n", "\\r\\n", "\n    ", "\n> "]),
+        pieces in vec(1..90_usize, 1..6),
+    ) {
+        let value = value.trim();
+        prop_assume!(value.len() >= 20 && !value.bytes().all(|b| b == value.as_bytes()[0]));
+        let view = view(&[value.as_bytes()]);
+        let forms = needles(value.as_bytes());
+        let form = &forms[form % forms.len()];
+        let mut encoded = base64(&[&lead[..], form, &tail].concat());
+        if deep {
+            encoded = base64(format!("{{\"auth\":\"{encoded}\"}}").as_bytes());
+        }
+        let input = format!("data:{end}{}\nend of it", in_lines(&encoded, width, end));
+        let out = same_however_cut(&view, Level::All, input.as_bytes(), &pieces)?;
+        prop_assert!(out.contains("[REDACTED:N0]") && out.ends_with("\nend of it"), "{}", out);
+    }
+
+    /// Tokens in base64, whole and cut, beside each other, in lines and not.
+    #[test]
+    fn nearly_known_formats_in_base64_leave_no_trace_of_cuts(
+        parts in vec((0..9_usize, 0..300_usize, 0..300_usize, line_break()), 1..10),
+        width in select(vec![48_usize, 64]), pieces in vec(1..80_usize, 1..8), values in any::<bool>(),
+    ) {
+        let value = b"Zk8Wq2LmN5rT7yU0pX3cAA".as_slice();
+        let view = if values { view(&[value]) } else { Arc::new(View::empty()) };
+        let github = format!("ghp_{}", drawn(36, 1));
+        let jwt = format!("{}.{}", base64(b"{\"alg\":\"HS256\"}").trim_end_matches('='), drawn(40, 9));
+        let plain = format!("{github} {jwt} https://u:{}@h/ -----BEGIN {github}", drawn(12, 4));
+        let key = base64(private_key(2).as_bytes());
+        let all = base64([plain.as_bytes(), value].concat().as_slice());
+        let pieces_of = [all.clone(), key.clone(), base64(all.as_bytes()), base64(key.as_bytes()),
+            in_lines(&key, width, "\n"), in_lines(&base64(all.as_bytes()), width, "\\n "), plain,
+            " x=".to_owned(), "==".to_owned()];
+        let mut input = String::new();
+        for (kind, a, b, end) in parts {
+            let piece = &pieces_of[kind];
+            let (a, b) = (a.min(piece.len()), b.min(piece.len()));
+            input.push_str(&piece[a.min(b)..a.max(b)]);
+            input.push_str(&end[..end.len().min(a % 5)]);
+        }
+        same_however_cut(&view, Level::All, input.as_bytes(), &pieces)?;
     }
 
     #[test]

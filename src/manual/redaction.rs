@@ -25,7 +25,8 @@
 //! archive or public key does, certificates, paths, and base64 of readable text.
 //!
 //! A hit holds no white space, quote or backslash (armoured keys hold white space and escaped line
-//! ends), so JSON that parsed parses after. At most about 600 bytes are held back.
+//! ends), so JSON that parsed parses after. At most about 600 bytes are held back,
+//! twice as many in base64.
 //!
 //! ```toml
 //! [redaction]

@@ -115,10 +115,7 @@ impl Range {
         }
         out.push(u8::from(self.best.0) | u8::from(self.quote) << 1);
         out.push(self.best.1.to_byte());
-        for name in &self.names {
-            out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
-            out.extend_from_slice(&name.as_bytes()[..name.len().min(255)]);
-        }
+        self.names.iter().for_each(|name| save_name(name, out));
     }
 
     pub(super) fn load(from: &mut Reader<'_>) -> Option<Self> {
@@ -147,9 +144,7 @@ impl Found {
         out.extend_from_slice(&self.end.to_le_bytes());
         out.push(self.grade.to_byte());
         out.push(u8::from(self.continues) | u8::from(self.quote) << 1);
-        let name = self.name.as_deref().unwrap_or("");
-        out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
-        out.extend_from_slice(&name.as_bytes()[..name.len().min(255)]);
+        save_name(self.name.as_deref().unwrap_or(""), out);
     }
 
     pub(super) fn load(from: &mut Reader<'_>) -> Option<Self> {
@@ -158,6 +153,11 @@ impl Found {
         let name = Some(from.name()?).filter(|name| !name.is_empty());
         Some(Self { start, end, grade, name, continues: flags & 1 != 0, quote: flags & 2 != 0 })
     }
+}
+
+pub(super) fn save_name(name: &str, out: &mut Vec<u8>) {
+    out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+    out.extend_from_slice(&name.as_bytes()[..name.len().min(255)]);
 }
 
 /// Reads what was saved.
@@ -178,7 +178,7 @@ impl<'a> Reader<'a> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
-    fn name(&mut self) -> Option<Arc<str>> {
+    pub(super) fn name(&mut self) -> Option<Arc<str>> {
         let len = usize::from(self.byte()?);
         std::str::from_utf8(self.take(len)?).ok().map(Arc::from)
     }

@@ -25,19 +25,19 @@ const RUN_BYTES_MIN: usize = 16;
 /// So many of a needle's characters before its first break belong to it.
 const LEAD_BYTES_MIN: usize = 4;
 /// Backslashes of one escaped newline: JSON in JSON in JSON.
-const BACKSLASHES_MAX: usize = 4;
+pub(super) const BACKSLASHES_MAX: usize = 4;
 /// How far from a byte the bytes are that decide what a lens makes of it.
 pub(super) const REACH_BYTES: usize = 2 * BREAK_BYTES_MAX + RUN_BYTES_MIN;
 
 /// Between two lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Break {
-    start: usize,
-    end: usize,
+pub(super) struct Break {
+    pub start: usize,
+    pub end: usize,
     /// There is a newline in it.
-    is_line: bool,
+    pub is_line: bool,
     /// What follows cannot become part of it.
-    closed: bool,
+    pub closed: bool,
 }
 
 /// The longest range that a needle of `len` bytes can take with breaks in it.
@@ -74,7 +74,7 @@ fn spaces_before(text: &[u8], at: usize, all: bool) -> usize {
     text[..at].iter().rev().take(most).take_while(is_part).count()
 }
 
-fn break_at(text: &[u8], start: usize, at: usize, end_of_stream: bool) -> Option<Break> {
+pub(super) fn break_at(text: &[u8], start: usize, at: usize, end_of_stream: bool) -> Option<Break> {
     let mut end = at + newline(text, at)?;
     loop {
         match text.get(end) {
@@ -120,10 +120,15 @@ const SETS: [Set; 3] = {
 };
 
 /// The number of base64 in those.
-const WRAPPED: usize = 1;
+pub(super) const WRAPPED: usize = 1;
 
 /// Calls `each` with every place from `from` on where wrapped text and a newline may meet.
-fn each_end(bytes: &[u8], from: usize, masks: &mut Masks<3>, mut each: impl FnMut(usize)) {
+pub(super) fn each_end(
+    bytes: &[u8],
+    from: usize,
+    masks: &mut Masks<3>,
+    mut each: impl FnMut(usize),
+) {
     // Of a run that ends at `from` all is seen.
     masks.fill(bytes, from.saturating_sub(BLOCK_BYTES), &SETS);
     let (mut base64_before, mut ends_before, mut near_before) = (0, 0, 0);

@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod chain;
 pub mod detect;
 mod found;
 mod index;

@@ -1,13 +1,16 @@
-//! Values in base64 that is decoded: base64 of any of their forms, also twice.
+//! What is hidden in base64 that is decoded: values in any of their forms and tokens of known
+//! formats, also in base64 of base64, in one line or several.
 //!
 //! Runs of at least 16 characters are decoded at each of the four alignments, and what comes out is
 //! searched as the text itself is. Invariant: the work is at most a constant for each character (three
 //! bytes of the first depth, nine of the second), so nothing passes unseen because it is much. Danger:
-//! a run that is cut may go on; what of its end could begin a value waits.
+//! a run that is cut may go on; what of its end could begin a secret waits.
 #![forbid(unsafe_code)]
 
 use zeroize::Zeroizing;
 
+use super::chain::{BACK_CHARS, Chain, Chains};
+use super::detect::{self, Detector};
 use super::lens::{Search, is_base64};
 use super::masks::{Masks, bits, run_ends};
 use super::needle::reserve;
@@ -18,27 +21,77 @@ use crate::sys::simd::Set;
 const RUN_BYTES_MIN: usize = 16;
 /// How often.
 const DEPTH_MAX: usize = 2;
-/// Characters before what is undecided that tell how long the runs in them are, at the second depth
-/// too.
-const BACK_BYTES: usize = 2 * RUN_BYTES_MIN;
+/// Characters before what is undecided that tell how long the runs in them are, and what stands before
+/// a token, at the second depth too.
+const BACK_BYTES: usize = BACK_CHARS;
 /// Where in a group of four characters the first byte may begin.
 const ALIGNMENTS: usize = 4;
+/// Between two decoded runs: neither base64, nor part of a token or an armour, nor the name of what
+/// follows.
+const SEPARATOR: &[u8] = b"\n\"\0";
 
 /// Characters of one run, or of a part of it.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     chars: &'a [u8],
+    /// What begins before this character is decided.
+    from: usize,
     /// More may follow.
     is_open: bool,
     /// It is cut by the text's end.
     is_cut: bool,
 }
 
-/// What is found, by characters of a run.
-enum Found {
+/// What is looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
+    pub search: &'a dyn Search,
+    pub detector: &'a Detector,
+}
+
+/// What is found.
+pub(super) enum Found {
+    /// A value.
     Hit(Hit),
-    /// From here on it may become one.
+    /// A token of a known format.
+    Token(detect::Token),
+}
+
+/// What is found, by characters of a run.
+enum Part {
+    Found(Found),
+    /// From here on it may become something.
     Open(usize),
+}
+
+impl Found {
+    /// The same in what it was decoded from.
+    fn of(self, first: impl Fn(usize) -> usize, after: impl Fn(usize) -> usize) -> Self {
+        match self {
+            Self::Hit(hit) => {
+                Self::Hit(Hit { start: first(hit.start), end: after(hit.end - 1), ..hit })
+            }
+            Self::Token(token) => {
+                let end = token.end.map(|end| after(end - 1));
+                Self::Token(detect::Token { start: first(token.start), end, ..token })
+            }
+        }
+    }
+
+    /// Where it is; what has no known end, to the end of all.
+    fn range(&self) -> (usize, usize) {
+        match self {
+            Self::Hit(hit) => (hit.start, hit.end),
+            Self::Token(token) => (token.start, token.end.unwrap_or(usize::MAX)),
+        }
+    }
+
+    fn starting_at(self, start: usize) -> Self {
+        match self {
+            Self::Hit(hit) => Self::Hit(Hit { start, ..hit }),
+            Self::Token(token) => Self::Token(detect::Token { start, ..token }),
+        }
+    }
 }
 
 /// Room for what is decoded.
@@ -47,11 +100,13 @@ pub(super) struct Nested {
     masks: Masks<1>,
     /// Of runs that something follows, for each depth.
     batches: [Batch; DEPTH_MAX],
-    /// Of the run at the text's end, for each depth.
+    /// Of the run at the text's end, and of lines, for each depth.
     rooms: [Room; DEPTH_MAX],
+    chains: Chains,
+    detector: detect::Room,
 }
 
-/// Many decoded runs in one text, which is searched at once; what is between them is no base64.
+/// Many decoded runs in one text, which is searched at once.
 #[derive(Default)]
 struct Batch {
     bytes: Zeroizing<Vec<u8>>,
@@ -84,20 +139,30 @@ fn after(byte: usize) -> usize {
     (byte * 8 + 7) / 6 + 1
 }
 
+/// The first byte that begins with a character or behind it.
+fn byte_at(char: usize) -> usize {
+    (char * 6).div_ceil(8)
+}
+
 impl Nested {
-    /// Looks for needles in all runs of `text`; where undecided ones begin.
+    /// Looks into all runs of `text`; where undecided ones begin.
     pub(super) fn find(
         &mut self,
         text: Text<'_>,
-        search: &dyn Search,
-        each: &mut dyn FnMut(Hit),
+        look: Look<'_>,
+        each: &mut dyn FnMut(Found),
     ) -> usize {
         let mut limit = text.bytes.len();
-        let mut from_text = |start: usize, end: usize, hit: Hit| {
-            if start >= text.from {
-                each(Hit { start, end, literal: false, ..hit });
+        let mut report = |found: Found| {
+            let (start, end) = found.range();
+            if start >= text.from && start < end {
+                each(match found {
+                    Found::Hit(hit) => Found::Hit(Hit { literal: false, ..hit }),
+                    Found::Token(_) => found,
+                });
             }
         };
+        let (rooms, room) = (&mut self.rooms, &mut self.detector);
         let [outer, inner] = &mut self.batches;
         runs(text, &mut self.masks, &mut |start, end| {
             let chars = &text.bytes[start..end];
@@ -105,50 +170,71 @@ impl Nested {
                 outer.add(chars, start);
                 return;
             }
-            let run = Run { chars, is_open: !text.end, is_cut: text.end };
-            decode(&mut self.rooms, run, search, &mut |found| match found {
-                Found::Open(at) => limit = limit.min((start + at).max(text.from)),
-                Found::Hit(hit) => from_text(start + hit.start, start + hit.end, hit),
+            let from = text.from.saturating_sub(start);
+            let run = Run { chars, from, is_open: !text.end, is_cut: text.end };
+            decode(rooms, run, look, room, &mut |part| match part {
+                Part::Open(at) => limit = limit.min((start + at).max(text.from)),
+                Part::Found(found) => report(found.of(|at| start + at, |at| start + at + 1)),
             });
         });
-        outer.find(search, &mut |from, hit| {
-            from_text(from + first(hit.start), from + after(hit.end - 1), hit);
-        });
+        outer.find(look, room, &mut |found| report(found));
         let whole = Text { bytes: &outer.bytes, from: 0, at: 0, end: true };
         runs(whole, &mut outer.masks, &mut |start, end| {
             inner.add(&outer.bytes[start..end], start);
         });
-        inner.find(search, &mut |from, hit| {
-            let (start, end) = (from + first(hit.start), from + after(hit.end - 1));
-            if let Some(segment) = outer.segment(start) {
-                let (start, end) = (start - segment.start, end - segment.start);
-                from_text(segment.from + first(start), segment.from + after(end - 1), hit);
+        inner.find(look, room, &mut |found| {
+            if let Some(Segment { start, from, .. }) = outer.segment(found.range().0) {
+                report(found.of(|at| from + first(at - start), |at| from + after(at - start)));
             }
         });
         [outer, inner].into_iter().for_each(Batch::forget);
+        self.chains.each(text, &mut |chain| {
+            let run = Run {
+                chars: chain.chars,
+                from: chain.char_at(text.from),
+                is_open: chain.is_open,
+                is_cut: chain.is_last && text.end,
+            };
+            decode(rooms, run, look, room, &mut |part| match part {
+                Part::Open(at) => limit = limit.min(chain.begin(at).max(text.from)),
+                // What is in one line alone is found twice.
+                Part::Found(found) => report(in_text(found, &chain)),
+            });
+        });
         self.rooms.iter_mut().for_each(Room::forget);
         limit
     }
+}
+
+/// What is found in a chain, in its text.
+fn in_text(found: Found, chain: &Chain<'_>) -> Found {
+    let begin = chain.begin(found.range().0);
+    found.of(|at| chain.place(at), |at| chain.place(at) + 1).starting_at(begin)
 }
 
 impl Batch {
     /// Decodes a run, whose first character is `from`, at each alignment.
     fn add(&mut self, chars: &[u8], from: usize) {
         let whole = chars.len() * 6 / 8;
-        reserve(&mut self.bytes, ALIGNMENTS * (whole + 3));
+        reserve(&mut self.bytes, ALIGNMENTS * (whole + 2 * SEPARATOR.len()));
         let begin = self.bytes.len();
         bits_of(chars, &mut self.bytes);
-        let stream = self.bytes.len();
+        // The bits behind the last whole byte are needed until all is shifted.
+        let stream = begin + whole + SEPARATOR.len().max(self.bytes.len() - begin - whole);
+        self.bytes.resize(stream, 0);
         self.segments.push(Segment { start: begin, end: begin + whole, from });
         for alignment in 1..ALIGNMENTS {
             let start = self.bytes.len();
             let len = len_of(chars.len() - alignment);
-            self.bytes.resize(start + len + 1, 0);
+            self.bytes.resize(start + len, 0);
             let (stream, room) = self.bytes.split_at_mut(start);
             shift(&stream[begin..], alignment, &mut room[..len]);
+            self.bytes.extend_from_slice(SEPARATOR);
             self.segments.push(Segment { start, end: start + len, from: from + alignment });
         }
-        self.bytes[begin + whole..stream].fill(0);
+        let rest = &mut self.bytes[begin + whole..stream];
+        rest.fill(0);
+        rest[..SEPARATOR.len()].copy_from_slice(SEPARATOR);
     }
 
     /// The segment with this byte of the batch.
@@ -157,18 +243,27 @@ impl Batch {
         self.segments.get(next.checked_sub(1)?)
     }
 
-    /// Calls `each` with the place of the first character of a segment, and what is found in that.
-    fn find(&self, search: &dyn Search, each: &mut dyn FnMut(usize, Hit)) {
+    /// Calls `each` with what is found, by characters of what was decoded.
+    fn find(&self, look: Look<'_>, room: &mut detect::Room, each: &mut dyn FnMut(Found)) {
         if self.bytes.is_empty() {
             return;
         }
+        let mut report = |found: Found| {
+            let (at, end) = found.range();
+            let segment = self.segment(at);
+            let segment = segment.filter(|segment| end == usize::MAX || end <= segment.end);
+            if let Some(Segment { start, from, .. }) = segment {
+                each(found.of(|at| from + first(at - start), |at| from + after(at - start)));
+            }
+        };
         let text = Text { bytes: &self.bytes, from: 0, at: 0, end: true };
-        search.find(text, &mut |hit| {
-            let segment = self.segment(hit.start).filter(|segment| hit.end <= segment.end);
-            if let Some(Segment { start, from, .. }) = segment.filter(|_| !hit.weak) {
-                each(*from, Hit { start: hit.start - start, end: hit.end - start, ..hit });
+        look.search.find(text, &mut |hit| {
+            if !hit.weak {
+                report(Found::Hit(hit));
             }
         });
+        let mut token = |token| report(Found::Token(token));
+        look.detector.within(&self.bytes, 0, true, room, &mut token);
     }
 
     fn forget(&mut self) {
@@ -284,7 +379,13 @@ fn shift(stream: &[u8], chars: usize, out: &mut [u8]) {
     }
 }
 
-fn decode(rooms: &mut [Room], run: Run<'_>, search: &dyn Search, each: &mut dyn FnMut(Found)) {
+fn decode(
+    rooms: &mut [Room],
+    run: Run<'_>,
+    look: Look<'_>,
+    tokens: &mut detect::Room,
+    each: &mut dyn FnMut(Part),
+) {
     let Some((room, deeper)) = rooms.split_first_mut() else { return };
     room.stream.clear();
     reserve(&mut room.stream, run.chars.len() + 4);
@@ -301,18 +402,25 @@ fn decode(rooms: &mut [Room], run: Run<'_>, search: &dyn Search, each: &mut dyn 
         let mut report = |hit: Hit| {
             if hit.weak {
             } else if hit.end <= decoded.len() {
-                let (start, end) = (first(hit.start), after(hit.end - 1));
-                each(Found::Hit(Hit { start, end, ..hit }));
+                each(Part::Found(Found::Hit(hit).of(first, after)));
             } else if run.is_open {
-                each(Found::Open(first(hit.start)));
+                each(Part::Open(first(hit.start)));
             }
         };
+        let Look { search, detector } = look;
         search.find(Text { bytes: decoded, from: 0, at: 0, end: false }, &mut report);
         if run.is_cut {
             search.cut_off(decoded, 0).into_iter().for_each(report);
         } else if run.is_open {
             // A byte of which the first bits are there may begin one, too.
-            each(Found::Open(first(search.open_from(decoded, 0))));
+            each(Part::Open(first(search.open_from(decoded, 0))));
+        }
+        let from = byte_at(run.from.saturating_sub(alignment));
+        let undecided = detector.within(decoded, from, !run.is_open, tokens, &mut |token| {
+            each(Part::Found(Found::Token(token).of(first, after)));
+        });
+        if run.is_open {
+            each(Part::Open(first(undecided)));
         }
         if deeper.is_empty() {
             continue;
@@ -322,16 +430,15 @@ fn decode(rooms: &mut [Room], run: Run<'_>, search: &dyn Search, each: &mut dyn 
             let is_last = end == decoded.len();
             let inner = Run {
                 chars: &decoded[start..end],
+                from: from.saturating_sub(start),
                 is_open: is_last && run.is_open,
                 is_cut: is_last && run.is_cut,
             };
-            decode(deeper, inner, search, &mut |found| match found {
-                Found::Open(at) => each(Found::Open(first(start + at))),
-                Found::Hit(hit) => each(Found::Hit(Hit {
-                    start: first(start + hit.start),
-                    end: after(start + hit.end - 1),
-                    ..hit
-                })),
+            decode(deeper, inner, look, tokens, &mut |part| match part {
+                Part::Open(at) => each(Part::Open(first(start + at))),
+                Part::Found(found) => {
+                    each(Part::Found(found.of(|at| first(start + at), |at| after(start + at))))
+                }
             });
         });
     }

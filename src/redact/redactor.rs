@@ -14,25 +14,29 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::Level;
+use super::chain;
 use super::detect::{self, Open};
-use super::found::{Found, Grade, Range, Reader};
+use super::found::{self, Found, Grade, Range, Reader};
 use super::index::View;
 use super::lens::{self, Lens, Search};
-use super::nested::Nested;
+use super::nested::{self, Nested};
 use super::part::{Hit, Text};
 
 /// What a detector may look back.
 const DETECTOR_BYTES: usize = 64;
 /// What is kept of the bytes that are decided.
-const CONTEXT_BYTES: usize = 192;
+const CONTEXT_BYTES: usize = 288;
 const _: () = assert!(CONTEXT_BYTES >= lens::REACH_BYTES && CONTEXT_BYTES >= DETECTOR_BYTES);
+const _: () = assert!(CONTEXT_BYTES >= chain::REACH_BYTES);
 /// Decided bytes beyond that are dropped when there are so many.
 const SLACK_BYTES: usize = 1024;
 /// Input is looked at in pieces of this size, which the processor's caches hold.
 const PIECE_BYTES: usize = 16 << 10;
 /// Deeper values of JSON are not looked at; within what is always at hand.
 const MAX_INDENT: usize = 40;
-const STATE_VERSION: u8 = 2;
+/// The one before had no token in base64 that goes on.
+const STATE_VERSION: u8 = 3;
+const OLDEST_STATE_VERSION: u8 = 2;
 
 /// Where output goes.
 pub trait Sink {
@@ -75,6 +79,8 @@ pub struct Redactor {
     detect_open: Open,
     /// What the detector found and is not given to the sink yet.
     hits: Vec<Found>,
+    /// A token in base64 that has no known end goes on at this byte of the stream.
+    rest: Option<(u64, Arc<str>)>,
     counts: BTreeMap<Arc<str>, u64>,
     watched: Option<Watched>,
     scratch: Scratch,
@@ -94,6 +100,7 @@ struct Scratch {
     marker: String,
     lens: Lens,
     nested: Nested,
+    tokens: Vec<detect::Token>,
     detector: detect::Room,
 }
 
@@ -113,6 +120,7 @@ impl Redactor {
             detect_from: 0,
             detect_open: Open::default(),
             hits: Vec::new(),
+            rest: None,
             counts: BTreeMap::new(),
             watched: None,
             scratch: Scratch::default(),
@@ -258,10 +266,15 @@ impl Redactor {
                 limit = limit.min(lens.lines(text, &lines, &mut |hit| hits.push(hit)));
             }
             lens.forget();
-            if self.level == Level::All {
-                let nested = &mut self.scratch.nested;
-                limit = limit.min(nested.find(text, &plain, &mut |hit| hits.push(hit)));
-            }
+        }
+        if self.level == Level::All {
+            let look = nested::Look { search: &plain, detector: self.view.detector() };
+            let tokens = &mut self.scratch.tokens;
+            let nested = self.scratch.nested.find(text, look, &mut |found| match found {
+                nested::Found::Hit(hit) => hits.push(hit),
+                nested::Found::Token(token) => tokens.push(token),
+            });
+            limit = limit.min(nested);
         }
         if !end {
             // The byte before a range that may begin goes with it.
@@ -307,6 +320,50 @@ impl Redactor {
         }
         self.scratch.hits = hits;
         (limit.min(waiting), waiting)
+    }
+
+    /// Adds the tokens in base64 to what is found; where one goes on that has no known end. What goes on
+    /// of those that begin here is returned with where they begin.
+    fn tokens(&mut self, end: bool) -> (usize, Option<(u64, u64, Arc<str>)>) {
+        let at = self.base - self.lead as u64;
+        let from = self.rest.as_ref().map(|(from, _)| self.place(*from));
+        let text = Text { bytes: &self.text, from: self.lead, at, end };
+        let found = |start: usize, end: usize, name: &Arc<str>| Found {
+            start: at + start as u64,
+            end: at + end as u64,
+            grade: Grade::Format,
+            name: Some(name.clone()),
+            continues: false,
+            quote: false,
+        };
+        let mut limit = text.bytes.len();
+        if let (Some(from), Some((place, name))) = (from, &mut self.rest) {
+            let rest = chain::rest(text, from);
+            if rest.end > from {
+                self.hits.push(Found { continues: true, ..found(from, rest.end, name) });
+            }
+            *place = at + rest.end as u64;
+            if rest.goes_on {
+                limit = rest.end;
+            } else {
+                self.rest = None;
+            }
+        }
+        let mut begun = None;
+        for token in self.scratch.tokens.drain(..) {
+            let end = token.end.unwrap_or_else(|| {
+                let rest = chain::rest(text, token.start);
+                if rest.goes_on {
+                    limit = limit.min(rest.end);
+                    begun.get_or_insert_with(|| {
+                        (at + token.start as u64, at + rest.end as u64, token.rule.clone())
+                    });
+                }
+                rest.end
+            });
+            self.scratch.found.push(found(token.start, end, &token.rule));
+        }
+        (limit, begun)
     }
 
     /// What may be shown of a text that is undecided from `from` on.
@@ -372,23 +429,25 @@ impl Redactor {
 
     fn advance(&mut self, end: bool, out: &mut dyn Sink) {
         let (limit, waiting) = self.values(end);
-        let detected = self.detect(end);
+        let (rest, begun) = self.tokens(end);
+        let detected = self.detect(end).min(rest);
         let limit = limit.min(detected);
         let shown = if end { limit } else { self.shown(limit, detected, waiting) };
         let decided = self.base + (limit - self.lead) as u64;
         let limit = self.base + (shown - self.lead) as u64;
+        if let Some((_, at, name)) = begun.filter(|(start, ..)| *start < limit) {
+            self.rest.get_or_insert((at, name));
+        }
         let mut all = std::mem::take(&mut self.scratch.found);
+        // What is found in the text itself is found again while it is undecided.
+        all.retain(|found| found.start < limit);
         all.append(&mut self.hits);
         let has_found = !all.is_empty();
         // What goes on with a range comes before what merely begins at its end.
         all.sort_by_key(|found| (found.start, !found.continues, found.end));
         for found in all.drain(..) {
-            let is_hit = found.grade < Grade::Encoded;
             if found.start >= limit && !(found.continues && found.start == limit) {
-                // Values are found again.
-                if is_hit {
-                    self.hits.push(found);
-                }
+                self.hits.push(found);
                 continue;
             }
             match &mut self.open {
@@ -407,7 +466,9 @@ impl Redactor {
         }
         self.scratch.found = all;
         let goes_on = |open: &Range| {
-            open.end > limit || (open.end == limit && self.detect_open.is_hit() && !end)
+            let is_rest = self.rest.as_ref().is_some_and(|(at, _)| *at == open.end);
+            let more = open.end == limit && (self.detect_open.is_hit() || is_rest);
+            open.end > limit || (more && !end)
         };
         if !self.open.as_ref().is_some_and(goes_on) {
             self.close(out);
@@ -499,6 +560,11 @@ impl Redactor {
         if let Some(open) = &self.open {
             open.save(&mut out);
         }
+        out.push(u8::from(self.rest.is_some()));
+        if let Some((at, name)) = &self.rest {
+            out.extend_from_slice(&at.to_le_bytes());
+            found::save_name(name, &mut out);
+        }
         out
     }
 
@@ -512,7 +578,8 @@ impl Redactor {
 
     fn load(view: Arc<View>, level: Level, state: &[u8]) -> Option<Self> {
         let mut from = Reader(state);
-        if from.byte()? != STATE_VERSION {
+        let version = from.byte()?;
+        if !(OLDEST_STATE_VERSION..=STATE_VERSION).contains(&version) {
             return None;
         }
         let flags = from.byte()?;
@@ -533,12 +600,16 @@ impl Redactor {
         if from.byte()? != 0 {
             redactor.open = Some(Range::load(&mut from)?);
         }
+        if version == STATE_VERSION && from.byte()? != 0 {
+            redactor.rest = Some((from.number()?, from.name()?));
+        }
         // What no redactor saves could make this one count wrongly later.
         let taken = redactor.base.checked_add(len.checked_sub(redactor.lead)? as u64)?;
         let is_possible = redactor.lead as u64 <= redactor.base
             && taken <= MAX_STREAM_BYTES
             && (redactor.base..=taken).contains(&redactor.emitted)
             && (redactor.base..=taken).contains(&redactor.detect_from)
+            && redactor.rest.iter().all(|(at, _)| (redactor.base..=taken).contains(at))
             && redactor.hits.iter().all(|hit| hit.start < hit.end && hit.end <= taken)
             && redactor
                 .open

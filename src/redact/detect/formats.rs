@@ -79,7 +79,7 @@ pub(super) struct Formats {
     pub open: Option<(Option<usize>, Going)>,
 }
 
-enum Outcome {
+pub(super) enum Outcome {
     Maybe,
     No,
     Yes { end: usize, going: Going, open: bool },
@@ -260,7 +260,7 @@ impl Detector {
     }
 
     /// What begins at a place.
-    fn at(
+    pub(super) fn at(
         &self,
         look: Look<'_>,
         run: &Run,

@@ -15,6 +15,7 @@ mod pattern;
 mod pem;
 mod random;
 mod rules;
+mod within;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use super::Level;
 use crate::config::{self, Redaction};
 
 pub use pattern::BadPattern;
+pub(super) use within::Token;
 
 /// The rule of text that looks random.
 pub const HIGH_ENTROPY: &str = "high-entropy";
