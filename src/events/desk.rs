@@ -34,8 +34,10 @@ pub(super) struct Desk {
     pub draft: Draft,
     pub store: Filed,
     pub level: Level,
-    /// Set by a writer, and to be so when the file is complete.
+    /// Set by a writer, or the time of a write that is held back; the file has it when it is complete.
     pub modified: Option<(i64, i64)>,
+    /// Written since it was opened or taken up.
+    pub is_written: bool,
     /// An earlier worker may have carried out a write whose caller was killed before the answer: the
     /// kernel's idea of the end is then of before it, until it is told again.
     pub kernel_may_lag: bool,
@@ -69,6 +71,15 @@ pub(super) fn key_of(inode: u64, kind: u8, generation: u64, number: u64) -> Vec<
 
 fn staged(inode: u64, generation: u64) -> PathBuf {
     Path::new(STAGING).join(format!("{inode:016x}.{generation}"))
+}
+
+/// What a noted head tells without a key: the length, and the time of the last write where the store
+/// does not have it.
+pub(super) fn outside(head: &mut Decoder<'_>) -> Option<(u64, Option<(i64, i64)>)> {
+    let len = head.number()?;
+    let is_set = head.number()? != 0;
+    let time = (head.number()?.cast_signed(), head.number()?.cast_signed());
+    Some((len, is_set.then_some(time)))
 }
 
 /// The file that a name of [`staged`], or of packs, is for.
@@ -136,15 +147,17 @@ impl Events {
         if desk.draft.is_dirty() {
             self.rebuild(inode, place, desk)?;
         }
-        let before = desk.draft.stored_len();
+        let before = desk.draft.weight();
         let settled = desk.store.modified().and_then(|modified| {
             desk.draft.settle(&desk.store)?;
-            // The time stays that of the last write.
-            let is_same = desk.store.modified()? == modified;
-            if is_same { Ok(()) } else { desk.store.set_modified(modified) }
+            // The time stays that of the last write; set also where it is the same, if it took one.
+            match desk.is_written {
+                true => desk.store.set_modified(desk.modified.unwrap_or(modified)),
+                false => Ok(()),
+            }
         });
         settled.map_err(|e| os(&e))?;
-        self.count(before, desk.draft.stored_len());
+        self.count(before, desk.draft.weight());
         self.save_with(inode, &mut desk.draft, desk.modified)
     }
 
@@ -192,8 +205,7 @@ impl Events {
         let (key, view) = (self.outside.key()?, self.outside.view(&node.place)?);
         let mut fields = Decoder(&entry);
         let fault = || Refusal::Fault;
-        let _len = fields.number().ok_or_else(fault)?;
-        let modified = (fields.number().ok_or_else(fault)? != 0, fields.number(), fields.number());
+        let (_, modified) = outside(&mut fields).ok_or_else(fault)?;
         let head = self.unseal(&key, &at, fields.0)?;
         let (mut draft, parts) = Draft::load(&head, view).ok_or_else(fault)?;
         for number in parts.segments.clone() {
@@ -228,14 +240,9 @@ impl Events {
         if store.len().map_err(|e| os(&e))? > draft.stored_len() {
             store.set_len(draft.stored_len()).map_err(|e| os(&e))?;
         }
-        let modified = match modified {
-            (true, Some(seconds), Some(nanos)) => {
-                Some((seconds.cast_signed(), nanos.cast_signed()))
-            }
-            _ => None,
-        };
         let level = draft.level();
-        Ok(Some(Desk { draft, store, level, modified, kernel_may_lag: true }))
+        // Whatever the earlier worker did counts as a write.
+        Ok(Some(Desk { draft, store, level, modified, is_written: true, kernel_may_lag: true }))
     }
 
     /// A draft of a file as it is stored.
@@ -267,11 +274,13 @@ impl Events {
         };
         let mut draft = Draft::reopen(view, level, &store, kept).map_err(|e| os(&e))?;
         self.save(inode, &mut draft)?;
-        Ok(Desk { draft, store, level, modified: None, kernel_may_lag: false })
+        self.count(draft.stored_len(), draft.weight());
+        let (modified, is_written, kernel_may_lag) = (None, false, false);
+        Ok(Desk { draft, store, level, modified, is_written, kernel_may_lag })
     }
 
     fn filed(&self, store: Stored, whose: (u64, u64)) -> Filed {
-        Filed::new(store, self.folder.clone(), self.outside.clone(), whose)
+        Filed::new(store, self.folder.clone(), self.decoy.clone(), self.outside.clone(), whose)
     }
 
     /// Packs hidden ranges when they are many. What cannot be packed now stays where it is.
@@ -407,7 +416,7 @@ impl Events {
         let old = std::mem::replace(&mut desk.draft, new);
         std::mem::replace(&mut desk.store, target).unlink_packs();
         self.note_store(inode, &desk.store)?;
-        self.count(old.stored_len(), desk.draft.stored_len());
+        self.count(old.weight(), desk.draft.weight());
         self.forget_generation(inode, old.generation, (old.segments(), old.operations))
             .map_err(full)
     }

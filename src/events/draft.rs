@@ -42,6 +42,10 @@ pub(super) trait Store {
     fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes all of `bytes` at byte `at`.
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Takes as long as a read of so many bytes.
+    fn pretend_read(&self, len: usize);
+    /// Takes as long as a write of so many bytes to a store that ends at `at`.
+    fn pretend_write(&self, at: u64, len: usize);
     /// Makes it so long.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// How long it is.
@@ -158,7 +162,11 @@ impl Draft {
             draft.stored = kept.stored;
             draft.tail = kept.tail;
             let mut text = Zeroizing::new(vec![0; within(kept.tail, 0)]);
-            read_exactly(store, kept.stored, &mut text)?;
+            match text.is_empty() {
+                // It takes as long as an end that was decided.
+                true => store.pretend_read(1),
+                false => read_exactly(store, kept.stored, &mut text)?,
+            }
             let held = draft.redactor.held_bytes();
             match text.strip_suffix(held) {
                 Some([]) if !draft.redactor.in_range() => {}
@@ -226,6 +234,11 @@ impl Draft {
     /// Bytes of the store.
     pub(super) fn stored_len(&self) -> u64 {
         self.stored + self.tail
+    }
+
+    /// The same, once what is held is in it. What is held for whom is nobody's to learn from a quota.
+    pub(super) fn weight(&self) -> u64 {
+        self.stored + self.tail.max(self.redactor.held() as u64)
     }
 
     /// Whether something is collected that the store does not show.
@@ -317,10 +330,12 @@ impl Draft {
         self.forced.retain(|(_, end)| *end > reached);
         self.streamed += bytes.len() as u64;
         self.len = self.streamed;
-        if !out.is_empty() {
+        if out.is_empty() {
+            store.pretend_write(self.stored, bytes.len());
+        } else {
             store.write_at(self.stored, &out)?;
             self.stored += out.len() as u64;
-            if self.tail > 0 {
+            if self.tail > out.len() as u64 {
                 store.set_len(self.stored)?;
             }
             self.tail = 0;
@@ -368,7 +383,7 @@ impl Draft {
         let held = &held[within(self.lead.left, 0).min(held.len())..];
         let mut position = at;
         let Part { mut before, ranges } = self.ranges.between(store, at, end)?;
-        let mut index = 0;
+        let (mut index, mut has_read) = (0, false);
         while position < end {
             let segment = ranges.get(index).or(self.open.as_ref());
             let into = within(position, at);
@@ -400,9 +415,13 @@ impl Draft {
                     let to = next.unwrap_or(u64::MAX).min(end).min(held_from);
                     let from = before.map_or(position, |(at, stored)| stored + (position - at));
                     read_exactly(store, from, &mut buffer[into..within(to, at)])?;
-                    position = to;
+                    (position, has_read) = (to, true);
                 }
             }
+        }
+        if !has_read && at < end {
+            // It takes as long when everything is held.
+            store.pretend_read(within(end, at));
         }
         Ok(())
     }
@@ -416,10 +435,11 @@ impl Draft {
         let mut buffer = vec![0; size];
         self.read_base(store, at, &mut buffer, false)?;
         self.overlay.read(at, &mut buffer);
-        // What is held may be a whole secret already, which a longer one could still begin with.
-        let held_from = self.streamed - self.given_back();
-        let is_held = self.given_back() > 0 && at + buffer.len() as u64 > held_from;
-        if (self.is_dirty() || is_held) && !buffer.is_empty() {
+        // What is held may be a whole secret already, which a longer one could still begin with. That
+        // something is held must not show, so all that could be is looked at.
+        let could_be_held = self.given_back().max(self.redactor.view().longest() as u64);
+        let is_near_end = at + buffer.len() as u64 > self.streamed.saturating_sub(could_be_held);
+        if (self.is_dirty() || is_near_end) && !buffer.is_empty() {
             self.mask(store, at, &mut buffer)?;
         }
         Ok(buffer)
@@ -515,6 +535,9 @@ impl Draft {
             };
             new.redactor.push(chunk, &mut emit);
             let out = emit.out;
+            if out.is_empty() {
+                target.pretend_write(new.stored, size);
+            }
             target.write_at(new.stored, &out)?;
             new.stored += out.len() as u64;
             at += size as u64;
@@ -548,12 +571,16 @@ impl Draft {
             read_exactly(store, self.stored, &mut now)?;
             if now == out {
                 // Not touched: its times stay.
+                store.pretend_write(1, 1);
                 return Ok(());
             }
         }
         store.write_at(self.stored, &out)?;
-        self.tail = out.len() as u64;
-        store.set_len(self.stored_len())
+        let before = std::mem::replace(&mut self.tail, out.len() as u64);
+        if before > self.tail || store.len()? > self.stored_len() {
+            store.set_len(self.stored_len())?;
+        }
+        Ok(())
     }
 
     /// What stands for the held bytes at the end, and the ranges in it.
@@ -802,6 +829,8 @@ mod tests {
             bytes[at as usize..end].copy_from_slice(new);
             Ok(())
         }
+        fn pretend_read(&self, _: usize) {}
+        fn pretend_write(&self, _: u64, _: usize) {}
         fn set_len(&self, len: u64) -> io::Result<()> {
             self.0.borrow_mut().resize(len as usize, 0);
             Ok(())

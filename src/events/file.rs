@@ -23,6 +23,12 @@ use super::folder::{Sort, Stored};
 use super::node::{Node, What};
 use super::{At, Attributes, Change, Events, full, lock, os, refusal, stale};
 
+/// As file systems see it, whose clock is a little behind.
+fn now() -> (i64, i64) {
+    let clock = nix::time::ClockId::CLOCK_REALTIME_COARSE;
+    nix::time::clock_gettime(clock).map_or((0, 0), |time| (time.tv_sec(), time.tv_nsec()))
+}
+
 fn of(writer: &Writer) -> (&Place, Level) {
     (&writer.place, writer.level)
 }
@@ -365,15 +371,15 @@ impl Events {
         }
         self.make_room(inode, place, desk)?;
         self.follow(place, desk)?;
-        desk.modified = None;
+        (desk.modified, desk.is_written) = (None, true);
         desk.draft.is_flushed = false;
         if desk.draft.is_next(at) {
-            let before = desk.draft.stored_len();
+            let before = desk.draft.weight();
             if !desk.draft.stream(&desk.store, bytes).map_err(|e| os(&e))? {
                 // Its time tells of the write, not of what was held back.
-                desk.store.touch().map_err(|e| os(&e))?;
+                desk.modified = Some(now());
             }
-            self.count(before, desk.draft.stored_len());
+            self.count(before, desk.draft.weight());
         } else {
             self.collect(inode, place, desk, &Operation::Write(at, bytes))?;
         }
@@ -449,7 +455,7 @@ impl Events {
         if size == desk.draft.len() {
             return Ok(());
         }
-        desk.modified = None;
+        (desk.modified, desk.is_written) = (None, true);
         if size > 0 {
             self.collect(inode, &writer.place, desk, &Operation::Truncate(size))?;
             return self.save_with(inode, &mut desk.draft, desk.modified);
@@ -464,7 +470,7 @@ impl Events {
         let old = std::mem::replace(&mut desk.draft, new);
         desk.store.renew(desk.draft.generation);
         desk.store.set_len(0).map_err(|e| os(&e))?;
-        self.count(old.stored_len(), 0);
+        self.count(old.weight(), 0);
         self.forget_generation(inode, old.generation, (old.segments(), old.operations))
             .map_err(full)
     }
@@ -528,6 +534,7 @@ impl Events {
         if let Some(modified) = desk.modified {
             desk.store.set_modified(modified).map_err(|e| os(&e))?;
         }
+        self.count(desk.draft.weight(), desk.draft.stored_len());
         let kept = desk.draft.kept();
         let sealed = self.seal(&*self.outside.key()?, b"event tail", &kept.state)?;
         let kept = Some((kept.stored, kept.tail, sealed));

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod codec;
+mod decoy;
 mod desk;
 mod draft;
 mod emit;
@@ -42,6 +43,7 @@ pub use search::{Progress, Wanted};
 pub use stock::{Kept as KeptFolder, folder_of};
 
 use codec::Decoder;
+use decoy::Decoy;
 use desk::{Desk, HEAD, key_of};
 use draft::Draft;
 use folder::{Entry, Folder, STAGING, Sort};
@@ -139,6 +141,7 @@ type Shared = Arc<Mutex<Option<Desk>>>;
 /// See the module.
 pub struct Events {
     folder: Arc<Folder>,
+    decoy: Arc<Decoy>,
     limits: Limits,
     journal: Arc<Journal>,
     handles: Arc<Handles>,
@@ -217,8 +220,10 @@ impl Events {
                 if handle.writing { &mut openers.writers } else { &mut openers.readers }.insert(fh);
             }
         }
+        let decoy = Arc::new(Decoy::new(&folder));
         Ok(Self {
             folder,
+            decoy,
             limits,
             journal,
             handles,
@@ -284,35 +289,43 @@ impl Events {
 
     fn shown(&self, inode: u64, entry: Entry) -> Result<Attributes, Refusal> {
         let is_directory = entry.sort == Sort::Directory;
-        let size = if is_directory { Some(0) } else { self.size(inode) };
+        let (size, written) = match is_directory {
+            true => (Some(0), None),
+            false => self.seen(inode).map_or((None, None), |(size, time)| (Some(size), time)),
+        };
         let is_unlinked = lock(&self.nodes).get(inode).is_some_and(Node::is_unlinked);
         Ok(Attributes {
             inode,
             is_directory,
             mode: entry.mode,
             size_bytes: size.unwrap_or(entry.len),
-            modified: entry.modified,
+            modified: written.unwrap_or(entry.modified),
             accessed: entry.accessed,
-            changed: entry.changed,
+            changed: written.map_or(entry.changed, |written| written.max(entry.changed)),
             links: if is_unlinked { 0 } else { entry.links },
         })
     }
 
     /// The size of a file as those see it who have it open.
     fn size(&self, inode: u64) -> Option<u64> {
+        self.seen(inode).map(|(size, _)| size)
+    }
+
+    /// The same, and when it was written last if the store does not tell that yet.
+    fn seen(&self, inode: u64) -> Option<(u64, Option<(i64, i64)>)> {
         if let Some(frozen) = lock(&self.frozen).get(&inode) {
-            return Some(frozen.0.len());
+            return Some((frozen.0.len(), None));
         }
         let shared = lock(&self.desks).get(&inode).cloned();
         if let Some(shared) = shared
             && let Some(desk) = &mut *lock(&shared)
         {
             desk.kernel_may_lag = false;
-            return Some(desk.draft.len());
+            return Some((desk.draft.len(), desk.modified));
         }
         // What a locked vault seals tells its length all the same.
         let head = self.journal.get(Kind::EventDraft, &key_of(inode, HEAD, 0, 0))?;
-        Decoder(&head).number()
+        desk::outside(&mut Decoder(&head))
     }
 
     /// Whether somebody has the file open for writing.

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::vault::crypto::Key;
 
 use super::Outside;
+use super::decoy::Decoy;
 use super::desk::key_of;
 use super::draft::Store;
 use super::folder::{Folder, STAGING, Stored};
@@ -38,6 +39,7 @@ struct State {
 pub(super) struct Filed {
     stored: Stored,
     folder: Arc<Folder>,
+    decoy: Arc<Decoy>,
     outside: Arc<dyn Outside>,
     inode: u64,
     state: Mutex<State>,
@@ -52,11 +54,12 @@ impl Filed {
     pub(super) fn new(
         stored: Stored,
         folder: Arc<Folder>,
+        decoy: Arc<Decoy>,
         outside: Arc<dyn Outside>,
         (inode, generation): (u64, u64),
     ) -> Self {
         let state = State { generation, file: None, places: Vec::new() };
-        Self { stored, folder, outside, inode, state: Mutex::new(state) }
+        Self { stored, folder, decoy, outside, inode, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -84,6 +87,14 @@ impl Filed {
     pub(super) fn renew(&self, generation: u64) {
         self.unlink_packs();
         *self.state() = State { generation, file: None, places: Vec::new() };
+    }
+
+    /// Makes its content durable, which takes as long when all of it was held back.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        // First, since it makes the store's other changes durable as well: one of the two has nothing
+        // to do.
+        self.decoy.sync();
+        self.stored.sync()
     }
 
     /// The same packs with another open file.
@@ -118,6 +129,14 @@ impl Store for Filed {
 
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.stored.write_at(at, bytes)
+    }
+
+    fn pretend_read(&self, len: usize) {
+        self.decoy.read(len);
+    }
+
+    fn pretend_write(&self, at: u64, len: usize) {
+        self.decoy.write(at, len);
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

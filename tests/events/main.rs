@@ -11,6 +11,7 @@ mod later;
 mod oracle;
 mod suites;
 mod swap;
+mod timing;
 #[path = "../tools/mod.rs"]
 mod tools;
 mod trouble;
