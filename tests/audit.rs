@@ -12,7 +12,7 @@ use strongroom::config::Sync;
 use strongroom::sys::shm::Region;
 
 const RING: (usize, usize) = (0, 64 << 10);
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn open(dir: &std::path::Path, region: &Arc<Region>, clock: &Arc<FakeClock>) -> Log {
     let options = Options { sync: Sync::Os, patience: LIMIT };

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
-use common::{Home, OPENAI, may_mount, text};
+use common::{Home, LIMIT, OPENAI, may_mount, text};
 
 fn mode(path: &std::path::Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
@@ -108,7 +108,7 @@ fn a_wrong_passphrase_opens_nothing_is_recorded_and_slows_the_next() {
     let again = text(&unlocked);
     if !unlocked.status.success() {
         assert!(again.contains("hint: "), "{again}");
-        common::wait_until("the pause is over", std::time::Duration::from_secs(20), || {
+        common::wait_until("the pause is over", LIMIT, || {
             home.run_with(&["unlock"], "correct horse battery\n").status.success()
         });
     }
@@ -145,9 +145,7 @@ fn a_key_file_that_others_read_that_is_gone_or_another_is_refused() {
     std::fs::write(&key, [8; 32]).unwrap();
     told(&home.run(&["unlock"]), 4, &["could not be unlocked"], &[]);
     std::fs::write(&key, [7; 32]).unwrap();
-    common::wait_until("unlocked", std::time::Duration::from_secs(20), || {
-        home.run(&["unlock"]).status.success()
-    });
+    common::wait_until("unlocked", LIMIT, || home.run(&["unlock"]).status.success());
 }
 
 #[test]
@@ -239,7 +237,7 @@ fn the_socket_of_a_dead_daemon_and_no_daemon_at_all_are_told() {
     let _kept = Kept("no-daemon");
     let home = Home::deployed();
     let worker = home.kill_daemon();
-    common::wait_until("both are gone", std::time::Duration::from_secs(10), || {
+    common::wait_until("both are gone", LIMIT, || {
         !std::path::Path::new(&format!("/proc/{worker}/exe")).exists()
     });
     assert!(home.socket().exists(), "the socket is left");
@@ -312,7 +310,7 @@ fn a_full_disk_refuses_a_change_as_a_whole_and_heals() {
     // Who saw a value must be on the ledger first, for which there is no room; it is still there.
     told(&home.run(&["secret", "get", "KEPT", "--reveal"]), 1, &["no space"], &["space"]);
     std::fs::remove_file(&filler).unwrap();
-    common::wait_until("the vault heals", std::time::Duration::from_secs(20), || {
+    common::wait_until("the vault heals", LIMIT, || {
         home.run(&["secret", "get", "KEPT", "--reveal"]).stdout == b"canary-kept"
     });
     home.ok_with(&["secret", "set", "BIG"], &big);

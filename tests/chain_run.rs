@@ -7,11 +7,8 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
-use std::time::Duration;
 
-use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 
 /// Applies a chain of agents with these scripts; each may read both secrets.
 fn apply(home: &Home, agents: &[(&str, Option<&str>)]) {

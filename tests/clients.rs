@@ -42,7 +42,7 @@ fn curl_starts_shows_and_ends_an_execution() {
     let home = Home::deployed();
     let curl = |path: &str, body: Option<&str>| -> serde_json::Value {
         let mut command = Command::new("curl");
-        command.args(["-s", "--max-time", "20", "--unix-socket"]).arg(home.socket());
+        command.args(["-s", "--max-time", "120", "--unix-socket"]).arg(home.socket());
         if let Some(body) = body {
             command.args(["-H", "content-type: application/json", "-d", body]);
         }
@@ -74,8 +74,8 @@ fn a_python_orchestrator_attaches_a_stopped_child_of_its_own() {
     let output = Command::new("sh")
         .arg("-c")
         .arg(format!(
-            "python3 {} {} deploy-pipeline CodeAnalyzer prod sh -c 'for i in 1 2 3 4 5 6 7 8 9; do \
-             test -s dir && break; sleep 0.1; done; {script}' | tee out | sed -un 's/^directory //w dir'; \
+            "python3 {} {} deploy-pipeline CodeAnalyzer prod sh -c 'until test -s dir; do \
+             sleep 0.05; done; {script}' | tee out | sed -un 's/^directory //w dir'; \
              cat out",
             example("orchestrator.py"),
             home.socket().display()
@@ -99,7 +99,7 @@ fn a_node_orchestrator_attaches_a_stopped_child_of_its_own() {
     let home = Home::deployed();
     let run = |script: &str| {
         Command::new("timeout")
-            .args(["30", "node", &example("orchestrator.js")])
+            .args(["120", "node", &example("orchestrator.js")])
             .arg(home.socket())
             .args(["deploy-pipeline", "CodeAnalyzer", "prod", "sh", "-c", script])
             .output()
@@ -159,7 +159,7 @@ fn a_node_client_watches() {
     home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
     let accessed = home.records("secret_accessed")[0]["seq"].to_string();
     let output = Command::new("timeout")
-        .args(["20", "node", &example("watch.js")])
+        .args(["120", "node", &example("watch.js")])
         .arg(home.socket())
         .args(["0", &accessed])
         .output()
@@ -177,7 +177,7 @@ fn another_user_redeems_a_ticket_once_and_nobody_else_does() {
     let body = r#"{"chain": "deploy-pipeline", "agent": "CodeAnalyzer", "environment": "prod",
         "as_user": "nobody"}"#;
     let output = Command::new("curl")
-        .args(["-s", "--max-time", "20", "--unix-socket"])
+        .args(["-s", "--max-time", "120", "--unix-socket"])
         .arg(home.socket())
         .args(["-H", "content-type: application/json", "-d", body, "http://strongroom/v1/tickets"])
         .output()
@@ -222,7 +222,7 @@ fn a_python_supervisor_has_its_agent_redeem_a_ticket_as_another_user_and_watches
     }
     let run = |user: &str, script: &str| {
         Command::new("timeout")
-            .args(["30", "python3", &example("supervisor.py")])
+            .args(["120", "python3", &example("supervisor.py")])
             .arg(home.socket())
             .args(["deploy-pipeline", "CodeAnalyzer", "prod", user, "sh", "-c", script])
             .current_dir("/")
@@ -239,7 +239,7 @@ fn a_python_supervisor_has_its_agent_redeem_a_ticket_as_another_user_and_watches
     // Its user sees nothing without a ticket.
     let socket = home.socket();
     let refused = Command::new("runuser")
-        .args(["-u", "nobody", "--", "curl", "-s", "--max-time", "20", "--unix-socket"])
+        .args(["-u", "nobody", "--", "curl", "-s", "--max-time", "120", "--unix-socket"])
         .arg(&socket)
         .args(["-d", r#"{"ticket": "AAAA", "how": "move-peer"}"#])
         .args(["-H", "content-type: application/json"])
@@ -281,7 +281,7 @@ fn whoever_may_launch_in_a_chain_watches_it_and_no_other() {
     std::fs::write(&script, watch).unwrap();
     // As many as the chain has: started, agent started, accessed, and what ends them.
     let output = Command::new("setpriv")
-        .args(["--reuid", "54322", "--regid", "54322", "--clear-groups", "timeout", "20", "node"])
+        .args(["--reuid", "54322", "--regid", "54322", "--clear-groups", "timeout", "120", "node"])
         .arg(&script)
         .arg(home.socket())
         .args(["0", "4"])

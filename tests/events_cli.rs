@@ -6,12 +6,9 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+use common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 use common::{in_execution as agent, printed as good};
-
-const LIMIT: Duration = Duration::from_secs(20);
 
 fn start(home: &Home, id: &str) -> PathBuf {
     home.ok(&["execution", "start", "--chain", "deploy-pipeline", "--env", "prod", "--id", id]);
@@ -23,6 +20,12 @@ fn past(home: &Home, id: &str) -> PathBuf {
     let folder = start(home, id);
     good(&agent(home, id, "echo some > $STRONGROOM_EVENTS_DIR/f; mkdir $STRONGROOM_EVENTS_DIR/d"));
     home.ok(&["execution", "end", id]);
+    // Its last file is released a moment after its agent's end.
+    wait_until("nothing of it is open", LIMIT, || {
+        let listed = home.json(&["events", "list"]);
+        let mut folders = listed["folders"].as_array().unwrap().iter();
+        folders.any(|f| f["execution"] == id && f["state"] == "ended")
+    });
     folder
 }
 

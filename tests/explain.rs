@@ -3,9 +3,8 @@
 mod common;
 
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
-use common::{Home, may_mount, text, wait_until};
+use common::{Home, LIMIT, may_mount, text, wait_until};
 
 /// An agent that waits, with its process id.
 struct Waiting {
@@ -27,7 +26,7 @@ impl Waiting {
         args.extend(["--", "sh", "-c", &script]);
         let child = home.command(&args).stdin(Stdio::null()).spawn().unwrap();
         let read = || std::fs::read_to_string(&file).ok()?.trim().parse().ok();
-        wait_until("the agent waits", Duration::from_secs(20), || read().is_some());
+        wait_until("the agent waits", LIMIT, || read().is_some());
         Self { child, pid: read().unwrap() }
     }
 }
@@ -171,11 +170,11 @@ fn uid_mount_vault_and_expiry_are_each_named_with_what_mends_them() {
         file.display()
     );
     let agent = Waiting::start(&home, "TestRunner", &[], &script);
-    wait_until("another uid", Duration::from_secs(10), || {
+    wait_until("another uid", LIMIT, || {
         std::fs::read_to_string(&file).is_ok_and(|t| t.ends_with('\n'))
     });
     let other: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
-    wait_until("its uid", Duration::from_secs(10), || {
+    wait_until("its uid", LIMIT, || {
         std::fs::read_to_string(format!("/proc/{other}/status"))
             .is_ok_and(|t| t.contains("Uid:\t4242"))
     });
@@ -199,7 +198,7 @@ fn uid_mount_vault_and_expiry_are_each_named_with_what_mends_them() {
         threads.display()
     );
     let second = Waiting::start(&home, "CodeAnalyzer", &[], &threaded);
-    wait_until("a thread", Duration::from_secs(10), || {
+    wait_until("a thread", LIMIT, || {
         std::fs::read_to_string(&threads).is_ok_and(|t| !t.is_empty())
     });
     let tid: i32 = std::fs::read_to_string(&threads).unwrap().parse().unwrap();
@@ -221,7 +220,7 @@ fn uid_mount_vault_and_expiry_are_each_named_with_what_mends_them() {
         elsewhere.display()
     );
     let third = Waiting::start(&home, "Deployer", &[], &unmounted);
-    wait_until("no mount", Duration::from_secs(10), || {
+    wait_until("no mount", LIMIT, || {
         std::fs::read_to_string(&elsewhere).is_ok_and(|t| t.ends_with('\n'))
     });
     let pid: i32 = std::fs::read_to_string(&elsewhere).unwrap().trim().parse().unwrap();
@@ -296,15 +295,19 @@ fn an_ended_execution_a_revoked_pin_and_the_last_refusal_are_told() {
     assert_eq!(finding(&told, "pin"), "version 2");
     drop(second);
     drop(agent);
-    let stubborn = Waiting::start(
-        &home,
-        "CodeAnalyzer",
-        &["--execution", "run-1"],
-        "trap '' TERM; sh -c 'trap \"\" TERM; while :; do sleep 1; done' & ",
-    );
-    let ending = home.command(&["execution", "end", "run-1"]).spawn().unwrap();
-    let mut ending = ending;
-    wait_until("it has ended", Duration::from_secs(5), || {
+    let stubborn =
+        Waiting::start(&home, "CodeAnalyzer", &["--execution", "run-1"], "trap '' TERM;");
+    // With time enough to be asked about.
+    let mut ending = std::process::Command::new("curl")
+        .args(["--silent", "--fail", "--unix-socket"])
+        .arg(home.socket())
+        .args(["-H", "content-type: application/json"])
+        .args(["-d", r#"{"id": "run-1", "grace": "10m"}"#])
+        .arg("http://strongroom/v1/executions/end")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("it has ended", LIMIT, || {
         home.json(&["execution", "show", "run-1"])["state"] == "ended"
     });
     assert_eq!(
@@ -315,6 +318,8 @@ fn an_ended_execution_a_revoked_pin_and_the_last_refusal_are_told() {
             "start a new execution; what is left of this one is being ended",
         ))
     );
+    let pid = nix::unistd::Pid::from_raw(stubborn.pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert!(ending.wait().unwrap().success());
 }
 
@@ -328,7 +333,7 @@ fn a_log_that_takes_no_record_is_told_with_what_is_wrong_with_it() {
     assert_eq!(explain(&home, agent.pid, "DATABASE_URL")["visible"], true);
     let (audit, away) = (home.home().join("audit"), home.dir.path().join("away"));
     std::fs::rename(&audit, &away).unwrap();
-    wait_until("reads stop", Duration::from_secs(20), || {
+    wait_until("reads stop", LIMIT, || {
         !home.agent("TestRunner", "cat $CREDENTIALS_DIRECTORY/DATABASE_URL").status.success()
     });
     let (what, found, remedy) = reason(&home, agent.pid, "DATABASE_URL");
@@ -336,7 +341,7 @@ fn a_log_that_takes_no_record_is_told_with_what_is_wrong_with_it() {
     assert!(found.starts_with("no record can be written: "), "{found}");
     assert_eq!(remedy, "make the audit directory writable; reads go on by themselves then");
     std::fs::rename(&away, &audit).unwrap();
-    wait_until("it heals", Duration::from_secs(20), || {
+    wait_until("it heals", LIMIT, || {
         home.agent("TestRunner", "cat $CREDENTIALS_DIRECTORY/DATABASE_URL").status.success()
     });
     assert_eq!(explain(&home, agent.pid, "DATABASE_URL")["visible"], true);

@@ -4,14 +4,11 @@
 mod common;
 
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
-use common::{Home, may_mount, text, wait_until};
+use common::{Home, LIMIT, may_mount, text, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-
-const LIMIT: Duration = Duration::from_secs(20);
 
 fn home() -> Home {
     let home = Home::new();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Home, may_mount, text};
+use common::{Home, LIMIT, may_mount, text};
 
 fn actions(answer: &serde_json::Value) -> Vec<(String, String)> {
     let items = answer["items"].as_array().unwrap();
@@ -89,7 +89,7 @@ fn what_exists_is_refused_left_or_rotated_as_a_whole() {
         ("create".into(), "rotate".into(), "rotate".into())
     );
     // No execution holds the old ones, so the staged versions are current soon, the group's at once.
-    common::wait_until("promotion", std::time::Duration::from_secs(10), || {
+    common::wait_until("promotion", LIMIT, || {
         reveal(&home, "API_KEY") == "canary-api-9" && reveal(&home, "AWS_KEY") == "canary-aws-9"
     });
     assert_eq!(reveal(&home, "AWS_SECRET"), "canary-aws-2");

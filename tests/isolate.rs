@@ -6,9 +6,8 @@ mod tools;
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::Duration;
 
-use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+use common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 use tools::{OBEY, Talker};
 
 /// An isolated agent that is talked to.
@@ -267,9 +266,14 @@ fn status_signals_output_and_the_end_are_as_without_isolation() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert_eq!(signalled.end(), (vec!["caught".to_owned()], false));
     // What it leaves is told to end, and is ended when it does not.
-    let leaves = "(trap 'echo last words; exit' TERM; echo up; while :; do sleep 0.02; done) & \
-                  (trap '' TERM; sleep 300) & sleep 0.3; exit 3";
-    let left = out(&[], leaves);
+    let both = [home.dir.path().join("listens"), home.dir.path().join("ignores")];
+    let [listens, ignores] = both.each_ref().map(|file| file.display());
+    let leaves = format!(
+        "(trap 'echo last words; exit' TERM; touch {listens}; while :; do sleep 0.02; done) & \
+         (trap '' TERM; touch {ignores}; sleep 300) & \
+         while [ ! -e {listens} ] || [ ! -e {ignores} ]; do sleep 0.01; done; exit 3"
+    );
+    let left = out(&[], &leaves);
     assert_eq!(left.status.code(), Some(3), "{}", text(&left));
     assert!(text(&left).contains("last words"), "{}", text(&left));
     // The launcher's own violent end is the agent's.
@@ -278,7 +282,7 @@ fn status_signals_output_and_the_end_are_as_without_isolation() {
     let agent = host_pid(orphan.id());
     let id = nix::unistd::Pid::from_raw(orphan.id().cast_signed());
     nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL).unwrap();
-    wait_until("the agent is gone", Duration::from_secs(10), || {
+    wait_until("the agent is gone", LIMIT, || {
         std::fs::read_to_string(format!("/proc/{agent}/stat"))
             .map_or(true, |stat| stat.contains(") Z "))
     });
@@ -286,9 +290,7 @@ fn status_signals_output_and_the_end_are_as_without_isolation() {
     // In the background it goes on until it ends by itself.
     let kept = out(&["--keep-background", "--no-redact"], "(sleep 0.3; touch $0) & exit 0");
     assert_eq!(kept.status.code(), Some(0), "{}", text(&kept));
-    wait_until("nothing runs", Duration::from_secs(15), || {
-        home.json(&["status"])["executions"] == 0
-    });
+    wait_until("nothing runs", LIMIT, || home.json(&["status"])["executions"] == 0);
 }
 
 #[test]

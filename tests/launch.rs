@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Home, OPENAI, may_mount, text, wait_until};
+use common::{Home, LIMIT, OPENAI, may_mount, text, wait_until};
 
 const SUPERVISED: &str = r#"{"chain": "supervised", "agents": [
    {"name": "Supervisor", "secrets": ["OPENAI_API_KEY"], "may_launch": ["Worker"]},
@@ -71,9 +71,7 @@ fn an_agent_launches_what_its_definition_lists_in_its_own_execution() {
     let agents: Vec<_> = records.iter().map(|r| r["agent"].as_str().unwrap()).collect();
     assert_eq!(agents, ["Supervisor", "Worker"]);
     // Their end is that of their processes, which the daemon notices.
-    wait_until("both have ended", std::time::Duration::from_secs(10), || {
-        home.json(&["status"])["executions"] == 0
-    });
+    wait_until("both have ended", LIMIT, || home.json(&["status"])["executions"] == 0);
     let me = as_supervisor(
         &home,
         "status >/dev/null 2>&1; curl -s --unix-socket \

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Home, OPENAI, may_mount, text, wait_until};
+use common::{Home, LIMIT, OPENAI, may_mount, text, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -90,7 +90,7 @@ c.send(b"x")
     std::fs::write(&file, receiver).unwrap();
     let stranger =
         Command::new("python3").arg(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    wait_until("the stranger listens", Duration::from_secs(10), || socket.exists());
+    wait_until("the stranger listens", LIMIT, || socket.exists());
     let sender = format!(
         r#"
 import os, socket, time
@@ -223,7 +223,7 @@ fn an_ended_execution_reads_nothing_through_what_it_still_holds() {
         ])
         .spawn()
         .unwrap();
-    wait_until("the agent holds its file", Duration::from_secs(10), || ready.exists());
+    wait_until("the agent holds its file", LIMIT, || ready.exists());
     home.ok(&["execution", "end", "r1"]);
     child.wait().unwrap();
     let message = std::fs::read_to_string(&told).unwrap_or_default();
@@ -355,7 +355,7 @@ os.write(1, b"%d\n" % n)
         .spawn()
         .unwrap();
     // A launch is no request of the mount: it is over before the first death.
-    wait_until("eight readers and two writers", Duration::from_secs(60), || {
+    wait_until("eight readers and two writers", LIMIT, || {
         let entries = std::fs::read_dir(home.dir.path()).unwrap();
         let all = entries
             .filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with("ready."));
@@ -441,7 +441,7 @@ fn down_leaves_no_mount_and_up_clears_a_dead_one_but_no_strangers() {
     };
     assert_eq!(mounted(), 1);
     home.kill_daemon();
-    wait_until("the dead mount", Duration::from_secs(10), || {
+    wait_until("the dead mount", LIMIT, || {
         std::fs::metadata(home.mount()).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
     });
     home.ok(&["up"]);

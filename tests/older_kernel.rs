@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Home, OPENAI, may_mount, text, wait_until};
+use common::{Home, LIMIT, OPENAI, may_mount, text, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const LIMIT: Duration = Duration::from_secs(30);
 const KILLS: u64 = 30;
 
 /// Reads without end; what fails is tried again, what comes must be right.

@@ -9,9 +9,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 
 fn apply(home: &Home, outputs: &[&str], on_finding: Option<&str>) -> Output {
     let mut agent = serde_json::json!({
@@ -178,7 +176,7 @@ fn outputs_are_searched_also_when_the_launcher_is_killed() {
     wait_until("the files are redacted", LIMIT, || {
         fs::read_to_string(dir.join("out/deep/log")).is_ok_and(|t| t.contains("[REDACTED:"))
     });
-    assert!(!home.records("output_found").is_empty());
+    wait_until("on record", LIMIT, || !home.records("output_found").is_empty());
 }
 
 /// Much, so that the search takes its time.
@@ -224,7 +222,7 @@ fn a_worker_that_dies_over_the_search_leaves_it_to_the_next() {
             assert_eq!(output.status.code(), Some(125), "{}", text(&output));
             assert!(text(&output).contains("out/f40 held OPENAI_API_KEY"), "{}", text(&output));
         }
-        wait_until("all are on record", Duration::from_secs(60), || {
+        wait_until("all are on record", LIMIT, || {
             let found = home.records("output_found");
             let mut files: Vec<_> =
                 found.iter().filter_map(|r| r["reason"].as_str()).map(str::to_owned).collect();

@@ -7,9 +7,8 @@ mod tools;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use common::{Home, OPENAI, may_mount, text, wait_until};
+use common::{Home, LIMIT, OPENAI, may_mount, text, wait_until};
 use tools::Talker;
 
 /// A home whose socket other users reach, as they reach /run/strongroom.
@@ -23,7 +22,7 @@ fn reachable() -> Home {
 /// One request of root's over a connection of its own; the whole answer.
 fn ask(home: &Home, request: &str) -> String {
     let mut stream = UnixStream::connect(home.socket()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
     // A daemon that has heard enough closes while we still send.
     let _sent = stream.write_all(request.as_bytes());
     let mut answer = Vec::new();
@@ -110,7 +109,7 @@ sys.stdin.readline()
     assert_eq!(tools::good(&read), OPENAI);
     // Who says nothing is let go in time.
     let mut silent = UnixStream::connect(home.socket()).unwrap();
-    silent.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    silent.set_read_timeout(Some(LIMIT)).unwrap();
     assert_eq!(silent.read(&mut [0]).unwrap_or(0), 0);
     crowd.end();
 }
@@ -179,7 +178,7 @@ if pid == 0:
     s.connect(sys.argv[1])
     os._exit(0)
 os.waitpid(pid, 0)
-s.settimeout(10)
+s.settimeout(60)
 try:
     s.sendall(b"GET /v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     print(s.recv(64).split(b"\r\n")[0].decode())
@@ -240,7 +239,5 @@ fn what_stands_at_the_sockets_path_is_replaced_and_links_are_not_followed() {
         .status()
         .unwrap();
     assert!(!squatter.success());
-    wait_until("it answers", Duration::from_secs(5), || {
-        text(&home.run(&["status"])).contains("ready")
-    });
+    wait_until("it answers", LIMIT, || text(&home.run(&["status"])).contains("ready"));
 }

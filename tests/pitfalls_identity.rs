@@ -7,7 +7,7 @@ mod tools;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{DB_PROD, Home, OPENAI, cannot_run, may_mount, text, wait_until};
+use common::{DB_PROD, Home, LIMIT, OPENAI, cannot_run, may_mount, text, wait_until};
 use strongroom::sys::cgroup::hierarchy_root;
 use tools::{
     OBEY, Talker, compile, execution, good, group_of, has, member, move_to, obedient,
@@ -721,5 +721,5 @@ for call in (lambda: os.listdir(root), lambda: open(root + "/.identity").read(),
     assert!(message.contains("another pid namespace"), "{message}");
     assert!(served());
     inside.shell.take().unwrap().end();
-    wait_until("the daemon is gone", Duration::from_secs(10), || !served());
+    wait_until("the daemon is gone", LIMIT, || !served());
 }

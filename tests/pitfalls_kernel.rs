@@ -4,9 +4,8 @@ mod common;
 mod tools;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use common::{DB_PROD, Home, OPENAI, cannot_run, may_mount};
+use common::{DB_PROD, Home, LIMIT, OPENAI, cannot_run, may_mount, wait_until};
 use tools::{Talker, compile, group_of, has, move_to, obedient};
 
 #[test]
@@ -64,10 +63,9 @@ fn nothing_copies_a_secret_into_an_event_file_beside_read() {
     assert_eq!(agent.ask("os.write(held['e'], os.read(held['s'], 100))"), "31");
     agent.ask("os.close(held['e'])");
     // It is complete at its RELEASE, which the kernel sends after close(2) has returned.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while agent.ask("read(d + '/events/copy')") != "[REDACTED:OPENAI_API_KEY]" {
-        assert!(Instant::now() < deadline, "{}", agent.ask("read(d + '/events/copy')"));
-    }
+    wait_until("it is complete", LIMIT, || {
+        agent.ask("read(d + '/events/copy')") == "[REDACTED:OPENAI_API_KEY]"
+    });
     agent.end();
 }
 

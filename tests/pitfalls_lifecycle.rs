@@ -7,9 +7,8 @@ mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use common::{Home, OPENAI, cannot_run, may_mount, text, wait_until};
+use common::{Home, LIMIT, OPENAI, cannot_run, may_mount, text, wait_until};
 use tools::{OBEY, Talker, good, group_of, obedient, python};
 
 /// Runs a command of the host that must succeed.
@@ -144,7 +143,7 @@ fn what_others_mounted_over_or_instead_of_the_mount_is_there_after_the_end() {
     // It may give up by itself, when it finds its place taken.
     let ended = home.run(&["down"]);
     assert!(ended.status.success() || text(&ended).contains("no daemon"), "{}", text(&ended));
-    wait_until("the daemon is gone", Duration::from_secs(20), || {
+    wait_until("the daemon is gone", LIMIT, || {
         !strongroom::keeper::is_served(&home.home().join("run"))
     });
     assert_eq!(mounted_at(&point), ["tmpfs"]);
@@ -164,12 +163,10 @@ fn a_mount_that_was_taken_away_comes_back_and_agents_start_again() {
     let read = "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY";
     assert_eq!(text(&home.agent("CodeAnalyzer", read)), OPENAI);
     host(&["umount", point.to_str().unwrap()]);
-    wait_until("the mount is back", Duration::from_secs(10), || {
+    wait_until("the mount is back", LIMIT, || {
         mounted_at(&point) == ["fuse.strongroom"] && point.join(".identity").exists()
     });
-    wait_until("the worker answers", Duration::from_secs(10), || {
-        home.run(&["status"]).status.success()
-    });
+    wait_until("the worker answers", LIMIT, || home.run(&["status"]).status.success());
     assert_eq!(text(&home.agent("CodeAnalyzer", read)), OPENAI);
     assert_eq!(home.records("secret_accessed").len(), 2);
 }
@@ -248,11 +245,11 @@ print(n)
     }
     for _ in 0..20 {
         std::fs::write(group.join("cgroup.freeze"), "1").unwrap();
-        wait_until("it is frozen", Duration::from_secs(5), || events().contains("frozen 1"));
+        wait_until("it is frozen", LIMIT, || events().contains("frozen 1"));
         // Nobody waits for it: the mount serves others, and the daemon its socket.
         assert!(home.mount().join(".identity").exists());
         std::fs::write(group.join("cgroup.freeze"), "0").unwrap();
-        wait_until("it is thawed", Duration::from_secs(5), || events().contains("frozen 0"));
+        wait_until("it is thawed", LIMIT, || events().contains("frozen 0"));
     }
     std::fs::write(&stop, "").unwrap();
     let reads: usize = agent.line().parse().unwrap();
@@ -304,7 +301,7 @@ except OSError:
     // Something that both processes write about.
     let point = home.mount().canonicalize().unwrap();
     host(&["umount", point.to_str().unwrap()]);
-    wait_until("the mount is back", Duration::from_secs(10), || {
+    wait_until("the mount is back", LIMIT, || {
         mounted_at(&point) == ["fuse.strongroom"] && home.run(&["status"]).status.success()
     });
     home.ok(&["down"]);

@@ -9,10 +9,10 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use common::may_mount;
+use common::{LIMIT, may_mount, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use strongroom::broker::memory::MemoryBroker;
@@ -31,7 +31,10 @@ const SERVER: &str = "STRONGROOM_TEST_SERVER";
 const SLOW: Duration = Duration::from_millis(800);
 const THREADS: usize = 4;
 
-/// Files for everybody; the name `SLOW` takes its time, `PANIC` panics.
+/// Whether the name `HELD` is let go.
+static GO: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+/// Files for everybody; the name `SLOW` takes its time, `HELD` until it is let go, `PANIC` panics.
 struct Trouble(MemoryBroker);
 
 impl Broker for Trouble {
@@ -53,6 +56,10 @@ impl Broker for Trouble {
             "SLOW" => {
                 println!("slow begins");
                 std::thread::sleep(SLOW);
+            }
+            "HELD" => {
+                println!("held begins");
+                drop(GO.1.wait_while(GO.0.lock().unwrap(), |go| !*go).unwrap());
             }
             _ => {}
         }
@@ -104,11 +111,13 @@ impl Broker for Trouble {
 }
 
 fn trouble() -> Trouble {
-    let files: [(&str, &[u8]); 3] = [("FAST", b"fast"), ("PANIC", b"panic"), ("SLOW", b"slow")];
+    let files: [(&str, &[u8]); 4] =
+        [("FAST", b"fast"), ("HELD", b"held"), ("PANIC", b"panic"), ("SLOW", b"slow")];
     Trouble(MemoryBroker::new().with_agent(0, files))
 }
 
-/// Not a test of its own: what the child of the others runs. It tells its panics when asked.
+/// Not a test of its own: what the child of the others runs. It tells its panics when asked, and lets
+/// `HELD` go when it is told.
 #[test]
 fn server() {
     let Ok(numbers) = std::env::var(SERVER) else { return };
@@ -121,8 +130,13 @@ fn server() {
     let adapter = Adapter::new(Arc::new(Tree::new(trouble())), alarms.clone());
     let (session, _) = session::take_over(adapter, &state, dev.as_fd(), THREADS, true).unwrap();
     std::thread::spawn(move || {
-        for _asked in std::io::stdin().lines() {
-            println!("panics {}", alarms.panics.load(Ordering::Relaxed));
+        for line in std::io::stdin().lines() {
+            if line.is_ok_and(|line| line == "go") {
+                *GO.0.lock().unwrap() = true;
+                GO.1.notify_all();
+            } else {
+                println!("panics {}", alarms.panics.load(Ordering::Relaxed));
+            }
         }
     });
     session.run().unwrap();
@@ -140,7 +154,7 @@ impl Served {
         let dir = tempfile::tempdir().unwrap();
         let (device, own) = mount::mount_fuse(dir.path(), name).unwrap();
         let state = State::create().unwrap();
-        let init = device::read_init(device.as_fd(), Duration::from_secs(5)).unwrap();
+        let init = device::read_init(device.as_fd(), LIMIT).unwrap();
         state.reset_init(&init).unwrap();
         let pass = |fd: BorrowedFd<'_>| {
             let fd = fd.try_clone_to_owned().unwrap();
@@ -180,6 +194,10 @@ impl Served {
             .unwrap()
     }
 
+    fn let_go(&self) {
+        self.child.stdin.as_ref().unwrap().write_all(b"go\n").unwrap();
+    }
+
     fn panics(&mut self) -> u64 {
         self.child.stdin.as_mut().unwrap().write_all(b"panics?\n").unwrap();
         self.said("panics ").parse().unwrap()
@@ -201,21 +219,25 @@ fn a_slow_name_does_not_delay_another_in_its_directory_nor_the_listing() {
         return;
     }
     let served = Served::new("strongroom-slow");
+    let (tell, told) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        let slow = scope.spawn(|| {
-            let start = Instant::now();
-            assert_eq!(served.read("SLOW").unwrap(), b"slow");
-            start.elapsed()
+        let held = scope.spawn(|| served.read("HELD"));
+        served.said("held begins");
+        let others = scope.spawn(|| {
+            let fast = served.read("FAST");
+            let absent = served.read("ABSENT");
+            let listed = std::fs::read_dir(served.dir.path()).unwrap().count();
+            tell.send(()).unwrap();
+            (fast, absent, listed)
         });
-        served.said("slow begins");
-        let start = Instant::now();
-        assert_eq!(served.read("FAST").unwrap(), b"fast");
-        assert!(served.read("ABSENT").is_err());
-        assert_eq!(std::fs::read_dir(served.dir.path()).unwrap().count(), 4);
-        let others = start.elapsed();
-        let slow = slow.join().unwrap();
-        // In one run: the others did not wait for the slow one.
-        assert!(slow >= SLOW && others * 4 < slow, "{others:?} beside {slow:?}");
+        let in_time = told.recv_timeout(LIMIT);
+        served.let_go();
+        assert!(in_time.is_ok(), "they waited for the slow one");
+        let (fast, absent, listed) = others.join().unwrap();
+        assert_eq!(fast.unwrap(), b"fast");
+        assert!(absent.is_err());
+        assert_eq!(listed, 5);
+        assert_eq!(held.join().unwrap().unwrap(), b"held");
     });
 }
 
@@ -244,16 +266,15 @@ fn a_killed_reader_is_gone_once_its_request_is_answered() {
     }
     let served = Served::new("strongroom-killed");
     let mut reader = Command::new("cat")
-        .arg(served.dir.path().join("SLOW"))
+        .arg(served.dir.path().join("HELD"))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    served.said("slow begins");
-    let start = Instant::now();
+    served.said("held begins");
     kill(Pid::from_raw(reader.id().cast_signed()), Signal::SIGKILL).unwrap();
-    let status = reader.wait().unwrap();
-    assert!(!status.success());
-    assert!(start.elapsed() < SLOW * 3, "{:?}", start.elapsed());
+    served.let_go();
+    wait_until("it is gone", LIMIT, || reader.try_wait().unwrap().is_some());
+    assert!(!reader.wait().unwrap().success());
     assert_eq!(served.read("FAST").unwrap(), b"fast");
 }
 
@@ -348,30 +369,27 @@ fn a_frozen_group_with_a_request_in_work_freezes_when_it_is_answered() {
         common::cannot_run("this kernel has no freezer of the v2 hierarchy");
         return;
     }
-    let slow = served.dir.path().join("SLOW");
+    let held = served.dir.path().join("HELD");
     let mut reader = Command::new("sh")
-        .args(["-c", "read go; cat \"$0\"; exec sleep 60"])
-        .arg(&slow)
+        .args(["-c", "read go; cat \"$0\"; exec sleep 600"])
+        .arg(&held)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
     group.enter(reader.id()).unwrap();
     reader.stdin.take().unwrap().write_all(b"go\n").unwrap();
-    served.said("slow begins");
-    let begun = Instant::now();
+    served.said("held begins");
     std::fs::write(path.join("cgroup.freeze"), "1").unwrap();
     let frozen =
         || std::fs::read_to_string(path.join("cgroup.events")).unwrap().contains("frozen 1");
-    let at_once = frozen();
-    if begun.elapsed() < SLOW / 2 {
-        assert!(!at_once, "a task inside a request cannot freeze");
-    }
-    common::wait_until("it is frozen", Duration::from_secs(10), frozen);
+    assert!(!frozen(), "a task inside a request cannot freeze");
+    served.let_go();
+    wait_until("it is frozen", LIMIT, frozen);
     // Others are served, and the frozen one can be ended.
     assert_eq!(served.read("FAST").unwrap(), b"fast");
     group.kill().unwrap();
     reader.wait().unwrap();
-    assert!(group.empty_within(Duration::from_secs(5)));
+    assert!(group.empty_within(LIMIT));
     group.remove().unwrap();
 }

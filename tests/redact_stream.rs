@@ -6,9 +6,8 @@ mod common;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+use common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 use strongroom::control::client::Client;
 use strongroom::control::redacting::Redacting;
 use strongroom::proto::stream::{Piece, Redact, Scope};
@@ -244,7 +243,7 @@ fn frames_that_are_none_end_the_connection_and_no_other() {
         [&[9, 0, 0, 0, 0][..], &[1, 255, 255, 255, 255], &[3, 8, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]]
     {
         let mut socket = std::os::unix::net::UnixStream::connect(home.socket()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
         socket
             .write_all(
                 b"POST /v1/redact HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\n\
@@ -257,7 +256,5 @@ fn frames_that_are_none_end_the_connection_and_no_other() {
         assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
     }
     assert_eq!(redact(&mut other, OPENAI.as_bytes()).unwrap(), b"[REDACTED:OPENAI_API_KEY]");
-    wait_until("the daemon is well", Duration::from_secs(5), || {
-        home.json(&["status"])["state"] == "ready"
-    });
+    wait_until("the daemon is well", LIMIT, || home.json(&["status"])["state"] == "ready");
 }

@@ -3,9 +3,8 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use common::{Home, may_mount, text, wait_until};
+use common::{Home, LIMIT, may_mount, text, wait_until};
 
 /// The daemon's counters by operation.
 fn counted(home: &Home) -> BTreeMap<String, i64> {
@@ -40,7 +39,7 @@ fn cost(home: &Home, script: &str) -> BTreeMap<String, i64> {
             .map(|(operation, n)| (operation.clone(), n - before[&operation]))
             .collect()
     };
-    wait_until("every open file is released", Duration::from_secs(10), || {
+    wait_until("every open file is released", LIMIT, || {
         let now = difference();
         now["open"] == now["release"]
     });

@@ -7,13 +7,10 @@ mod tools;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use common::{Home, may_mount, text, wait_until};
+use common::{Home, LIMIT, may_mount, text, wait_until};
 use serde_json::{Value, json};
 use tools::disk::Disk;
-
-const LIMIT: Duration = Duration::from_secs(20);
 
 const CHAIN: &str = r#"{"chain": "c", "agents": [
   {"name": "a", "secrets": ["KEY"]},
@@ -285,7 +282,7 @@ fn an_agent_that_redeems_a_ticket_takes_its_exposures_along() {
     let home = home();
     let ticket = home.dir.path().join("ticket");
     let output = Command::new("curl")
-        .args(["-s", "--max-time", "20", "--unix-socket"])
+        .args(["-s", "--max-time", "120", "--unix-socket"])
         .arg(home.socket())
         .args(["-H", "content-type: application/json"])
         .args(["-d", r#"{"chain": "c", "agent": "none"}"#, "http://strongroom/v1/tickets"])

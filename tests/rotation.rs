@@ -6,9 +6,7 @@ use std::collections::BTreeSet;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use common::{Home, may_mount, text, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use common::{Home, LIMIT, may_mount, text, wait_until};
 
 const CHAIN: &str = r#"{"chain": "c", "agents": [
   {"name": "a", "secrets": ["KEY", "pair"]},
@@ -123,7 +121,7 @@ fn running_executions_keep_their_version_new_ones_get_the_pending_and_the_end_pr
     assert_eq!(stages(&home, "KEY"), [stage(1, "current"), stage(2, "previous")]);
     assert_eq!(read("new"), "key-value-two");
     assert_eq!(output(&home, "a", "cat $CREDENTIALS_DIRECTORY/KEY"), "key-value-one");
-    assert_eq!(home.records("secret_promoted").len(), 1);
+    wait_until("on record", LIMIT, || home.records("secret_promoted").len() == 1);
     assert_eq!(home.records("secret_rolled_back").len(), 1);
 }
 

@@ -5,11 +5,8 @@ mod common;
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
-use common::{Home, may_mount, text, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use common::{Home, LIMIT, may_mount, text, wait_until};
 
 /// A provider that a directory stands for: `live` holds the passwords that it takes.
 struct Provider {
@@ -54,6 +51,14 @@ impl Provider {
         let file = self.home.dir.path().join("rotate.json");
         std::fs::write(&file, chain).unwrap();
         self.home.ok(&["chain", "apply", file.to_str().unwrap(), "--yes"]);
+    }
+
+    /// No step may take long from here on. Those before are to have the time that they need.
+    fn hurry(&self) {
+        let file = self.home.home().join("strongroom.toml");
+        let config = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, config.replace("\"5m\"", "\"10s\"")).unwrap();
+        self.home.ok(&["reload"]);
     }
 
     fn policy(&self, fields: &str) {
@@ -122,7 +127,7 @@ fn whatever_fails_leaves_the_current_version_and_nothing_in_the_way_of_the_next_
     if !may_mount() {
         return;
     }
-    let config = "[rotation]\nstep_timeout = \"1s\"\n\
+    let config = "[rotation]\nstep_timeout = \"5m\"\n\
         [[alert]]\nname = \"file\"\ncommand = ['sh', '-c', '''printf \"%s\\n\" \"$(cat)\" >> @DIR@/alerts''']\n";
     let provider = Provider::new(config, "true", "true", "true");
     let home = &provider.home;
@@ -133,10 +138,13 @@ fn whatever_fails_leaves_the_current_version_and_nothing_in_the_way_of_the_next_
         ("exit 3", "true", "true", "create failed"),
         (MAKE, "exit 1", "true", "set failed"),
         (MAKE, "true", "false", "test failed"),
-        (MAKE, "sleep 100", "true", "set did not end within 1s"),
+        (MAKE, "sleep 1000", "true", "set did not end within 10s"),
     ];
     for (create, set, test, what) in cases {
         provider.apply_chain(create, set, test);
+        if what.contains("10s") {
+            provider.hurry();
+        }
         let refused = home.refused(&run);
         assert!(refused.contains(what), "{what}: {refused}");
         assert!(provider.has_untouched_secret(), "{what}");
@@ -348,7 +356,7 @@ fn what_a_step_says_on_stderr_reaches_the_person_and_the_record_without_any_valu
     if !may_mount() {
         return;
     }
-    let config = "[rotation]\nstep_timeout = \"5s\"\n\
+    let config = "[rotation]\nstep_timeout = \"5m\"\n\
         [[alert]]\nname = \"file\"\ncommand = ['sh', '-c', '''printf \"%s\\n\" \"$(cat)\" >> @DIR@/alerts''']\n";
     let provider = Provider::new(config, "true", "true", "true");
     let home = &provider.home;
@@ -428,9 +436,10 @@ fn what_a_step_says_on_stderr_reaches_the_person_and_the_record_without_any_valu
     assert!(reason(home).len() < 500, "{}", reason(home));
 
     // What succeeds is heard as well; a hang is told with what was said before.
-    provider.apply_chain(MAKE, "echo waits for the provider >&2; sleep 100", "true");
+    provider.hurry();
+    provider.apply_chain(MAKE, "echo waits for the provider >&2; sleep 1000", "true");
     let said = text(&run(home));
-    assert!(said.contains("did not end within 5s") && said.contains("waits for"), "{said}");
+    assert!(said.contains("did not end within 10s") && said.contains("waits for"), "{said}");
     failed("waits for the provider");
     provider.apply_chain(&make, "echo a warning >&2", "true");
     let output = run(home);
@@ -463,7 +472,7 @@ fn a_step_that_leaves_a_process_with_its_output_does_not_hang_the_rotation() {
     // Ended with its step, or told of: never waited for without end.
     let begun = std::time::Instant::now();
     let _either = provider.home.run(&["rotation", "run", "PASSWORD", "--chain", "rotate"]);
-    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert!(begun.elapsed() < LIMIT);
     provider.apply_chain(MAKE, "true", "true");
     wait_until("free again", LIMIT, || {
         let _given_up = provider.home.run(&["secret", "rollback", "PASSWORD"]);
@@ -505,7 +514,7 @@ fn a_place_that_hangs_keeps_neither_reads_nor_other_places_and_a_killed_worker_l
     });
     let config = format!(
         "[[alert]]\nname = \"hangs\"\ncommand = [\"sleep\", \"1000\"]\ntimeout = \"30s\"\n\
-         [[alert]]\nname = \"late\"\ntimeout = \"20s\"\n\
+         [[alert]]\nname = \"late\"\ntimeout = \"5m\"\n\
          command = ['sh', '-c', '''while [ ! -e @DIR@/go ]; do sleep 0.05; done; printf \"%s\\n\" \"$(cat)\" >> @DIR@/alerts''']\n\
          [[alert]]\nname = \"hook\"\nwebhook = \"http://{address}/hook\"\n"
     );

@@ -6,11 +6,8 @@ mod common;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
-use common::{Home, may_mount, text, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use common::{Home, LIMIT, may_mount, text, wait_until};
 
 /// A rotation chain whose `create` is a script.
 const ROTATE: &str = r#"{"chain": "@CHAIN@", "agents": [

@@ -5,11 +5,8 @@ mod common;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use common::{Home, cannot_run, may_mount, text, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(60);
+use common::{Home, LIMIT, cannot_run, may_mount, text, wait_until};
 
 /// A server of its own, ended with the test.
 struct Server {

@@ -2,9 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
-
-use common::{DB_PROD, Home, OPENAI, SSH_KEY, may_mount, text, wait_until};
+use common::{DB_PROD, Home, LIMIT, OPENAI, SSH_KEY, may_mount, text, wait_until};
 
 #[test]
 fn each_agent_reads_its_own_secrets_and_no_others() {
@@ -144,11 +142,12 @@ fn what_an_agent_leaves_behind_is_ended_with_it() {
     home.agent("CodeAnalyzer", &script);
     let pid = std::fs::read_to_string(&file).unwrap();
     // A process leaves its group a moment before it is a zombie.
-    wait_until("the end of the sleep", Duration::from_secs(60), || {
+    wait_until("the end of the sleep", LIMIT, || {
         let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
         state.map_or(true, |state| state.contains(") Z "))
     });
-    assert_eq!(home.json(&["status"])["executions"], 0);
+    // The daemon notices the end of a process that has no launcher.
+    wait_until("the execution's end", LIMIT, || home.json(&["status"])["executions"] == 0);
 }
 
 #[test]
@@ -428,7 +427,7 @@ fn no_value_is_anywhere_but_where_it_was_asked_for() {
     let cwd = std::fs::read_link(format!("/proc/{worker}/cwd")).unwrap();
     let pid = nix::unistd::Pid::from_raw(worker);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGABRT).unwrap();
-    common::wait_until("another worker", std::time::Duration::from_secs(20), || {
+    wait_until("another worker", LIMIT, || {
         home.run(&["status"]).status.success() && home.worker_pid() != worker
     });
     for name in ["core".to_owned(), format!("core.{worker}")] {

@@ -5,9 +5,8 @@ mod common;
 mod tools;
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use common::{Home, OPENAI, may_mount, wait_until};
+use common::{Home, LIMIT, OPENAI, may_mount, wait_until};
 use tools::Talker;
 
 /// A service manager with our daemon as its one unit.
@@ -146,7 +145,7 @@ fn agents_outlive_keeper_and_worker_with_their_files_pins_and_identity() {
     assert_eq!(agent.ask("held['e'].close()"), "None");
     let folder = home.ok(&["events", "path", &id]);
     let stored = || std::fs::read_to_string(format!("{}/note", folder.trim())).unwrap_or_default();
-    wait_until("the note is complete", Duration::from_secs(10), || stored().ends_with("more\n"));
+    wait_until("the note is complete", LIMIT, || stored().ends_with("more\n"));
     assert!(stored().contains(&OPENAI[..20]), "what was no secret in the end is there");
     // Everything else goes on as well.
     let next = home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
@@ -205,7 +204,7 @@ fn what_was_kept_without_its_mount_is_of_no_use_and_the_start_is_a_new_one() {
     home.fill();
     manager.end("kill");
     // Somebody has taken the mount away meanwhile.
-    wait_until("it is unmounted", Duration::from_secs(10), || {
+    wait_until("it is unmounted", LIMIT, || {
         Command::new("umount").arg("--lazy").arg(home.mount()).status().unwrap().success()
     });
     manager.start_ready();

@@ -2,6 +2,8 @@
 //!
 //! The servers are children of this test, run from the test binary itself; the test plays the keeper.
 
+mod common;
+
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::{LIMIT, may_mount, wait_until};
 use strongroom::broker::memory::MemoryBroker;
 use strongroom::execution::state::State;
 use strongroom::fs::tree::Tree;
@@ -20,19 +23,6 @@ use strongroom::sys::{device, shm::Region};
 
 const SERVER: &str = "STRONGROOM_TEST_SERVER";
 const VALUE: &[u8] = b"sk-test-0123456789abcdef";
-
-fn may_mount() -> bool {
-    let may = nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !may {
-        assert_ne!(
-            std::env::var("REQUIRE_ALL_TESTS").as_deref(),
-            Ok("1"),
-            "needs root and /dev/fuse"
-        );
-        eprintln!("NOT RUN: needs root and /dev/fuse");
-    }
-    may
-}
 
 /// Not a test of its own: what the children of the others run.
 #[test]
@@ -61,7 +51,7 @@ impl Keeper {
         let dir = tempfile::tempdir().unwrap();
         let (device, own) = mount::mount_fuse(dir.path(), name).unwrap();
         let state = State::create().unwrap();
-        let init = device::read_init(device.as_fd(), Duration::from_secs(5)).unwrap();
+        let init = device::read_init(device.as_fd(), LIMIT).unwrap();
         state.reset_init(&init).unwrap();
         Self { device, own, state, dir }
     }
@@ -101,7 +91,7 @@ fn kill_loop(keeper: &Keeper, kills: u32) -> (u64, Duration) {
     let reads = AtomicU64::new(0);
     let longest_nanos = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..4 {
+        let readers = [(); 4].map(|()| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let start = Instant::now();
@@ -111,8 +101,8 @@ fn kill_loop(keeper: &Keeper, kills: u32) -> (u64, Duration) {
                     longest_nanos.fetch_max(nanos, Ordering::Relaxed);
                     reads.fetch_add(1, Ordering::Relaxed);
                 }
-            });
-        }
+            })
+        });
         for round in 0..kills {
             let mut child = keeper.serve();
             // Varied, from the server's first instruction to some milliseconds of service.
@@ -122,20 +112,16 @@ fn kill_loop(keeper: &Keeper, kills: u32) -> (u64, Duration) {
         }
         let mut last = keeper.serve();
         let at_end = reads.load(Ordering::Relaxed);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while reads.load(Ordering::Relaxed) < at_end + 100 {
-            assert!(Instant::now() < deadline, "the last server serves nobody");
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
+        wait_until("the last server serves", LIMIT, || {
+            reads.load(Ordering::Relaxed) >= at_end + 100
+        });
         stop.store(true, Ordering::Relaxed);
         // Readers leave by themselves, served by the last one.
-        std::thread::park_timeout(Duration::from_millis(50));
+        for reader in readers {
+            reader.join().unwrap();
+        }
         last.kill().unwrap();
         last.wait().unwrap();
-        let mut release = keeper.serve();
-        std::thread::park_timeout(Duration::from_millis(100));
-        release.kill().unwrap();
-        release.wait().unwrap();
     });
     (reads.into_inner(), Duration::from_nanos(longest_nanos.into_inner()))
 }

@@ -7,7 +7,7 @@ mod tools;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+use common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 
 fn unit(below: &str) -> (PathBuf, Vec<(String, String)>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/systemd").join(below);
@@ -231,7 +231,7 @@ fn with_the_units_capabilities_alone_everything_works() {
     // A dead worker, a reload, the end.
     let worker = nix::unistd::Pid::from_raw(home.worker_pid());
     nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).unwrap();
-    wait_until("another worker serves", std::time::Duration::from_secs(10), || {
+    wait_until("another worker serves", LIMIT, || {
         home.run(&["status", "--json"]).status.success() && home.worker_pid() != worker.as_raw()
     });
     home.ok(&["reload"]);

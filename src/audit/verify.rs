@@ -299,7 +299,7 @@ mod tests {
     fn written() -> (tempfile::TempDir, PathBuf, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
         let region = Arc::new(Region::create(c"ring", 64 << 10).unwrap());
-        let options = Options { sync: Sync::Os, patience: Duration::from_secs(1) };
+        let options = Options { sync: Sync::Os, patience: Duration::from_secs(60) };
         let clock = Arc::new(FakeClock::at(Timestamp::UNIX_EPOCH));
         let log = Log::open(dir.path(), region, (0, 64 << 10), options, clock).unwrap();
         for version in 1..=5 {
@@ -307,7 +307,7 @@ mod tests {
             record.version = Some(version);
             log.append(&record, 0).unwrap();
         }
-        log.stop(Duration::from_secs(5));
+        log.stop(Duration::from_secs(60));
         let path = files(dir.path()).unwrap().pop().unwrap();
         let lines = std::fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
         (dir, path, lines)

@@ -41,6 +41,9 @@ pub(crate) fn text(output: &Output) -> String {
     )
 }
 
+/// Bounds a hang, and nothing else: what works comes nowhere near it, on a busy machine either.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+
 pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !done() {

@@ -3,7 +3,7 @@ come pairs: what is waited for, and what is typed then. Prints all that was seen
 import fcntl, os, pty, signal, struct, sys, termios
 
 pairs = list(zip(sys.argv[2::2], sys.argv[3::2]))
-signal.alarm(60)
+signal.alarm(120)
 pid, fd = pty.fork()
 if pid == 0:
     fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

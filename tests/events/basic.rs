@@ -4,10 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::common::{DB_PROD, Home, OPENAI, may_mount, text, wait_until};
+use crate::common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 pub(crate) use crate::common::{in_execution as agent, printed as good};
-
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// Starts an execution and gives the directory that the orchestrator watches.
 pub(crate) fn execution(home: &Home, id: &str) -> PathBuf {

@@ -17,10 +17,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value as Json, json};
 use strongroom::redact::{Index, Level, Others, Redactor, Sink, Value, View, redact};
 
-use crate::common::{Home, wait_until};
+use crate::common::{Home, LIMIT, wait_until};
 use crate::tools::Talker;
 
-const LIMIT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) const CHAIN: &str = "oracle";
 

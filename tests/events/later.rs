@@ -9,10 +9,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{Home, may_mount, wait_until};
+use crate::common::{Home, LIMIT, may_mount, wait_until};
 use crate::tools::{execution, member};
 
-const LIMIT: Duration = Duration::from_secs(60);
 const NEW: &str = "Vq7Jx3Lm9Tz2Rw5Yb8NcHd4K";
 
 /// Gives the pipeline's `OPENAI_API_KEY` another version.

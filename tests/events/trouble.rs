@@ -2,15 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{Home, OPENAI, may_mount, wait_until};
+use crate::common::{Home, LIMIT, OPENAI, may_mount, wait_until};
 use crate::tools::disk::Disk;
 use crate::tools::{Talker, execution, has, member};
-
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// A home whose store is below `dir`.
 fn home_on(home: &Home, dir: &Path, more: &str) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::common::{DB_PROD, Home, OPENAI, may_mount, wait_until};
+use crate::common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, wait_until};
 use crate::crash::kill_workers;
 use crate::tools::{execution, member, script};
 
@@ -142,7 +142,7 @@ fn the_store_never_holds_a_part_of_a_secret_while_agents_write_and_workers_die()
     home.ok(&["execution", "end", "w"]);
     // The last close of a file without a name comes after its process' end.
     let staging = home.home().join("events/.strongroom");
-    wait_until("no file without a name is left", Duration::from_secs(20), || {
+    wait_until("no file without a name is left", LIMIT, || {
         fs::read_dir(&staging).unwrap().count() == 0
     });
 }
