@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use strongroom::audit::log::{Log, Options, files};
+use strongroom::audit::files::files;
+use strongroom::audit::log::{Log, Options};
 use strongroom::audit::record::{Event, Record};
 use strongroom::audit::verify::{Known, Verdict, verify};
 use strongroom::clock::{FakeClock, Timestamp};

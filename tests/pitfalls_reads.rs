@@ -654,7 +654,7 @@ for _ in range(300):
     // What was counted and not yet written is written at the end at the latest.
     let dir = home.home().join("audit");
     let mut total = 0;
-    for file in strongroom::audit::log::files(&dir).unwrap() {
+    for file in strongroom::audit::files::files(&dir).unwrap() {
         let log = std::fs::read_to_string(file).unwrap();
         for line in log.lines() {
             let record: serde_json::Value = serde_json::from_str(line).unwrap();

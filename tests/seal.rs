@@ -11,7 +11,9 @@ use std::time::Duration;
 use common::{Home, may_mount, text};
 use serde_json::Value;
 use strongroom::audit::checkpoint::Keys;
-use strongroom::audit::log::{FIRST_LINK, Log, Options, files, link};
+use strongroom::audit::files::files;
+use strongroom::audit::link::{FIRST_LINK, Head, link};
+use strongroom::audit::log::{Log, Options};
 use strongroom::audit::record::{Event, Record};
 use strongroom::audit::verify::{Known, Verdict, verify};
 use strongroom::clock::{FakeClock, Timestamp};
@@ -179,7 +181,7 @@ fn who_takes_todays_key_cannot_forge_yesterday() {
         alter(lines);
         let last = lines.last_mut().unwrap();
         let old: Value = serde_json::from_str(last).unwrap();
-        let head = strongroom::audit::log::Head { seq: 9, link: "0".repeat(64) };
+        let head = Head { seq: 9, link: "0".repeat(64) };
         let forged = keys.sign(&head).unwrap();
         for (field, new) in [
             ("public_key", &forged.public_key),

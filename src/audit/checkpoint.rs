@@ -11,7 +11,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::log::Head;
+use super::link::Head;
 
 /// What a checkpoint's record says beside the usual fields. Keys, link and signature are hex.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,8 +1,7 @@
 //! The log: ring first, file at once, linked line by line.
 //!
 //! A record is pushed to the ring by whoever makes it; one thread takes it from there, gives it its
-//! number and its link and appends the line. `link` is SHA-256 over the previous link and the line
-//! before it. Where records come faster than `PACE`, one turn of it takes what has gathered: each
+//! number and its [link](super::link) and appends the line to [the files](super::files). Where records come faster than `PACE`, one turn of it takes what has gathered: each
 //! turn stands in the way of some read. At a start the newest file tells which record was the last;
 //! the ring has the rest.
 //!
@@ -12,9 +11,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,23 +21,17 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::config::Sync;
 
+use super::files::{Files, day, give_up_reserve, is_full, newest_day, recover, reserve};
+use super::link::{Head, hex, line, unhex};
 use super::record::Record;
 use super::ring::Ring;
 
-/// The link before the first record.
-pub const FIRST_LINK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-/// Far longer than the longest line.
-const TAIL_BYTES: u64 = 1 << 20;
 /// Between two tries of a sink that failed.
 const RETRY: Duration = Duration::from_millis(100);
 /// Between two turns of the writer, where no record must be on the disk before its bytes leave and
 /// nobody waits for it: a loop of reads is disturbed once in some hundred (measured; at once, one in
 /// 25 was), and what a machine that fails can lose stays within some ms.
 const PACE: Duration = Duration::from_millis(10);
-/// Room for about 2,000 vital records on a full disk.
-const RESERVE_BYTES: i64 = 1 << 20;
-const RESERVE_FILE: &str = "reserve";
-
 /// No record can be written, so nothing may be revealed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the audit record cannot be written: {why}")]
@@ -54,15 +47,6 @@ pub struct Options {
     pub sync: Sync,
     /// How long an append may wait.
     pub patience: Duration,
-}
-
-/// Where the log stands.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Head {
-    /// The last record's number, 0 for none.
-    pub seq: u64,
-    /// Its link.
-    pub link: String,
 }
 
 struct Progress {
@@ -355,7 +339,7 @@ impl Shared {
 
     /// The thread: everything in the ring goes to the file, in one write a turn.
     fn run(&self) {
-        let mut file: Option<(PathBuf, File)> = None;
+        let mut files = Files::of(&self.dir);
         let mut newest = newest_day(&self.dir);
         if let Err(error) = reserve(&self.dir) {
             tracing::warn!(%error, "no room is reserved for vital records on a full disk");
@@ -372,11 +356,11 @@ impl Shared {
             }
             // A clock that goes back must not put a record before an earlier one.
             newest = newest.max(day(&*self.clock));
-            let mut outcome = self.write(&mut file, &newest, &lines);
+            let mut outcome = files.append(&newest, &lines, self.options.sync);
             let mut given_up = false;
             if outcome.as_ref().is_err_and(is_full) && give_up_reserve(&self.dir) {
                 given_up = true;
-                outcome = self.write(&mut file, &newest, &lines);
+                outcome = files.append(&newest, &lines, self.options.sync);
             }
             let mut progress = self.lock();
             match outcome {
@@ -400,7 +384,7 @@ impl Shared {
                     }
                     progress.fault = Some(error.to_string());
                     progress.on_reserve = false;
-                    file = None;
+                    files.close();
                     self.changed.notify_all();
                     if progress.stopping {
                         progress.stopped = true;
@@ -476,162 +460,16 @@ impl Shared {
         }
         progress
     }
-
-    fn write(&self, open: &mut Option<(PathBuf, File)>, day: &str, lines: &[u8]) -> io::Result<()> {
-        let path = self.dir.join(format!("{day}.jsonl"));
-        let gone = open.as_ref().is_none_or(|(opened, file)| {
-            // Removed or renamed under us: what is written must be found again.
-            *opened != path
-                || match (file.metadata(), fs::metadata(&path)) {
-                    (Ok(held), Ok(named)) => held.ino() != named.ino() || held.nlink() == 0,
-                    _ => true,
-                }
-        });
-        if gone {
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-            *open = Some((path, file));
-        }
-        let Some((_, file)) = open.as_mut() else {
-            return Err(io::Error::other("no file is open"));
-        };
-        let before = file.metadata()?.len();
-        let written = file.write_all(lines).and_then(|()| match self.options.sync {
-            Sync::Each | Sync::Batch => file.sync_data(),
-            Sync::Os => Ok(()),
-        });
-        if written.is_err() {
-            // A part of a line would be taken for an altered one.
-            file.set_len(before)?;
-        }
-        written
-    }
-}
-
-/// Takes the room of the reserve, where it is not taken yet.
-fn reserve(dir: &Path) -> io::Result<()> {
-    let path = dir.join(RESERVE_FILE);
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    if i64::try_from(file.metadata()?.len()).is_ok_and(|len| len >= RESERVE_BYTES) {
-        return Ok(());
-    }
-    let taken = nix::fcntl::posix_fallocate(&file, 0, RESERVE_BYTES).map_err(io::Error::from);
-    if taken.is_err() {
-        // What was taken of it is for the records that come first.
-        file.set_len(0)?;
-    }
-    taken
-}
-
-/// Frees the room of the reserve; false when there is none.
-fn give_up_reserve(dir: &Path) -> bool {
-    let file = OpenOptions::new().write(true).open(dir.join(RESERVE_FILE));
-    file.is_ok_and(|file| file.metadata().is_ok_and(|m| m.len() > 0) && file.set_len(0).is_ok())
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// Today, in UTC, as files are named.
-fn day(clock: &dyn Clock) -> String {
-    let now = clock.now().to_string();
-    now.split('T').next().unwrap_or("unknown").to_owned()
-}
-
-/// The day of the newest file, empty for none.
-fn newest_day(dir: &Path) -> String {
-    // A directory that cannot be read fails the write, which tells.
-    let files = files(dir).unwrap_or_default();
-    let days = files.iter().filter_map(|path| path.file_stem()?.to_str());
-    days.filter(|stem| stem.parse::<jiff::civil::Date>().is_ok() && stem.len() == 10)
-        .max()
-        .unwrap_or_default()
-        .to_owned()
-}
-
-/// Appends the line of an entry to `out`; the head after it.
-fn line(head: &Head, seq: u64, bytes: &[u8], out: &mut Vec<u8>) -> Head {
-    let start = out.len();
-    let split = bytes.iter().position(|b| *b == b'\n').unwrap_or(bytes.len());
-    out.extend_from_slice(&bytes[..split]);
-    out.extend_from_slice(format!(",\"seq\":{seq}").as_bytes());
-    out.extend_from_slice(bytes.get(split + 1..).unwrap_or_default());
-    let link = link(&head.link, &out[start..]);
-    out.extend_from_slice(format!(",\"link\":\"{link}\"}}\n").as_bytes());
-    Head { seq, link }
-}
-
-/// The link of a line: SHA-256 over the previous link and the line up to its own.
-pub fn link(previous: &str, unlinked: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    let mut hash = Sha256::new();
-    hash.update(previous.as_bytes());
-    hash.update(unlinked);
-    hex(&hash.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
-}
-
-/// The bytes of a link; none when it is not one.
-fn unhex(link: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if link.len() != 64 {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(link.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
-/// The log's files, oldest first.
-///
-/// # Errors
-/// When the directory cannot be read.
-pub fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files: Vec<PathBuf> = fs::read_dir(dir)?
-        .filter_map(|entry| entry.ok().map(|e| e.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "jsonl"))
-        .collect();
-    files.sort();
-    Ok(files)
-}
-
-/// Where the files end; a last line that was cut is removed, since the ring still has it.
-fn recover(dir: &Path) -> io::Result<Head> {
-    for path in files(dir)?.into_iter().rev() {
-        // The last lines alone: a takeover must not read a day's log.
-        let mut file = File::open(&path)?;
-        let len = file.metadata()?.len();
-        let from = len.saturating_sub(TAIL_BYTES);
-        file.seek(io::SeekFrom::Start(from))?;
-        let mut tail = Vec::new();
-        file.read_to_end(&mut tail)?;
-        let whole = tail.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        if whole < tail.len() {
-            let keep = from + whole as u64;
-            OpenOptions::new().write(true).open(&path)?.set_len(keep)?;
-        }
-        let last = tail[..whole].split(|b| *b == b'\n').rev().find(|line| !line.is_empty());
-        if let Some(line) = last {
-            let parsed: serde_json::Value = serde_json::from_slice(line)
-                .map_err(|_| io::Error::other("the last line of the audit log does not parse"))?;
-            let (Some(seq), Some(link)) = (parsed["seq"].as_u64(), parsed["link"].as_str()) else {
-                return Err(io::Error::other("the last line of the audit log has no link"));
-            };
-            return Ok(Head { seq, link: link.to_owned() });
-        }
-    }
-    Ok(Head { seq: 0, link: FIRST_LINK.to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
+    use crate::audit::files::files;
     use crate::audit::record::Event;
     use crate::audit::verify::{Known, Verdict, verify};
     use crate::clock::{FakeClock, Timestamp};

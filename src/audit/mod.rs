@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod files;
+pub mod link;
 pub mod log;
 pub mod record;
 pub mod revision;

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::log::files;
+use super::files::files;
 
 /// A field of a record. Inside a text its quotes would be escaped.
 const FIELD: &[u8] = b"\"revision\":";

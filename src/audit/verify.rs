@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::checkpoint::{Anchor, Checkpoint};
-use super::log::{FIRST_LINK, files, link};
+use super::files::files;
+use super::link::{FIRST_LINK, link};
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use crate::audit::checkpoint::{Checkpoint, Keys};
-use crate::audit::log::files;
+use crate::audit::files::files;
 use crate::audit::record::Event;
 use crate::audit::verify::{self, ANCHOR_FILE, FIRST_KEY_FILE};
 use crate::control::Caller;

@@ -505,7 +505,7 @@ pub fn verified(dir: &std::path::Path, known: &Known) -> Result<proto::AuditVeri
         Problem::new(Code::Internal, format!("the audit log cannot be read: {e}"))
             .with_hint("check the directory with --dir")
     };
-    let files = crate::audit::log::files(dir).map_err(io)?.len() as u64;
+    let files = crate::audit::files::files(dir).map_err(io)?.len() as u64;
     Ok(match verify(dir, known).map_err(io)? {
         Verdict::Whole { records, seq, link, checkpoints, unsealed, .. } => proto::AuditVerified {
             ok: true,

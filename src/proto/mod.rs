@@ -12,8 +12,11 @@ mod chain;
 mod daemon;
 mod events;
 mod execution;
+mod group;
+mod import;
 mod keys;
 mod problem;
+mod project;
 mod rotation;
 mod secret;
 pub mod stream;
@@ -45,21 +48,24 @@ pub use execution::{
     AgentShown, EndedExecution, ExecutionEnd, ExecutionExtend, ExecutionList, ExecutionListed,
     ExecutionName, ExecutionShown, ExecutionStart, PinShown,
 };
+pub use group::{GroupList, GroupListed, GroupMember, GroupName, GroupSet, GroupShown};
+pub use import::{Import, ImportFormat, Imported, ImportedItem, OnConflict};
 pub use keys::{
     BackupCreate, BackupCreated, BackupRestore, BackupRestored, BackupVerified, BackupVerify, Blob,
     KeyAdd, KeyAdded, KeyList, KeyListed, KeyMethod, KeyRekey, KeyRm, Slot,
 };
 pub use problem::{Code, Problem};
+pub use project::{
+    ProjectChains, ProjectList, ProjectListed, ProjectName, ProjectSet, ProjectShown,
+};
 pub use rotation::{
     AlertDelivery, AlertTested, GroupRotate, PolicyShown, Rotated, RotationApply, RotationList,
     RotationListed, RotationRm, RotationRun, RotationStep, SecretPromote, SecretRollback,
 };
 pub use secret::{
-    Exposure, ExposureList, Generate, GroupList, GroupListed, GroupMember, GroupName, GroupSet,
-    GroupShown, Import, ImportFormat, Imported, ImportedItem, OnConflict, ProjectChains,
-    ProjectList, ProjectListed, ProjectName, ProjectSet, ProjectShown, Revoked, SecretDestroy,
-    SecretEdit, SecretGet, SecretList, SecretListed, SecretName, SecretRevealed, SecretRevoke,
-    SecretRm, SecretRotate, SecretSet, SecretShown, SecretSummary, VersionShown,
+    Exposure, ExposureList, Generate, Revoked, SecretDestroy, SecretEdit, SecretGet, SecretList,
+    SecretListed, SecretName, SecretRevealed, SecretRevoke, SecretRm, SecretRotate, SecretSet,
+    SecretShown, SecretSummary, VersionShown,
 };
 pub use stream::Redact;
 pub use value::Value;

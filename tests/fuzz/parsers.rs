@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use serde::de::DeserializeOwned;
 use strongroom::audit::ring::Ring;
 use strongroom::audit::verify::{self, Known};
-use strongroom::audit::{log, revision};
+use strongroom::audit::{files, revision};
 use strongroom::catalog::definition::Definition;
 use strongroom::catalog::name::{AgentName, ChainName, EnvName, GroupName, SecretKey, SecretName};
 use strongroom::catalog::scope::Scope;
@@ -183,7 +183,7 @@ fn audit(data: &[u8]) {
     if let Err(error) = read {
         quiet(data, &error, None);
     }
-    let _files = log::files(dir.path()).expect("a directory that is there");
+    let _files = files::files(dir.path()).expect("a directory that is there");
 }
 
 fn frames(data: &[u8]) {
