@@ -7,9 +7,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::execution::exposure::{Channel, Exposure};
 use crate::execution::handles::{Handle, Handles};
 use crate::execution::principal::{File, Principal};
@@ -17,101 +17,16 @@ use crate::execution::registry::{Inode, Registry};
 use crate::identity::attestor::{Attestor, PrincipalNumber};
 use crate::identity::resolver::Resolver;
 use crate::identity::{Caller, Facts};
-use crate::secret::SecretBytes;
 
 use super::backend::{Access, Backend, Outcome, Recorder};
+use super::open::OpenValues;
+use super::refusals::{Burst, Refusals};
 use super::{Broker, FileFact, Node, Place, Range, Refusal, Request, Standing, Writer};
 
 /// A continued reading is recorded again after this many seconds.
 const RECORD_AGAIN_SECS: u64 = 15 * 60;
-/// A repeated refusal is recorded again, with its count, after this many seconds.
-const REFUSAL_AGAIN_SECS: i64 = 60;
-/// So many refusals within a minute are a burst.
-const BURST: u64 = 20;
-/// Refusals that are counted apart; beyond this many each one is recorded.
-const MAX_COUNTED: usize = 4096;
-/// Shards of the open values: readers of different files do not wait for each other.
-const SHARDS: usize = 16;
-
-/// The last refusal of a principal, for its `.identity`.
-#[derive(Debug, Clone)]
-struct LastRefusal {
-    name: String,
-    why: Refusal,
-    at: Timestamp,
-}
-
-/// A refusal that repeats, and how often it did since its last record.
-struct Counted {
-    recorded_at: Timestamp,
-    unrecorded: u64,
-    /// The first of them: the record of the others says the same.
-    first: Refused,
-}
-
-/// What the record of a refusal needs after its caller has gone.
-#[derive(Clone)]
-struct Refused {
-    principal: Option<Arc<Principal>>,
-    file: Option<File>,
-    name: String,
-    uid: u32,
-    gid: u32,
-    why: Refusal,
-}
-
-impl Counted {
-    fn is_due(&self, now: Timestamp) -> bool {
-        now.as_second() - self.recorded_at.as_second() >= REFUSAL_AGAIN_SECS
-    }
-}
-
-/// The value behind an open handle.
-struct OpenValue {
-    value: Arc<SecretBytes>,
-    /// The last read through the handle, if it reached the end.
-    short: Option<ShortRead>,
-}
-
-/// A read that got fewer bytes than it asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ShortRead {
-    tid: u32,
-    range: Range,
-    answered: u32,
-}
-
-impl ShortRead {
-    /// The read that answered `answered` bytes to `tid`, if it wanted more and got any.
-    fn of(tid: u32, range: Range, answered: usize) -> Option<Self> {
-        let answered = u32::try_from(answered).ok()?;
-        (answered > 0 && answered < range.size).then_some(Self { tid, range, answered })
-    }
-
-    /// Whether `next` is io_uring asking for the rest of its buffer. It does so after every short
-    /// read, and FUSE's direct I/O has not moved its position (`fuse_direct_IO`, seen on Linux
-    /// 6.18): the caller would find the value in its buffer again and again.
-    fn is_continued_by(self, tid: u32, next: Range) -> bool {
-        self.tid == tid
-            && self.range.offset == next.offset
-            && self.range.size - self.answered == next.size
-    }
-}
-
-/// Many refusals of one principal within a minute.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Burst {
-    /// Its execution.
-    pub execution: String,
-    /// Its chain.
-    pub chain: String,
-    /// Its agent.
-    pub agent: String,
-    /// When the minute began.
-    pub since: Timestamp,
-    /// How many there were when it was noticed.
-    pub count: u64,
-}
+/// So many principals' entries are kept before those that have ended go.
+const MAX_WRITERS: usize = 4096;
 
 /// See the module.
 pub struct Local<B, R> {
@@ -122,14 +37,10 @@ pub struct Local<B, R> {
     backend: Arc<B>,
     recorder: Arc<R>,
     clock: Arc<dyn Clock>,
-    /// Values of open handles, wiped at release.
-    open: [Mutex<HashMap<u64, OpenValue>>; SHARDS],
+    open: OpenValues,
     /// Held for reading from the judgement of a request to its answer.
     in_work: RwLock<()>,
-    refusals: Mutex<HashMap<PrincipalNumber, LastRefusal>>,
-    /// Refusals of each principal in its present minute, and those that were many.
-    bursts: Mutex<(HashMap<PrincipalNumber, Burst>, Vec<Burst>)>,
-    counted: Mutex<HashMap<(Option<PrincipalNumber>, String), Counted>>,
+    refusals: Refusals,
     /// Principals as users of their events directories; what is in it never changes.
     writers: RwLock<HashMap<PrincipalNumber, Arc<Writer>>>,
 }
@@ -148,16 +59,14 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         Self {
             resolver,
             attestors,
+            refusals: Refusals::new(registry.clone(), clock.clone()),
             registry,
             handles,
             backend,
             recorder,
             clock,
-            open: std::array::from_fn(|_| Mutex::new(HashMap::new())),
+            open: OpenValues::new(),
             in_work: RwLock::new(()),
-            refusals: Mutex::new(HashMap::new()),
-            bursts: Mutex::default(),
-            counted: Mutex::new(HashMap::new()),
             writers: RwLock::default(),
         }
     }
@@ -174,13 +83,8 @@ impl<B: Backend, R: Recorder> Local<B, R> {
 
     /// The last refusal of a principal, in words.
     pub fn last_refusals(&self, principal: PrincipalNumber) -> Vec<String> {
-        self.refusals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&principal)
-            .map(|last| format!("{}: {} ({})", last.name, last.why, last.at))
-            .into_iter()
-            .collect()
+        let last = self.refusals.last(principal);
+        last.map(|last| format!("{}: {} ({})", last.name, last.why, last.at)).into_iter().collect()
     }
 
     /// Waits until every request that was judged before has been answered: what is denied from then
@@ -191,50 +95,21 @@ impl<B: Backend, R: Recorder> Local<B, R> {
 
     /// Bursts of refusals since the last call.
     pub fn take_bursts(&self) -> Vec<Burst> {
-        let mut bursts = self.bursts.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut bursts.1)
-    }
-
-    fn count_refusal(&self, principal: &Principal, now: Timestamp) {
-        let mut bursts = self.bursts.lock().unwrap_or_else(PoisonError::into_inner);
-        let (open, noticed) = &mut *bursts;
-        let is_over = |b: &Burst| now.as_second() - b.since.as_second() >= REFUSAL_AGAIN_SECS;
-        if open.len() >= MAX_COUNTED {
-            open.retain(|_, b| !is_over(b));
-        }
-        let new = || Burst {
-            execution: principal.execution.to_string(),
-            chain: principal.chain.clone(),
-            agent: principal.agent.clone(),
-            since: now,
-            count: 0,
-        };
-        let burst = open.entry(principal.number).or_insert_with(new);
-        if is_over(burst) {
-            *burst = new();
-        }
-        burst.count += 1;
-        if burst.count == BURST {
-            noticed.push(burst.clone());
-        }
+        self.refusals.take_bursts()
     }
 
     /// Drops the decrypted values that are denied now.
     pub fn wipe_denied(&self) {
-        for shard in &self.open {
-            shard.lock().unwrap_or_else(PoisonError::into_inner).retain(|handle, _| {
-                let inode = self.handles.get(*handle).map(|h| h.inode);
-                let secret = inode.and_then(|inode| self.registry.inode(inode));
-                !matches!(secret, Some(Inode::Secret(s)) if self.backend.is_revoked(&s.value))
-            });
-        }
+        self.open.retain(|handle| {
+            let inode = self.handles.get(handle).map(|h| h.inode);
+            let secret = inode.and_then(|inode| self.registry.inode(inode));
+            !matches!(secret, Some(Inode::Secret(s)) if self.backend.is_revoked(&s.value))
+        });
     }
 
     /// Drops every decrypted value, as locking the vault asks for.
     pub fn wipe(&self) {
-        for shard in &self.open {
-            shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        }
+        self.open.retain(|_| false);
     }
 
     /// Which principal the facts belong to, whatever the uid.
@@ -251,10 +126,6 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         Ok((facts, principal))
     }
 
-    fn shard(&self, handle: u64) -> &Mutex<HashMap<u64, OpenValue>> {
-        &self.open[handle as usize % SHARDS]
-    }
-
     fn fact(principal: &Principal, name: &str, file: &File) -> FileFact {
         FileFact {
             name: name.to_owned(),
@@ -263,61 +134,6 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             uid: principal.uid,
             gid: principal.gid,
             modified: file.created_at,
-        }
-    }
-
-    /// For the principal's `.identity`, and for the alert about bursts.
-    fn note_refusal(&self, principal: Option<&Principal>, name: &str, why: Refusal) {
-        let now = self.clock.now();
-        if let Some(principal) = principal {
-            self.count_refusal(principal, now);
-            let last = LastRefusal { name: name.to_owned(), why, at: now };
-            self.refusals
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(principal.number, last);
-        }
-    }
-
-    /// Counts a refusal; how many are to be recorded now, if any.
-    fn count(
-        &self,
-        principal: Option<&Principal>,
-        file: Option<&File>,
-        name: &str,
-        caller: Caller,
-        why: Refusal,
-    ) -> Option<u64> {
-        let now = self.clock.now();
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (principal.map(|p| p.number), format!("{name}\n{why}"));
-        if counted.len() >= MAX_COUNTED && !counted.contains_key(&key) {
-            counted.retain(|_, c| !c.is_due(now) || c.unrecorded > 0);
-        }
-        match counted.get_mut(&key) {
-            Some(c) if !c.is_due(now) => {
-                c.unrecorded += 1;
-                None
-            }
-            Some(c) => {
-                let count = c.unrecorded + 1;
-                (c.recorded_at, c.unrecorded) = (now, 0);
-                Some(count)
-            }
-            None => {
-                if counted.len() < MAX_COUNTED {
-                    let first = Refused {
-                        principal: principal.and_then(|p| self.registry.principal(p.number)),
-                        file: file.cloned(),
-                        name: name.to_owned(),
-                        uid: caller.uid,
-                        gid: caller.gid,
-                        why,
-                    };
-                    counted.insert(key, Counted { recorded_at: now, unrecorded: 0, first });
-                }
-                Some(1)
-            }
         }
     }
 
@@ -330,8 +146,8 @@ impl<B: Backend, R: Recorder> Local<B, R> {
         caller: Caller,
         why: Refusal,
     ) -> Refusal {
-        self.note_refusal(principal, name, why);
-        let count = self.count(principal, file, name, caller, why);
+        self.refusals.note(principal, name, why);
+        let count = self.refusals.count(principal, file, name, caller, why);
         if let Some(count) = count {
             let access = Access {
                 outcome: Outcome::Denied(why),
@@ -352,20 +168,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
     /// Records the refusals that were counted and whose minute is over, or `all` of them, as a
     /// worker that stops must: without this a burst would be on record as one refusal.
     pub fn record_counts(&self, all: bool) {
-        let now = self.clock.now();
-        let mut due = Vec::new();
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, counted| {
-            if !all && !counted.is_due(now) {
-                return true;
-            }
-            if counted.unrecorded == 0 {
-                return false;
-            }
-            due.push((key.clone(), counted.first.clone(), counted.unrecorded));
-            (counted.recorded_at, counted.unrecorded) = (now, 0);
-            true
-        });
-        for (key, refused, count) in due {
+        for (key, refused, count) in self.refusals.take_due(all) {
             let access = Access {
                 outcome: Outcome::Denied(refused.why),
                 principal: refused.principal.as_deref(),
@@ -378,10 +181,7 @@ impl<B: Backend, R: Recorder> Local<B, R> {
                 request: 0,
             };
             if self.recorder.record(&access).is_err() {
-                let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(counted) = counted.get_mut(&key) {
-                    counted.unrecorded += count;
-                }
+                self.refusals.put_back(&key, count);
             }
         }
     }
@@ -410,44 +210,9 @@ impl<B: Backend, R: Recorder> Local<B, R> {
             return Ok(());
         }
         let why = Refusal::Revoked;
-        self.note_refusal(Some(reader), name, why);
-        if let Some(count) = self.count(Some(reader), Some(file), name, caller, why) {
-            let key = (Some(reader.number), format!("{name}\n{why}"));
-            let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(counted) = counted.get_mut(&key) {
-                counted.unrecorded += count;
-            }
-        }
+        self.refusals.note(Some(reader), name, why);
+        self.refusals.count_for_later(reader, file, name, caller, why);
         Err(why)
-    }
-
-    /// The value behind an open handle, decrypted anew by a worker that did not open it.
-    fn value(&self, handle: u64, file: &File) -> Result<Arc<SecretBytes>, Refusal> {
-        let mut shard = self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = shard.get(&handle) {
-            return Ok(open.value.clone());
-        }
-        let value = Arc::new(self.backend.value(&file.value)?);
-        shard.insert(handle, OpenValue { value: value.clone(), short: None });
-        Ok(value)
-    }
-
-    /// Whether this read only repeats the handle's last one; asked once, then forgotten.
-    fn is_repeated(&self, handle: u64, tid: u32, range: Range) -> bool {
-        let mut shard = self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner);
-        let last = shard.get_mut(&handle).and_then(|open| open.short.take());
-        last.is_some_and(|last| last.is_continued_by(tid, range))
-    }
-
-    /// Remembers the read that is answered now, if it is short.
-    fn note_read(&self, handle: u64, tid: u32, range: Range, answered: usize) {
-        let short = ShortRead::of(tid, range, answered);
-        if short.is_some()
-            && let Some(open) =
-                self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner).get_mut(&handle)
-        {
-            open.short = short;
-        }
     }
 
     /// Notes that the reader's execution obtains this version, before it does.
@@ -547,7 +312,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
             level: p.redact,
         });
         let mut writers = self.writers.write().unwrap_or_else(PoisonError::into_inner);
-        if writers.len() >= MAX_COUNTED {
+        if writers.len() >= MAX_WRITERS {
             writers.retain(|number, _| self.registry.principal(*number).is_some());
         }
         writers.insert(principal, writer.clone());
@@ -578,10 +343,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
         let handle = Handle { principal: Some(principal.number.0), inode, writing: false };
         let handle =
             self.handles.insert(handle, request.id, request.resent).ok_or(Refusal::TooManyOpen)?;
-        self.shard(handle)
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(handle, OpenValue { value: Arc::new(value), short: None });
+        self.open.insert(handle, value);
         Ok(handle)
     }
 
@@ -610,7 +372,7 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
             return Err(foreign(Some(&reader)));
         };
         self.usable(file).map_err(|why| self.deny(Some(&reader), Some(file), name, caller, why))?;
-        if self.is_repeated(handle, caller.tid, range) {
+        if self.open.is_repeated(handle, caller.tid, range) {
             reply(&[]);
             return Ok(());
         }
@@ -635,34 +397,29 @@ impl<B: Backend, R: Recorder> Broker for Local<B, R> {
             self.handles.set_recorded_at(handle, now_secs);
         }
         self.expose(&reader, file)?;
-        let value = self.value(handle, file)?;
+        let value = self.open.value(handle, || self.backend.value(&file.value))?;
         let bytes = range.of(value.expose());
         self.check_again(&reader, file, name, caller)?;
         // Before the reply: the next request may come at once, by another thread of ours.
-        self.note_read(handle, caller.tid, range, bytes.len());
+        self.open.note_read(handle, caller.tid, range, bytes.len());
         reply(bytes);
         Ok(())
     }
 
     fn release(&self, handle: u64) {
-        self.shard(handle).lock().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+        self.open.remove(handle);
         self.handles.remove(handle);
     }
 
     fn identity(&self, principal: PrincipalNumber) -> Vec<u8> {
         let Some(principal) = self.registry.principal(principal) else { return Vec::new() };
-        let refusal = self
-            .refusals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&principal.number)
-            .map(|last| {
-                serde_json::json!({
-                    "name": last.name,
-                    "reason": last.why.to_string(),
-                    "at": last.at,
-                })
-            });
+        let refusal = self.refusals.last(principal.number).map(|last| {
+            serde_json::json!({
+                "name": last.name,
+                "reason": last.why.to_string(),
+                "at": last.at,
+            })
+        });
         let secrets: serde_json::Map<_, _> = principal
             .files
             .iter()
@@ -716,20 +473,10 @@ impl<B, R> std::fmt::Debug for Local<B, R> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Mutex;
 
-    #[test]
-    fn only_the_same_threads_read_for_the_rest_of_its_buffer_is_a_repetition() {
-        let range = |offset, size| Range { offset, size };
-        let short = ShortRead::of(7, range(0, 4096), 31).unwrap();
-        assert!(short.is_continued_by(7, range(0, 4065)));
-        assert!(!short.is_continued_by(8, range(0, 4065)));
-        assert!(!short.is_continued_by(7, range(0, 4096)));
-        assert!(!short.is_continued_by(7, range(31, 4065)));
-        // A full answer and the end of the file are followed by nothing.
-        assert_eq!(ShortRead::of(7, range(0, 31), 31), None);
-        assert_eq!(ShortRead::of(7, range(31, 4065), 0), None);
-    }
+    use super::*;
+    use crate::secret::SecretBytes;
 
     /// A vault with one value, which may be revoked at any moment.
     #[derive(Default)]

@@ -8,6 +8,8 @@
 pub mod backend;
 pub mod local;
 pub mod memory;
+mod open;
+pub mod refusals;
 
 use std::sync::Arc;
 

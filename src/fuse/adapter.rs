@@ -1,4 +1,4 @@
-//! Translates between fuser and [`crate::fs::tree::Tree`]; decides nothing.
+//! Hands what fuser brings to [`crate::fs::tree::Tree`]; decides nothing.
 //!
 //! Invariant: every operation is answered, none with `ENOSYS` but those that a test lists (access and
 //! extended attributes, whose absence the kernel may remember), and a panic is an `EIO` and an alarm,
@@ -6,41 +6,39 @@
 //! handler ends fuser's thread for good.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
-    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 
 use zeroize::Zeroizing;
 
-use crate::broker::{Broker, Range, Refusal, Request};
+use crate::broker::{Broker, Range, Refusal};
 use crate::events::Change;
-use crate::fs::errno;
 use crate::fs::events::Write;
-use crate::fs::tree::{Attributes, EVENTS_NAME, Kind, Listed, OpenFile, Opened, Tree};
-use crate::identity::Caller;
-use crate::sys::device::UNIQUE_RESEND;
+use crate::fs::tree::{EVENTS_NAME, Kind, OpenFile, Tree};
 
 use super::gate::{Answer, Gate, Refuse};
+use super::listings::Listings;
 use super::requests::{Operation, Requests};
+use super::translate::{
+    ENTRY_TIMEOUT, caller, empty, entry, file_attr, file_type, is_writing, number, open_flags,
+    request, seconds,
+};
 
 /// The largest WRITE that the kernel may send, in bytes; the request buffers are populated for it.
 pub const MAX_WRITE_BYTES: u32 = 256 << 10;
-
-/// Entries are asked for anew each time: the next caller is another.
-const ENTRY_TIMEOUT: Duration = Duration::ZERO;
 
 /// What happened in handlers since the start, for `status` and metrics.
 #[derive(Debug, Default)]
@@ -65,35 +63,6 @@ struct Inner<B> {
     tree: Arc<Tree<B>>,
     alarms: Arc<Alarms>,
     listings: Listings,
-}
-
-macro_rules! refuse {
-    ($($reply:ty),*) => {
-        $(impl Refuse for $reply {
-            fn refuse(self, errno: Errno) {
-                self.error(errno);
-            }
-        })*
-    };
-}
-
-refuse!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyWrite
-);
-
-/// Directories that are being read, as they were when the reading began.
-#[derive(Debug, Default)]
-struct Listings {
-    next: AtomicU64,
-    open: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
 }
 
 impl<B: Broker> Adapter<B> {
@@ -141,29 +110,6 @@ impl<B: Broker> Adapter<B> {
 }
 
 impl<B: Broker> Inner<B> {
-    /// The listing of an open directory. A worker that did not open it takes it anew.
-    fn listing(
-        &self,
-        caller: Caller,
-        inode: u64,
-        number: u64,
-        offset: u64,
-    ) -> Result<Arc<Vec<Listed>>, Refusal> {
-        // Judged anew each time, whatever was listed before.
-        let now = self.tree.list(caller, inode)?;
-        let mut open = self.listings.open.lock().unwrap_or_else(PoisonError::into_inner);
-        match open.get(&number) {
-            Some(known) if offset > 0 && self.tree.is_changeable(inode) => Ok(known.clone()),
-            _ => {
-                let now = Arc::new(now);
-                if self.tree.is_changeable(inode) {
-                    open.insert(number, now.clone());
-                }
-                Ok(now)
-            }
-        }
-    }
-
     /// Runs a handler; a panic in it is a fault of ours and counted.
     fn guard<T>(&self, run: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Errno> {
         match catch_unwind(AssertUnwindSafe(run)) {
@@ -193,85 +139,6 @@ impl<B: Broker> Adapter<B> {
             empty(to.guard(|| to.tree.remove(caller, parent.0, &name, kind, request)), answer);
         });
     }
-}
-
-fn number(refusal: Refusal) -> Errno {
-    Errno::from_i32(errno::Errno::from(refusal).0)
-}
-
-fn caller(req: &fuser::Request) -> Caller {
-    Caller { tid: req.pid(), uid: req.uid(), gid: req.gid() }
-}
-
-fn request(req: &fuser::Request) -> Request {
-    let unique = req.unique().0;
-    Request { id: unique & !UNIQUE_RESEND, resent: unique & UNIQUE_RESEND != 0 }
-}
-
-fn file_attr(attributes: &Attributes) -> FileAttr {
-    let time = |at| SystemTime::try_from(at).unwrap_or(SystemTime::UNIX_EPOCH);
-    let modified = time(attributes.modified);
-    FileAttr {
-        ino: INodeNo(attributes.inode),
-        size: attributes.size_bytes,
-        blocks: attributes.size_bytes.div_ceil(512),
-        atime: attributes.accessed.map_or(modified, time),
-        mtime: modified,
-        ctime: attributes.changed.map_or(modified, time),
-        crtime: modified,
-        kind: file_type(attributes.kind),
-        perm: attributes.mode,
-        nlink: attributes.links,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-        Kind::Link => FileType::Symlink,
-    }
-}
-
-/// Answers with an entry; the kernel asks for it anew each time.
-fn entry(made: Result<Attributes, Errno>, answer: Answer<ReplyEntry>) {
-    answer.give(made, |reply, made| {
-        reply.entry_with_ttls(&made.timeout, &ENTRY_TIMEOUT, &file_attr(&made), Generation(0));
-    });
-}
-
-fn empty(outcome: Result<(), Errno>, answer: Answer<ReplyEmpty>) {
-    answer.give(outcome, |reply, ()| reply.ok());
-}
-
-fn open_flags(opened: Opened) -> FopenFlags {
-    if opened.tells_close {
-        FopenFlags::FOPEN_DIRECT_IO
-    } else {
-        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
-    }
-}
-
-/// Seconds and nanoseconds since 1970.
-fn seconds(time: TimeOrNow) -> (i64, i64) {
-    let time = match time {
-        TimeOrNow::SpecificTime(time) => time,
-        TimeOrNow::Now => SystemTime::now(),
-    };
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(since) => (since.as_secs().cast_signed(), i64::from(since.subsec_nanos())),
-        Err(before) => (-before.duration().as_secs().cast_signed(), 0),
-    }
-}
-
-/// Whether an open could change the file.
-fn is_writing(flags: OpenFlags) -> bool {
-    flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & (libc::O_TRUNC | libc::O_APPEND) != 0
 }
 
 impl<B: Broker> Filesystem for Adapter<B> {
@@ -584,16 +451,14 @@ impl<B: Broker> Filesystem for Adapter<B> {
         });
     }
 
-    // A listing is for one caller, and never cached. It is taken once for each reading: names that are
-    // removed meanwhile must not shift those that are still to come.
+    // A listing is for one caller, and never cached.
     fn opendir(&self, req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count(Operation::Opendir);
         let caller = caller(req);
         self.serve(self.is_event(ino), reply, move |to, answer| {
             let listed = to.guard(|| to.tree.list(caller, ino.0));
             answer.give(listed, |reply, _| {
-                let number = to.listings.next.fetch_add(1, Ordering::Relaxed);
-                reply.opened(FileHandle(number), FopenFlags::empty());
+                reply.opened(FileHandle(to.listings.open()), FopenFlags::empty());
             });
         });
     }
@@ -609,7 +474,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         self.count(Operation::Readdir);
         let caller = caller(req);
         self.serve(self.is_event(ino), reply, move |to, answer| {
-            let listed = to.guard(|| to.listing(caller, ino.0, fh.0, offset));
+            let listed = to.guard(|| to.listings.listing(&to.tree, caller, (ino.0, fh.0), offset));
             answer.give(listed, |mut reply, listed| {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
                 for (index, entry) in listed.iter().enumerate().skip(from) {
@@ -645,7 +510,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Releasedir);
-        self.inner.listings.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
+        self.inner.listings.release(fh.0);
         reply.ok();
     }
 

@@ -3,5 +3,7 @@
 
 pub mod adapter;
 pub mod gate;
+mod listings;
 pub mod requests;
 pub mod session;
+mod translate;
