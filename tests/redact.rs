@@ -294,6 +294,75 @@ fn every_cut_of_every_form_of_every_kind_of_value_is_found() {
 }
 
 #[test]
+fn the_longest_then_the_leftmost_names_a_range_and_all_names_of_that_in_order() {
+    let name = |of: &[(&str, &str)], input: &str| {
+        let values = (0..).zip(of).map(|(id, (_, value))| Value { id, bytes: value.as_bytes() });
+        let names = (0..).zip(of).map(|(id, (name, _))| (id, (*name).into())).collect();
+        let view = View::new(&Arc::new(Index::build(values)), names, Others::Unseen);
+        text(&redact(&Arc::new(view), Level::Values, input.as_bytes()))
+    };
+    let (one, two) = ("Zk8Wq2LmN5rT7yU0", "N5rT7yU0pX3cAb9d");
+    let both = "Zk8Wq2LmN5rT7yU0pX3cAb9d";
+    assert_eq!(name(&[("B", one), ("A", two)], both), "[REDACTED:B]", "as long, more to the left");
+    let longer = "5rT7yU0pX3cAb9d-7Q4x";
+    assert_eq!(name(&[("B", one), ("A", longer)], &format!("{both}-7Q4x")), "[REDACTED:A]");
+    // Versions of one secret have one name, whatever their stage; several secrets are all named.
+    assert_eq!(name(&[("A", one), ("A", one)], one), "[REDACTED:A]");
+    assert_eq!(name(&[("B", one), ("C", two), ("A", one)], both), "[REDACTED:A|B]");
+    let five = ["E", "D", "C", "B", "A"].map(|name| (name, one));
+    assert_eq!(name(&five, one), "[REDACTED:A|B|C|+2]");
+}
+
+#[test]
+fn at_level_all_no_bit_of_a_value_stays_in_the_characters_that_its_base64_shares() {
+    let value = "Zk8Wq2LmN5rT7yU0pX3c";
+    let view = view(&[value.as_bytes()]);
+    for lead in 0..3 {
+        for tail in 0..3 {
+            let encoded = base64(format!("{}{value}{}", &"ab"[..lead], &"yz"[..tail]).as_bytes());
+            let (first, last) = (lead * 8 / 6, ((lead + value.len()) * 8).div_ceil(6));
+            for (level, first, last) in [
+                (Level::All, first, last),
+                (Level::Values, (lead * 8).div_ceil(6), (lead + value.len()) * 8 / 6),
+            ] {
+                let input = format!("a {encoded} b");
+                let out = text(&redact(&view, level, input.as_bytes()));
+                let (before, after) = (&encoded[..first], &encoded[last..]);
+                assert_eq!(out, format!("a {before}[REDACTED:N0]{after} b"), "{level:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_key_behind_the_prefix_of_a_log_is_one_marker_and_only_its_own_lines_wait() {
+    let key = private_key(3);
+    let view = view(&[key.as_bytes()]);
+    let line = |n: usize, text: &str| format!("2026-11-25T00:00:{:02}Z app[{n}]: {text}\n", n + 7);
+    let logged: Vec<String> = key.lines().enumerate().map(|(n, text)| line(n, text)).collect();
+    let input = format!("{}{}{}", line(8, "start"), logged.concat(), line(9, "end"));
+    let expected = format!(
+        "{}2026-11-25T00:00:07Z app[0]: [REDACTED:N0]\n{}",
+        line(8, "start"),
+        line(9, "end")
+    );
+    for cut in 1..input.len() {
+        let out =
+            in_pieces(&view, Level::Values, input.as_bytes(), &[cut, input.len()], true, |_, _| {});
+        assert_eq!(text(&out), expected, "{cut}");
+    }
+    // Where the next line is another one, nothing waits any longer.
+    let mut redactor = Redactor::new(view, Level::Values);
+    let mut out = Collect::default();
+    let (first, rest) = logged[0].split_at(logged[0].len() - 1);
+    for (piece, held) in [(first, 31), (rest, 32), ("2026-11-25T00:00:09Z app[7]: ", 61), ("x", 0)]
+    {
+        redactor.push(piece.as_bytes(), &mut out);
+        assert_eq!(redactor.held(), held, "{piece}");
+    }
+}
+
+#[test]
 fn a_finished_line_is_out_at_once() {
     let view = view(&[b"Zk8Wq2LmN5rT7yU0pX3c", b"correct horse battery staple"]);
     let mut redactor = Redactor::new(view, Level::Values);
@@ -721,6 +790,53 @@ proptest! {
         let input = format!("key:{end}{}{end}and on", lines.join(&end));
         let out = same_however_cut(&view, Level::Values, input.as_bytes(), &pieces)?;
         prop_assert_eq!(out, format!("key:{end}[REDACTED:N0]{end}and on"));
+    }
+
+    /// Percent escapes, whoever wrote them: the case of each digit is its own.
+    #[test]
+    fn percent_escapes_are_found_in_either_case_of_their_digits(
+        value in "[ -~]{6,20}[/+?%:]\u{e9}[/+?%:=]", all in any::<bool>(), twice in any::<bool>(),
+        cases in vec(any::<bool>(), 200), pieces in vec(1..30_usize, 1..6),
+    ) {
+        let value = value.trim();
+        let view = view(&[value.as_bytes()]);
+        let keep = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b) || (!all && b"!'()*".contains(&b));
+        let mut turn = cases.into_iter().cycle();
+        let one = |b: u8| match keep(b) {
+            true => char::from(b).to_string(),
+            false if turn.next() == Some(true) => format!("%{b:02X}"),
+            false => format!("%{b:02x}"),
+        };
+        let mut encoded: String = value.bytes().map(one).collect();
+        if twice && all {
+            encoded = encoded.replace('%', "%25");
+        }
+        let input = format!("https://h/?q={encoded}&x");
+        let out = same_however_cut(&view, Level::Values, input.as_bytes(), &pieces)?;
+        prop_assert_eq!(out, "https://h/?q=[REDACTED:N0]&x", "{}", input);
+    }
+
+    /// A value of several lines, each behind what a logger writes.
+    #[test]
+    fn a_value_of_several_lines_is_found_behind_a_prefix_of_each(
+        first in "[a-z]{8,12}", lines in vec("[a-z: ]{0,9}[a-z]", 1..5), tag in "[a-z]{1,9}",
+        seconds in vec(10..60_u8, 6), end in select(vec!["\n", "\r\n"]), pieces in vec(1..40_usize, 1..6),
+        cut in 0..200_usize,
+    ) {
+        let all: Vec<String> = std::iter::once(first).chain(lines).collect();
+        let value = all.join("\n");
+        let view = view(&[value.as_bytes()]);
+        let prefix = |n: usize| format!("2026-11-25T00:00:{}Z {tag}[12]: ", seconds[n % 6]);
+        let logged: Vec<String> = all.iter().enumerate().map(|(n, l)| prefix(n) + l).collect();
+        let input = format!("before{end}{}{end}{}and on", logged.join(end), prefix(5));
+        let out = same_however_cut(&view, Level::Values, input.as_bytes(), &pieces)?;
+        prop_assert_eq!(out, format!("before{end}{}[REDACTED:N0]{end}{}and on", prefix(0), prefix(5)));
+        // What is cut off, or goes on otherwise, is decided by the whole text alone.
+        let part = &input.as_bytes()[..cut.min(input.len())];
+        for more in ["", "2026-11-25T0", "\n", " [12]: \n", &logged.join(end), &logged[0]] {
+            let near = [part, more.as_bytes()].concat();
+            same_however_cut(&view, Level::Values, &near, &pieces)?;
+        }
     }
 
     /// Texts that are nearly wrapped, nearly quoted and nearly anything.

@@ -299,16 +299,21 @@
 //!
 //! Every occurrence of every needle counts, also overlapping ones. Ranges that share a byte become one
 //! marker, named by the longest of the best grade (the value as it is, then its other forms, then
-//! formats, then what looks random); touching ranges stay apart. The output is a function of the whole
-//! text and of what is looked for, however the text is cut into writes and whatever process goes on
-//! with it.
+//! formats, then what looks random); touching ranges stay apart. Of
+//! ranges as long the leftmost names, and all names of that in order, whatever the stages of their
+//! versions. The output is a function of the whole text and of what is looked for, however the text is
+//! cut into writes and whatever process goes on with it.
 //!
 //! **Looked for** of each value: itself without white space around it; the password of a URL; strings
-//! of a JSON value and values of a dotenv text; lines of at least 16 bytes that look random. Each of
-//! these also as base64 (three alignments, both alphabets), base32, hex (also `\x..` and with colons),
+//! of a JSON or YAML value (block mappings and lists, no escapes) and values of a dotenv text; lines of
+//! at least 16 bytes that look random. Each of these also as base64 (three alignments, both alphabets), base32, hex (also `\x..` and with colons),
 //! UTF-16 and its base64, and, where it differs, in the escapes of JSON (once, twice, ASCII, `\/`,
 //! HTML-safe), URLs (each set of reserved characters, forms, twice), POSIX shell, SQL, CSV, Python, Go
-//! and XML. Hex and base32 in either case. A form shorter than 8 bytes is not looked for.
+//! and XML. Hex, base32 and the digits of percent escapes in either case. A form shorter than 8 bytes is not looked for.
+//!
+//! Characters of base64 that a value shares with its neighbours (up to four bits of its first and of
+//! its last byte) stay at levels `values` and `formats`, where a line that ends there must not wait for
+//! what follows; at level `all`, which decodes runs of at least 16 characters, they go too.
 //!
 //! **Line breaks.** A newline, as it is or escaped (`\n`, `\r\n`, up to four backslashes), with white
 //! space around it and `>`, `+ `, `| ` or `# ` behind it, 64 bytes in all, counts as one break. Values of
@@ -316,6 +321,10 @@
 //! is found with breaks in it, where at least 16 such characters stand before a break; fewer than four
 //! of its own characters before its first break stay as they are, so that lines that end in a word or a
 //! digest do not wait for the next line.
+//!
+//! **Prefixes.** A value of several lines, the first of at least 8 bytes, is also found where each of
+//! its lines stands behind what a logger writes: at most 64 bytes, on each line as many and the same but
+//! for digits. The prefixes between its lines go with it.
 //!
 //! **Weak values.** 4 bytes and fewer, and what stands in markers: never looked for. 5 to 7 bytes, fewer
 //! than 8 digits, one repeated character, ordinary words: only between bytes that are no part of a word.
@@ -342,7 +351,7 @@
 //!
 //! **Not found**: what is compressed or encrypted; encodings within others than these; what looks random
 //! in decoded base64; nested base64 in lines of less than 48 characters; values split by anything but a
-//! break; a constant prefix of each line of a log.
+//! break or a prefix of each line.
 //!
 //! `STRONGROOM_CASES=20000 cargo test --release --test redact` compares 20,000 texts with a second
 //! statement of these rules; without it 1,000 to 2,000 of each kind. `tests/fuzz` has the same as

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::detect::Detector;
 use super::lens::{self, Search};
 use super::part::{Hit, Part, Text};
+use super::prefixed::Prefixed;
 use crate::secret::SecretBytes;
 
 /// The longest name in a marker, in bytes.
@@ -40,10 +41,12 @@ pub struct Index {
     gone: Arc<HashSet<u32>>,
 }
 
-/// Needles of the same values: in what is written, and in what a lens shows of several lines.
+/// Needles of the same values: in what is written, in what a lens shows of several lines, and behind
+/// prefixes of lines.
 struct Parts {
     plain: Part,
     lines: Part,
+    prefixed: Prefixed,
 }
 
 impl Parts {
@@ -51,7 +54,8 @@ impl Parts {
         let values: Vec<_> = values.into_iter().map(|value| (value.id, value.bytes)).collect();
         let several = |(_, bytes): &(u32, &[u8])| bytes.iter().any(|b| matches!(b, b'\n' | b'\\'));
         let lines = Part::of_lines(values.iter().copied().filter(several));
-        Arc::new(Self { plain: Part::build(values), lines })
+        let prefixed = Prefixed::build(values.iter().copied().filter(several));
+        Arc::new(Self { plain: Part::build(values), lines, prefixed })
     }
 
     fn both(&self) -> [&Part; 2] {
@@ -130,7 +134,8 @@ impl Index {
 
     /// Bytes of memory beside those.
     pub fn overhead(&self) -> usize {
-        self.each_part().map(Part::overhead).sum()
+        let prefixed = [&self.main, &self.older, &self.recent].map(|parts| parts.prefixed.size());
+        self.each_part().map(Part::overhead).sum::<usize>() + prefixed.iter().sum::<usize>()
     }
 }
 
@@ -194,6 +199,8 @@ impl View {
         let names = names.into_iter().map(|(id, name)| (id, marker_name(&name))).collect();
         let all = || layers.iter().flat_map(|layer| layer.parts.both());
         let longest = all().map(Part::longest).max().map_or(0, lens::span);
+        let prefixed = layers.iter().map(|layer| layer.parts.prefixed.longest()).max();
+        let longest = longest.max(prefixed.unwrap_or(0));
         let numbers = all().any(Part::has_numbers);
         let detector = Detector::usual();
         Self { layers, names, others, longest, numbers, detector }
@@ -241,6 +248,17 @@ impl View {
     pub(super) fn lines(&self) -> Option<impl Search> {
         let some = self.layers.iter().any(|layer| layer.parts.lines.len() > 0);
         some.then_some(Needles { view: self, of: |parts| &parts.lines })
+    }
+
+    /// Looks for values of several lines behind prefixes; where undecided ones begin.
+    pub(super) fn find_prefixed(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) -> usize {
+        let some = self.layers.iter().filter(|layer| !layer.parts.prefixed.is_empty());
+        let limits = some.map(|Layer { parts, gone }| {
+            let counts = |id: u32| self.sees(gone, id);
+            let named = |id: u32| counts(id) && self.names.contains_key(&id);
+            parts.prefixed.find(text, &counts, &named, each)
+        });
+        limits.min().unwrap_or(text.bytes.len())
     }
 
     /// Whether there is nothing to look for.

@@ -24,6 +24,7 @@ mod masks;
 mod needle;
 mod nested;
 mod part;
+mod prefixed;
 mod redactor;
 mod strength;
 mod variant;

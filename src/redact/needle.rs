@@ -1,7 +1,7 @@
 //! What of a value is looked for: its parts, each in all its forms.
 //!
-//! Parts: the value without white space around it; the password of a URL; leaf strings of a JSON
-//! value and values of a dotenv text; lines that look random of a value of several.
+//! Parts: the value without white space around it; the password of a URL; leaf strings of a JSON or
+//! YAML value and values of a dotenv text; lines that look random of a value of several.
 #![forbid(unsafe_code)]
 
 use zeroize::Zeroizing;
@@ -18,6 +18,8 @@ const LINE_BYTES_MIN: usize = 16;
 pub(super) struct Shape {
     /// ASCII case does not matter.
     pub caseless: bool,
+    /// That of digits behind a percent sign does not matter.
+    pub percent: bool,
     /// Only between bytes that are no part of a word.
     pub boundary: bool,
     /// As the value itself is written.
@@ -101,7 +103,8 @@ impl Maker {
             reserve(&mut self.all, self.one.len());
             self.all.extend_from_slice(&self.one);
             self.ends.push(self.all.len());
-            each(&self.one, Shape { caseless: form.is_caseless(), boundary, literal });
+            let (caseless, percent) = (form.is_caseless(), form.is_percent());
+            each(&self.one, Shape { caseless, percent, boundary, literal });
         }
     }
 }
@@ -118,6 +121,25 @@ pub(super) fn folded(value: &[u8], out: &mut Zeroizing<Vec<u8>>) {
     }
 }
 
+/// Bytes of a value beyond its first line that say something of it.
+pub(super) const CUT_BYTES_MIN: usize = 8;
+
+/// A value of several lines without carriage returns, for [`super::prefixed`]; nothing for others.
+pub(super) fn of_lines(value: &[u8], out: &mut Zeroizing<Vec<u8>>) {
+    let whole = value.trim_ascii();
+    let first = whole.iter().position(|b| *b == b'\n').unwrap_or(0);
+    out.clear();
+    if first >= FORM_BYTES_MIN && strength::weakness(whole).is_none() {
+        reserve(out, whole.len());
+        for (number, line) in whole.split(|b| *b == b'\n').enumerate() {
+            if number > 0 {
+                out.push(b'\n');
+            }
+            out.extend_from_slice(line.strip_suffix(b"\r").unwrap_or(line));
+        }
+    }
+}
+
 /// Parts of a value, and whether each is a mere line.
 fn parts(value: &[u8]) -> Vec<(&[u8], bool)> {
     let mut parts = Vec::new();
@@ -129,6 +151,7 @@ fn parts(value: &[u8]) -> Vec<(&[u8], bool)> {
             leaves(text, &mut parts);
         }
         if value.contains(&b'\n') {
+            scalars(text, &mut parts);
             for line in text.lines() {
                 let line = line.trim();
                 if let Some((key, value)) = line.split_once('=')
@@ -187,6 +210,66 @@ fn leaves<'a>(text: &'a str, parts: &mut Vec<(&'a [u8], bool)>) {
     }
 }
 
+/// Plain and quoted scalars of YAML (YAML 1.2.2, 7.3) in block mappings and sequences, of a text in
+/// which every line is one of those or in a block scalar; nothing for any other text. A scalar with
+/// escapes does not stand in the value as it is.
+fn scalars<'a>(text: &'a str, parts: &mut Vec<(&'a [u8], bool)>) {
+    let mut found = Vec::new();
+    // The indent of the key whose block scalar goes on.
+    let mut block = None;
+    for line in text.lines() {
+        let rest = line.trim_start_matches(' ');
+        let indent = line.len() - rest.len();
+        let rest = rest.trim_end();
+        if rest.is_empty() || block.is_some_and(|key| indent > key) {
+            continue;
+        }
+        block = None;
+        if rest.starts_with('#') || matches!(rest, "---" | "..." | "-") {
+            continue;
+        }
+        let mut item = rest;
+        while let Some(inner) = item.strip_prefix("- ") {
+            item = inner.trim_start();
+        }
+        let value = match (after_key(item), item.len() < rest.len()) {
+            (Some(value), _) => value.trim_start(),
+            (None, true) => item,
+            // A text of another kind.
+            (None, false) => return,
+        };
+        let quoted = |mark: char| {
+            let inside = value.strip_prefix(mark)?.split(mark).next()?;
+            value[inside.len() + 1..].starts_with(mark).then_some(inside)
+        };
+        let scalar = match value.chars().next() {
+            Some('|' | '>') => {
+                block = Some(indent);
+                continue;
+            }
+            None | Some('!' | '#' | '&' | '*' | '[' | '{') => continue,
+            Some('"') => quoted('"').filter(|inside| !inside.contains('\\')),
+            Some('\'') => quoted('\'').filter(|inside| !value.contains(&format!("{inside}\'\'"))),
+            Some(_) => value.split(" #").next().map(str::trim_end),
+        };
+        found.extend(scalar.map(|scalar| (scalar.as_bytes(), false)));
+    }
+    parts.append(&mut found);
+}
+
+/// What follows the key that a line of YAML begins with.
+fn after_key(line: &str) -> Option<&str> {
+    let after = match line.chars().next()? {
+        mark @ ('"' | '\'') => {
+            let inside = line[1..].find(mark)?;
+            &line[inside + 2..]
+        }
+        _ => line.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "_-./".contains(c)),
+    };
+    let value = after.strip_prefix(':').filter(|_| after.len() < line.len())?;
+    (value.is_empty() || value.starts_with(' ')).then_some(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +302,35 @@ mod tests {
         assert!(needles(b"abcd").is_empty());
         assert!(needles(b"REDACTED").is_empty());
         assert!(needles(b"s3cr3").iter().all(|(_, shape)| shape.boundary || !shape.literal));
+    }
+
+    #[test]
+    fn scalars_of_yaml_are_needles_and_lines_of_other_texts_are_not() {
+        let yaml = b"# of a cluster\nuser: robot-of-ours\nitems:\n  - name: 'Zk8Wq2LmN5rT'\n    pass: \"k7Hq2ZpX9vLm\" # old\n\
+            \x20   note: It's plain, Xq7 9!   # and no more\n    short: k7H\n  - bare-item-7Q4x\ncert: |\n  ordinary line: in a block\n\
+            esc: \"a\\tb-k7Hq2ZpX\"\nlast.key: tail-Zk8W-2LmN\n";
+        let found = literals(yaml);
+        for leaf in [
+            "Zk8Wq2LmN5rT",
+            "k7Hq2ZpX9vLm",
+            "It's plain, Xq7 9!",
+            "bare-item-7Q4x",
+            "tail-Zk8W-2LmN",
+        ] {
+            assert!(found.contains(&leaf.to_owned()), "{leaf}: {found:?}");
+        }
+        for other in ["ordinary line: in a block", "in a block", "a\\tb-k7Hq2ZpX", "k7H"] {
+            assert!(!found.contains(&other.to_owned()), "{other}: {found:?}");
+        }
+        for text in [
+            "Dear all,\nsubject: the-long-word-7Q\nbye",
+            "Proc-Type: 4,ENCRYPTED\n\nMIIEow",
+            "a=b\nkey: the-long-word-7Q",
+        ] {
+            let found = literals(text.as_bytes());
+            let is_leaf = |n: &String| n == "the-long-word-7Q" || n == "4,ENCRYPTED";
+            assert!(!found.iter().any(is_leaf), "{found:?}");
+        }
     }
 
     #[test]

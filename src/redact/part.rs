@@ -13,6 +13,7 @@
 use zeroize::Zeroizing;
 
 use super::needle::{self, Maker, Shape};
+use super::variant;
 
 /// Bytes of a window.
 const WINDOW: usize = 8;
@@ -125,6 +126,7 @@ struct Known {
     /// Where the windows that are entered begin.
     place: u32,
     caseless: bool,
+    percent: bool,
     boundary: bool,
     literal: bool,
 }
@@ -330,8 +332,18 @@ impl Part {
         let mut folded = Zeroizing::default();
         for (id, value) in values {
             needle::folded(value, &mut folded);
-            let shape = Shape { caseless: false, boundary: false, literal: false };
+            let shape = Shape { caseless: false, percent: false, boundary: false, literal: false };
             part.take(id, &folded, shape);
+        }
+        part.ready()
+    }
+
+    /// Of byte strings as they are.
+    pub(super) fn of_plain<'a>(bytes: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
+        let mut part = Self::empty();
+        let shape = Shape { caseless: false, percent: false, boundary: false, literal: false };
+        for (id, bytes) in bytes {
+            part.take(id, bytes, shape);
         }
         part.ready()
     }
@@ -373,7 +385,7 @@ impl Part {
         let numbers = (u32::try_from(number), u32::try_from(block.len()), bytes.len().try_into());
         let (Ok(number), Ok(at), Ok(len)) = numbers else { return };
         block.extend_from_slice(bytes);
-        let Shape { caseless, boundary, literal } = shape;
+        let Shape { caseless, percent, boundary, literal } = shape;
         self.known.push(Known {
             block: number,
             at,
@@ -381,6 +393,7 @@ impl Part {
             id,
             place: 0,
             caseless,
+            percent,
             boundary,
             literal,
         });
@@ -567,7 +580,11 @@ impl Part {
     /// Whether `text` is how the needle begins.
     fn same(&self, known: &Known, text: &[u8]) -> bool {
         let bytes = &self.bytes_of(known)[..text.len()];
-        if known.caseless { bytes.eq_ignore_ascii_case(text) } else { bytes == text }
+        if known.caseless {
+            bytes.eq_ignore_ascii_case(text)
+        } else {
+            bytes == text || known.percent && variant::same_percent(bytes, text)
+        }
     }
 
     /// Reports every occurrence in `text`.

@@ -21,6 +21,7 @@ use super::index::View;
 use super::lens::{self, Lens, Search};
 use super::nested::{self, Nested};
 use super::part::{Hit, Text};
+use super::prefixed;
 
 /// What a detector may look back.
 const DETECTOR_BYTES: usize = 64;
@@ -28,6 +29,7 @@ const DETECTOR_BYTES: usize = 64;
 const CONTEXT_BYTES: usize = 288;
 const _: () = assert!(CONTEXT_BYTES >= lens::REACH_BYTES && CONTEXT_BYTES >= DETECTOR_BYTES);
 const _: () = assert!(CONTEXT_BYTES >= chain::REACH_BYTES);
+const _: () = assert!(CONTEXT_BYTES > prefixed::PREFIX_BYTES_MAX);
 /// Decided bytes beyond that are dropped when there are so many.
 const SLACK_BYTES: usize = 1024;
 /// Input is looked at in pieces of this size, which the processor's caches hold.
@@ -264,6 +266,7 @@ impl Redactor {
             limit = limit.min(wrapped);
             if let Some(lines) = self.view.lines() {
                 limit = limit.min(lens.lines(text, &lines, &mut |hit| hits.push(hit)));
+                limit = limit.min(self.view.find_prefixed(text, &mut |hit| hits.push(hit)));
             }
             lens.forget();
         }
@@ -387,6 +390,7 @@ impl Redactor {
             limit = limit.min(lens.wrapped(text, &plain, &mut |_| {}));
             if let Some(lines) = view.lines() {
                 limit = limit.min(lens.lines(text, &lines, &mut |_| {}));
+                limit = limit.min(view.find_prefixed(text, &mut |_| {}));
             }
             lens.forget();
         }

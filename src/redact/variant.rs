@@ -43,14 +43,10 @@ pub(super) enum Form {
     JsonSlashAscii,
     JsonTwice,
     PercentComponent,
-    PercentComponentLower,
     PercentWww,
-    PercentWwwLower,
     PercentReserved,
-    PercentReservedLower,
     PercentTwice,
     PercentUnreserved,
-    PercentUnreservedLower,
     PythonBytes,
     PythonRepr,
     ShellAnsi,
@@ -99,13 +95,9 @@ const SPECIAL_FORMS: &[Form] = &[
     Form::JsonSlashAscii,
     Form::JsonTwice,
     Form::PercentUnreserved,
-    Form::PercentUnreservedLower,
     Form::PercentComponent,
-    Form::PercentComponentLower,
     Form::PercentReserved,
-    Form::PercentReservedLower,
     Form::PercentWww,
-    Form::PercentWwwLower,
     Form::PercentTwice,
     Form::ShellSingle,
     Form::ShellSingleQuoted,
@@ -146,6 +138,39 @@ impl Form {
     pub(super) fn is_caseless(self) -> bool {
         matches!(self, Self::Base32 | Self::Hex | Self::HexColon | Self::HexEscaped)
     }
+
+    /// Whether the case of digits behind a percent sign does not matter.
+    pub(super) fn is_percent(self) -> bool {
+        matches!(
+            self,
+            Self::PercentComponent
+                | Self::PercentReserved
+                | Self::PercentTwice
+                | Self::PercentUnreserved
+                | Self::PercentWww
+        )
+    }
+}
+
+/// Whether percent-encoded text begins as a needle does, whatever the case of the digits; also of
+/// those that were encoded again (`%252f`).
+pub(super) fn same_percent(needle: &[u8], text: &[u8]) -> bool {
+    let (mut digits, mut is_again) = (0, true);
+    needle.iter().zip(text).all(|(one, two)| {
+        if *one == b'%' {
+            (digits, is_again) = (2, true);
+            return one == two;
+        }
+        if digits == 0 {
+            return one == two;
+        }
+        digits -= 1;
+        is_again &= *one == [b'5', b'2'][digits];
+        if digits == 0 && is_again {
+            digits = 2;
+        }
+        one.eq_ignore_ascii_case(two)
+    })
 }
 
 /// Appends `bytes` as written in `form`. Nothing for a form that the bytes do not have.
@@ -198,17 +223,13 @@ pub(super) fn encode(form: Form, bytes: &[u8], out: &mut Vec<u8>) {
         Form::JsonTwice => {
             twice(bytes, out, |bytes, out| json(bytes, &JsonStyle::default(), out));
         }
-        Form::PercentComponent => percent(bytes, component, UPPER, out),
-        Form::PercentComponentLower => percent(bytes, component, LOWER, out),
-        Form::PercentWww => form_encoded(bytes, UPPER, out),
-        Form::PercentWwwLower => form_encoded(bytes, LOWER, out),
-        Form::PercentReserved => percent(bytes, reserved_kept, UPPER, out),
-        Form::PercentReservedLower => percent(bytes, reserved_kept, LOWER, out),
+        Form::PercentComponent => percent(bytes, component, out),
+        Form::PercentWww => form_encoded(bytes, out),
+        Form::PercentReserved => percent(bytes, reserved_kept, out),
         Form::PercentTwice => {
-            twice(bytes, out, |bytes, out| percent(bytes, unreserved, UPPER, out));
+            twice(bytes, out, |bytes, out| percent(bytes, unreserved, out));
         }
-        Form::PercentUnreserved => percent(bytes, unreserved, UPPER, out),
-        Form::PercentUnreservedLower => percent(bytes, unreserved, LOWER, out),
+        Form::PercentUnreserved => percent(bytes, unreserved, out),
         Form::PythonBytes => quoted(bytes, b'\'', Unprintable::ByteAscii, out),
         Form::PythonRepr => quoted(bytes, b'\'', Unprintable::Byte, out),
         Form::ShellAnsi => quoted(bytes, b'\'', Unprintable::Octal, out),
@@ -312,26 +333,26 @@ fn reserved_kept(b: u8) -> bool {
     component(b) || b";/?:@&=+$,#".contains(&b)
 }
 
-fn percent(bytes: &[u8], keep: fn(u8) -> bool, digits: &[u8; 16], out: &mut Vec<u8>) {
+fn percent(bytes: &[u8], keep: fn(u8) -> bool, out: &mut Vec<u8>) {
     for b in bytes {
         if keep(*b) {
             out.push(*b);
         } else {
             out.push(b'%');
-            hex(*b, digits, out);
+            hex(*b, LOWER, out);
         }
     }
 }
 
 /// application/x-www-form-urlencoded (WHATWG URL, 5.2).
-fn form_encoded(bytes: &[u8], digits: &[u8; 16], out: &mut Vec<u8>) {
+fn form_encoded(bytes: &[u8], out: &mut Vec<u8>) {
     for b in bytes {
         match b {
             b' ' => out.push(b'+'),
             b if b.is_ascii_alphanumeric() || b"-_.*".contains(b) => out.push(*b),
             b => {
                 out.push(b'%');
-                hex(*b, digits, out);
+                hex(*b, LOWER, out);
             }
         }
     }
@@ -512,10 +533,10 @@ mod tests {
             (Form::JsonHtml, r#"a/b+c\"d'e\\f\n\u003c\u0026\u003e $é~*"#),
             (Form::JsonSlash, r#"a\/b+c\"d'e\\f\n<&> $é~*"#),
             (Form::JsonTwice, r#"a/b+c\\\"d'e\\\\f\\n<&> $é~*"#),
-            (Form::PercentUnreserved, "a%2Fb%2Bc%22d%27e%5Cf%0A%3C%26%3E%20%24%C3%A9~%2A"),
-            (Form::PercentComponentLower, "a%2fb%2bc%22d'e%5cf%0a%3c%26%3e%20%24%c3%a9~*"),
-            (Form::PercentReserved, "a/b+c%22d'e%5Cf%0A%3C&%3E%20$%C3%A9~*"),
-            (Form::PercentWww, "a%2Fb%2Bc%22d%27e%5Cf%0A%3C%26%3E+%24%C3%A9%7E*"),
+            (Form::PercentUnreserved, "a%2fb%2bc%22d%27e%5cf%0a%3c%26%3e%20%24%c3%a9~%2a"),
+            (Form::PercentComponent, "a%2fb%2bc%22d'e%5cf%0a%3c%26%3e%20%24%c3%a9~*"),
+            (Form::PercentReserved, "a/b+c%22d'e%5cf%0a%3c&%3e%20$%c3%a9~*"),
+            (Form::PercentWww, "a%2fb%2bc%22d%27e%5cf%0a%3c%26%3e+%24%c3%a9%7e*"),
             (Form::ShellSingle, "a/b+c\"d'\\''e\\f\n<&> $é~*"),
             (Form::ShellDouble, "a/b+c\\\"d'e\\\\f\n<&> \\$é~*"),
             (Form::ShellAnsi, r#"a/b+c"d\'e\\f\n<&> $\303\251~*"#),
