@@ -296,7 +296,11 @@ pub fn audit_problem(error: &Unavailable) -> Problem {
         .with_hint("free space where the audit directory lies; it heals by itself")
 }
 
-fn load(vault: &Vault, environments: &[EnvName]) -> Result<Catalog, vault::Error> {
+/// The catalog of what a vault holds.
+///
+/// # Errors
+/// [`vault::Error::Altered`] when a record is not what its kind says.
+pub fn load(vault: &Vault, environments: &[EnvName]) -> Result<Catalog, vault::Error> {
     fn parse<T: serde::de::DeserializeOwned>(bytes: &SecretBytes) -> Result<T, vault::Error> {
         serde_json::from_slice(bytes.expose())
             .map_err(|_| vault::Error::Altered { what: "a record is not what its kind says" })

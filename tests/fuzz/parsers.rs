@@ -7,28 +7,40 @@ use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use strongroom::audit::checkpoint::Keys;
 use strongroom::audit::ring::Ring;
 use strongroom::audit::verify::{self, Known};
 use strongroom::audit::{files, revision};
 use strongroom::catalog::definition::Definition;
 use strongroom::catalog::name::{AgentName, ChainName, EnvName, GroupName, SecretKey, SecretName};
+use strongroom::catalog::resolve::Asker;
 use strongroom::catalog::scope::Scope;
+use strongroom::catalog::secret::Secret;
 use strongroom::catalog::{import, policy};
+use strongroom::clock::Timestamp;
 use strongroom::config::{Config, Period};
+use strongroom::execution::exposure::Exposure;
 use strongroom::execution::handles::Handles;
 use strongroom::execution::id::ExecutionId;
 use strongroom::execution::journal::{Journal, Kind};
 use strongroom::execution::registry::Registry;
 use strongroom::execution::state::State;
 use strongroom::proto::{self, Problem, stream, wire};
+use strongroom::rotation::plan::{self, Rules};
+use strongroom::rotation::schedule::{self, Facts};
 use strongroom::secret::SecretBytes;
 use strongroom::sys::{mount, proc};
+use strongroom::vault::record::{Batch, RecordId, RecordKind};
+use strongroom::vault::store::memory::MemoryStore;
 use strongroom::vault::store::redb::RedbStore;
 use strongroom::vault::unlock::Credential;
-use strongroom::vault::{Locked, backup};
+use strongroom::vault::unlock::passphrase::Cost;
+use strongroom::vault::{Locked, Vault, backup};
 
 /// What stands for a value in the samples. Only whole: a piece is no secret any more.
 pub(crate) const VALUE: &str = "canary+Value7/Zk8Wq2LmN5rT7yU0pX3c=";
@@ -48,6 +60,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("names", names),
     ("policy", policies),
     ("proc", proc_files),
+    ("records", records),
     ("requests", requests),
     ("state", state),
     ("vault", vault_file),
@@ -336,6 +349,86 @@ fn vault_file(data: &[u8]) {
                 Err(error) => quiet(data, &error, error.hint()),
             }
         }
+    }
+}
+
+/// What the vault's records hold, as a faulty program or one with the key may have written it: lines are
+/// records, `KIND BODY`. Whatever is taken up can be asked, goes through its life, and is stored again
+/// as the same.
+fn records(data: &[u8]) {
+    let now = Timestamp::UNIX_EPOCH;
+    let store = Box::new(Arc::new(MemoryStore::new()));
+    let vault = Vault::create(store, &[("key", key())], now, Cost::least()).expect("a new vault");
+    let mut batch = Batch::new();
+    for (number, line) in data.split(|byte| *byte == b'\n').take(64).enumerate() {
+        let mut words = line.splitn(2, |byte| *byte == b' ');
+        let kind = words.next().and_then(|word| std::str::from_utf8(word).ok());
+        let Some(kind) = kind.and_then(|k| k.parse().ok()).and_then(RecordKind::from_byte) else {
+            continue;
+        };
+        let body = words.next().unwrap_or_default();
+        match kind {
+            RecordKind::Exposure => stored_again::<Vec<Exposure>>(body),
+            RecordKind::Signing => stored_again::<Keys>(body),
+            _ => {}
+        }
+        batch.put(kind, RecordId([number as u8; 16]), SecretBytes::copy_of(body));
+    }
+    vault.commit(&batch).expect("memory");
+    let environments = ["dev", "prod"].map(|name| name.parse().expect("an environment"));
+    let catalog = match strongroom::daemon::core::load(&vault, &environments) {
+        Ok(catalog) => catalog,
+        Err(error) => return quiet(data, &error, error.hint()),
+    };
+    for chain in catalog.chains() {
+        for agent in &chain.definition.agents {
+            for environment in [None, environments.first()] {
+                let asker =
+                    Asker { chain: &chain.definition.chain, agent: &agent.name, environment };
+                let _answer = catalog.resolve(asker);
+            }
+        }
+    }
+    let hour = Duration::from_secs(3600);
+    let rules = Rules { drain: hour, keep_previous: hour, keep_retired: hour };
+    for secret in catalog.secrets() {
+        let _unit = catalog.unit_of(&secret);
+        let _steps = plan::due(&[&*secret], &|_| false, rules, Timestamp::MAX);
+        if let Some(policy) = catalog.policy(&secret.id) {
+            let facts = Facts { rotated_at: secret.rotated_at.unwrap_or(now), is_pending: false };
+            for now in [Timestamp::MIN, now, Timestamp::MAX] {
+                let _steps = schedule::steps(policy, facts, now);
+            }
+        }
+        let numbers: Vec<u32> = secret.versions.iter().map(|v| v.number).collect();
+        for life in 0..5 {
+            let mut secret = Secret::clone(&secret);
+            let _changed = match life {
+                0 => secret.promote(now).is_ok(),
+                1 => secret.rollback(now, true).is_ok(),
+                2 => secret.discard(now).is_some(),
+                3 => !secret.revoke(&numbers, now).is_empty(),
+                _ => numbers.iter().any(|number| secret.destroy(*number).is_some()),
+            };
+            secret.retire(numbers.first().copied().unwrap_or(0), Timestamp::MAX);
+            let _pinned =
+                (secret.version_to_pin(now).is_ok(), secret.version_to_follow(now).is_ok());
+            let (_buried, _end) = (secret.buried(), secret.untold_end(Timestamp::MAX));
+            let body = serde_json::to_vec(&secret).expect("a secret is JSON");
+            stored_again::<Secret>(&body);
+        }
+    }
+}
+
+/// What is read of a record and written reads as the same.
+fn stored_again<T: DeserializeOwned + serde::Serialize>(body: &[u8]) {
+    match serde_json::from_slice::<T>(body) {
+        Ok(read) => {
+            let written = serde_json::to_value(&read).expect("a record is JSON");
+            let again: T = serde_json::from_value(written.clone()).expect("as it was written");
+            assert_eq!(serde_json::to_value(&again).expect("JSON"), written);
+        }
+        Err(error) => assert!(error.to_string().len() < 16 << 10),
     }
 }
 
