@@ -59,13 +59,28 @@ enum Command {
     /// Who gets which secret, and why.
     Access(chain::AccessArgs),
     /// The audit log.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom audit query --event secret_accessed --json\n  \
+        strongroom audit verify"
+    )]
     Audit(audit::AuditCommand),
     /// Encrypted backups.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom backup create /srv/backups/vault.backup\n  \
+        strongroom backup verify /srv/backups/vault.backup"
+    )]
     Backup(admin::BackupCommand),
     /// Definitions of chains: which agents may read what.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom chain check deploy-pipeline.json\n  \
+        strongroom chain apply deploy-pipeline.json"
+    )]
     Chain(chain::ChainCommand),
     /// Prints completions for a shell.
     #[command(after_help = "Examples:\n  \
@@ -77,10 +92,15 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Alerts of the configuration.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  strongroom alert test")]
     Alert(AlertCommand),
     /// The configuration.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom config check && strongroom reload\n  \
+        strongroom config show"
+    )]
     Config(admin::ConfigCommand),
     /// Shows it all in a throw-away home, in seconds.
     #[command(after_help = "Example:\n  strongroom demo")]
@@ -91,7 +111,7 @@ enum Command {
         strongroom doctor --json")]
     Doctor,
     /// Emergencies for practice.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  strongroom drill revoke")]
     Drill(drill::DrillCommand),
     /// Ends the daemon; no mount is left behind.
     ///
@@ -102,22 +122,42 @@ enum Command {
         strongroom down --force")]
     Down(serve::DownArgs),
     /// What agents wrote: folders of the event store.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom events list\n  \
+        strongroom events path nightly-4711"
+    )]
     Events(events::EventsCommand),
     /// Runs of chains.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom execution start --chain deploy-pipeline --env prod --id nightly-4711\n  \
+        strongroom execution end nightly-4711"
+    )]
     Execution(chain::ExecutionCommand),
     /// Why a process cannot see a secret.
     Explain(chain::ExplainArgs),
     /// Sets of secrets that are referenced together.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom group set aws-deploy --scope chain:deploy-pipeline < group.json\n  \
+        strongroom group show aws-deploy"
+    )]
     Group(secret::GroupCommand),
     /// Takes values from a dotenv file, JSON, or a directory.
     Import(import::ImportArgs),
     /// Makes the vault.
     Init(init::InitArgs),
     /// Key slots: the ways to unlock the vault.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom key list\n  \
+        strongroom key add --unlock key-file:/etc/strongroom/key"
+    )]
     Key(admin::KeyCommand),
     /// Forgets the vault's key until the next unlock.
     #[command(after_help = "Example:\n  strongroom lock")]
@@ -125,7 +165,12 @@ enum Command {
     /// Prints the man page of a command, or writes those of all.
     Man(man::ManArgs),
     /// Projects: lists of chains that share secrets.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom project set billing --chain billing/invoices --chain billing/payments\n  \
+        strongroom project list"
+    )]
     Project(secret::ProjectCommand),
     /// Prints the standing instruction for an agent's prompt.
     Prompt(prompt::PromptArgs),
@@ -135,14 +180,25 @@ enum Command {
     #[command(after_help = "Example:\n  strongroom config check && strongroom reload")]
     Reload,
     /// Rotation policies and rotation chains.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        strongroom rotation apply policy.json\n  \
+        strongroom rotation list"
+    )]
     Rotation(rotation::RotationCommand),
     /// Runs a command as an agent.
     Run(run::RunArgs),
     /// Looks for secrets in files and trees.
     Scan(scan::ScanArgs),
     /// Secrets.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        printf %s \"$KEY\" | strongroom secret set OPENAI_API_KEY\n  \
+        strongroom secret show OPENAI_API_KEY\n  \
+        strongroom secret revoke OPENAI_API_KEY --reason leaked --no-replacement"
+    )]
     Secret(secret::SecretCommand),
     /// Serves in the foreground, as the service manager wants it.
     #[command(after_help = "Examples:\n  \
