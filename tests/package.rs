@@ -26,6 +26,7 @@ fn the_debian_package_has_its_parts_in_their_places_and_they_work_there() {
         Command::new(top.join("contrib/debian/build.sh"))
             .arg(dir.path())
             .env("STRONGROOM_PROGRAM", env!("CARGO_BIN_EXE_strongroom"))
+            .env_remove("DEBEMAIL")
             .env("STRONGROOM_COMPRESSION", "none"),
     );
     let package = built.trim();
@@ -53,10 +54,21 @@ fn the_debian_package_has_its_parts_in_their_places_and_they_work_there() {
         "./usr/share/zsh/vendor-completions/_strongroom",
         "./usr/share/fish/vendor_completions.d/strongroom.fish",
         "./usr/share/doc/strongroom/copyright",
+        "./usr/share/doc/strongroom/CHANGELOG.md.gz",
         "./usr/share/doc/strongroom/changelog.gz",
         "./usr/share/doc/strongroom/examples/orchestrator.py",
     ] {
         assert!(listed.lines().any(|l| l.ends_with(&format!(" {part}"))), "{part}: {listed}");
+    }
+
+    if Path::new("/usr/bin/lintian").exists() {
+        // Nobody installs this one: packing it would take longer than all else.
+        let packing =
+            "uses-no-compression-for-control-tarball,uses-no-compression-for-data-tarball";
+        let lint = ["--allow-root", "--fail-on", "error,warning", "--suppress-tags", packing];
+        assert_eq!(output(Command::new("lintian").args(lint).arg(package)).trim(), "");
+    } else {
+        cannot_run("needs lintian");
     }
 
     let root = dir.path().join("root");

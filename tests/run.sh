@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # command -> Debian package
-needed="fio:fio git:git pg_ctlcluster:postgresql psql:postgresql-client setpriv:util-linux fusermount3:fuse3 busybox:busybox-static curl:curl python3:python3 node:nodejs cc:gcc runuser:util-linux perl:perl-base losetup:mount nsenter:util-linux unshare:util-linux pgrep:procps findmnt:util-linux systemd-analyze:systemd zsh:zsh fish:fish groff:groff-base mandoc:mandoc"
+needed="fio:fio git:git pg_ctlcluster:postgresql psql:postgresql-client setpriv:util-linux fusermount3:fuse3 busybox:busybox-static curl:curl python3:python3 node:nodejs cc:gcc runuser:util-linux perl:perl-base losetup:mount nsenter:util-linux unshare:util-linux pgrep:procps findmnt:util-linux systemd-analyze:systemd zsh:zsh fish:fish groff:groff-base mandoc:mandoc lintian:lintian apparmor_parser:apparmor"
 missing=()
 for pair in $needed; do
   command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair##*:}")

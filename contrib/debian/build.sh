@@ -4,7 +4,7 @@
 #   contrib/debian/build.sh [DIRECTORY]      target/ unless another is named; prints the file's path
 #
 # STRONGROOM_PROGRAM names a program that is built already, STRONGROOM_COMPRESSION what dpkg-deb's -Z
-# takes (xz unless set).
+# takes (xz unless set); DEBFULLNAME and DEBEMAIL say who maintains it, SOURCE_DATE_EPOCH when it was made.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -21,6 +21,7 @@ if [ -z "$program" ]; then
   cargo build --locked --release --manifest-path "$top/Cargo.toml" >&2
   program=$top/target/release/strongroom
 fi
+maintainer="${DEBFULLNAME:-the strongroom developers} <${DEBEMAIL:-root@localhost}>"
 version=$("$program" --version | cut -d' ' -f2)
 arch=$(dpkg --print-architecture)
 root=$(mktemp -d)
@@ -29,7 +30,7 @@ chmod 755 "$root"
 umask 022
 
 install -D -m 755 "$program" "$root/usr/bin/strongroom"
-if command -v strip >/dev/null; then strip --strip-unneeded "$root/usr/bin/strongroom"; fi
+if command -v strip >/dev/null; then strip --strip-unneeded -R .comment "$root/usr/bin/strongroom"; fi
 # The unit for the place where packages put programs, without how to install it by hand.
 mkdir -p "$root/usr/lib/systemd/system"
 sed -n '/^\[Unit\]/,$ s,/usr/local/bin/,/usr/bin/,; /^\[Unit\]/,$ p' "$top/contrib/systemd/strongroom.service" \
@@ -43,7 +44,31 @@ complete fish usr/share/fish/vendor_completions.d/strongroom.fish
 doc=$root/usr/share/doc/strongroom
 mkdir -p "$doc/examples"
 install -m 644 "$top/README.md" "$top/SECURITY.md" "$doc"
-gzip -9n < "$top/CHANGELOG.md" > "$doc/changelog.gz"
+gzip -9n < "$top/CHANGELOG.md" > "$doc/CHANGELOG.md.gz"
+made=${SOURCE_DATE_EPOCH:-$(stat -c %Y "$top/CHANGELOG.md")}
+gzip -9n > "$doc/changelog.gz" <<CHANGES
+strongroom ($version) unstable; urgency=medium
+
+  * CHANGELOG.md.gz has what is new.
+
+ -- $maintainer  $(date -u -R -d "@$made")
+CHANGES
+# What lintian(1) would find, and why it is so.
+mkdir -p "$root/usr/share/lintian/overrides"
+{
+  if [ -z "${DEBEMAIL:-}" ]; then
+    echo "# Built where it is installed: whoever publishes one sets DEBEMAIL."
+    echo "strongroom: bogus-mail-host"
+    echo "strongroom: bogus-mail-host-in-debian-changelog"
+    echo "strongroom: root-in-contact"
+  fi
+  echo "# deb-systemd-helper disables what it has enabled, and nothing is enabled at installation."
+  echo "strongroom: maintainer-script-calls-systemctl"
+  echo "# Functions of C that take a buffer's length: the program is not in C."
+  echo "strongroom: hardening-no-fortify-functions"
+  echo "# Without systemd it is started by \`strongroom up\`, at login or by hand."
+  echo "strongroom: package-supports-alternative-init-but-no-init.d-script"
+} > "$root/usr/share/lintian/overrides/strongroom"
 cp "$top"/examples/* "$doc/examples"
 {
   echo "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/"
@@ -58,12 +83,13 @@ find "$root/usr/share" -type f -exec chmod 644 {} +
 chmod 755 "$doc"/examples/*.sh "$doc"/examples/*.py
 
 mkdir "$root/DEBIAN"
+(cd "$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum > DEBIAN/md5sums)
 size=$(du -sk "$root/usr" | cut -f1)
 cat > "$root/DEBIAN/control" <<CONTROL
 Package: strongroom
 Version: $version
 Architecture: $arch
-Maintainer: the strongroom developers <root@localhost>
+Maintainer: $maintainer
 Installed-Size: $size
 Depends: libc6 (>= 2.36), fuse3
 Section: admin

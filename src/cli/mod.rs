@@ -156,7 +156,7 @@ enum Command {
         subcommand,
         after_help = "Examples:\n  \
         strongroom key list\n  \
-        strongroom key add --unlock key-file:/etc/strongroom/key"
+        strongroom key add recovery"
     )]
     Key(admin::KeyCommand),
     /// Forgets the vault's key until the next unlock.
