@@ -24,8 +24,8 @@ use crate::catalog::name::EnvName;
 use crate::clock::SystemClock;
 use crate::config::{Config, Paths};
 use crate::control::{Limits, Roles, Server};
+use crate::daemon::around::Around;
 use crate::daemon::core::Core;
-use crate::daemon::needles::Around;
 use crate::daemon::{Daemon, Parts};
 use crate::events::{self, Events};
 use crate::execution::handles::Handles;
@@ -38,7 +38,7 @@ use crate::fuse::gate::Gate;
 use crate::fuse::session::{self, Takeover};
 use crate::identity::attestor::{CgroupAttestor, TreeAttestor};
 use crate::identity::resolver::Resolver;
-use crate::keeper::{mount_note, worker_lock, worker_status};
+use crate::keeper::{ground, worker_lock, worker_status};
 use crate::redact::detect::{BadRules, Detector};
 use crate::sys::mount::{self, OwnMount};
 use crate::sys::pidfd::PidFd;
@@ -351,7 +351,7 @@ fn wait(
 
 /// A keeper that was killed cannot unmount: its worker does, if the mount is still theirs.
 fn unmount_for_keeper(paths: &Paths) {
-    let own = fs::read(mount_note(paths))
+    let own = fs::read(ground::note(paths))
         .ok()
         .and_then(|text| serde_json::from_slice::<OwnMount>(&text).ok());
     match own.map(|own| mount::unmount(&own)) {

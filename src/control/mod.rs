@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod body;
 
 pub mod client;
 mod lines;
+mod once;
 pub mod openapi;
 mod patient;
 mod places;

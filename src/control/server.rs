@@ -20,16 +20,16 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::Instant;
 use tower_service::Service;
 use zeroize::Zeroizing;
 
-use super::api::{Api, Claim, Claimed, Outcome};
+use super::api::{Api, Claim};
+use super::body::{collect, content_length, discard};
 use super::lines::{Channel, LineBody};
+use super::once::{Held, idempotency_key, no_key};
 use super::openapi;
 use super::patient::Patient;
 use super::places::{Counts, Place, Seat};
@@ -92,14 +92,8 @@ impl Default for Limits {
 const MAX_HEADER_BYTES: usize = 16 << 10;
 /// The most header fields.
 const MAX_HEADERS: usize = 64;
-/// The longest `Idempotency-Key`, in bytes.
-const MAX_IDEMPOTENCY_KEY_BYTES: usize = 128;
 /// A stream that says nothing is answered with its header after this time.
 const STREAM_HEADER_WAIT: Duration = Duration::from_millis(200);
-/// What is still taken in of a refused request, and for how long.
-const DISCARD_BYTES: usize = 4 << 20;
-const DISCARD_WAIT: Duration = Duration::from_secs(2);
-
 /// A running server; dropping it stops it at once.
 pub struct Server {
     stop: watch::Sender<Option<Duration>>,
@@ -322,20 +316,6 @@ async fn answer(shared: Arc<Shared>, route: &'static Route, request: Request) ->
     }
 }
 
-/// Takes in what a refused client is still sending: one that finds its connection closed while it
-/// writes does not read the answer (RFC 9112, 9.6).
-async fn discard(body: &mut Body) {
-    let deadline = Instant::now() + DISCARD_WAIT;
-    let mut left = DISCARD_BYTES;
-    while let Ok(Some(Ok(frame))) = tokio::time::timeout_at(deadline, body.frame()).await {
-        let len = frame.data_ref().map_or(0, Bytes::len);
-        match left.checked_sub(len) {
-            Some(rest) => left = rest,
-            None => return,
-        }
-    }
-}
-
 async fn try_answer(
     shared: Arc<Shared>,
     route: &'static Route,
@@ -489,33 +469,6 @@ async fn try_answer(
     }
 }
 
-/// A request under a key that is in work; one that panics is not begun again.
-struct Held<'a> {
-    api: &'a dyn Api,
-    claimed: Claimed,
-    is_settled: bool,
-}
-
-impl Held<'_> {
-    fn settle(mut self, answer: Option<&[u8]>) {
-        self.is_settled = true;
-        self.api.settle(&self.claimed, answer.map_or(Outcome::Refused, Outcome::Answered));
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        if !self.is_settled {
-            self.api.settle(&self.claimed, Outcome::Unknown);
-        }
-    }
-}
-
-fn no_key(verb: &str) -> Problem {
-    let what = format!("`{verb}` takes no Idempotency-Key: its answer is not kept");
-    Problem::new(Code::BadRequest, what).with_hint("leave the header out")
-}
-
 /// Whether a request wants the connection for frames.
 fn wants_stream(headers: &header::HeaderMap) -> bool {
     headers.get(header::UPGRADE).is_some_and(|v| v.as_bytes() == stream::UPGRADE.as_bytes())
@@ -559,68 +512,6 @@ async fn blocking<T: Send + 'static>(
         Problem::new(Code::Internal, "the verb ended without an answer")
             .with_hint("see the daemon's log; then: strongroom status")
     })
-}
-
-fn idempotency_key(headers: &header::HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
-    match key.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= MAX_IDEMPOTENCY_KEY_BYTES => {
-            Ok(Some(key.to_owned()))
-        }
-        _ => Err(Problem::new(
-            Code::BadRequest,
-            format!("Idempotency-Key is not 1 to {MAX_IDEMPOTENCY_KEY_BYTES} visible characters"),
-        )
-        .with_hint("send a UUID")),
-    }
-}
-
-fn content_length(headers: &header::HeaderMap) -> Option<usize> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// Reads a body into one buffer that is wiped, also when it had to move.
-async fn collect(
-    body: &mut Body,
-    length: Option<usize>,
-    max_bytes: usize,
-    wait: Duration,
-) -> Result<Zeroizing<Vec<u8>>, Problem> {
-    let too_large = || {
-        Problem::new(Code::TooLarge, format!("the body is longer than {max_bytes} bytes"))
-            .with_hint("a value is at most 1 MiB; split the request")
-    };
-    if length.is_some_and(|l| l > max_bytes) {
-        return Err(too_large());
-    }
-    let deadline = Instant::now() + wait;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(length.unwrap_or(16 << 10)));
-    loop {
-        let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            Ok(None) => return Ok(bytes),
-            Ok(Some(Err(_))) => {
-                return Err(Problem::new(Code::BadRequest, "the body ended early"));
-            }
-            Err(_) => {
-                return Err(Problem::new(
-                    Code::Timeout,
-                    format!("the body did not arrive within {} s", wait.as_secs()),
-                ));
-            }
-        };
-        let Ok(data) = frame.into_data() else { continue };
-        let needed = bytes.len() + data.len();
-        if needed > max_bytes {
-            return Err(too_large());
-        }
-        if needed > bytes.capacity() {
-            let mut larger = Zeroizing::new(Vec::with_capacity(needed.max(bytes.len() * 2)));
-            larger.extend_from_slice(&bytes);
-            bytes = larger;
-        }
-        bytes.extend_from_slice(&data);
-    }
 }
 
 fn response(status: StatusCode, content_type: &'static str, body: Body) -> Response {

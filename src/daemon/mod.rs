@@ -4,8 +4,10 @@
 //! is registered before it runs. Each file holds the verbs of one noun.
 #![forbid(unsafe_code)]
 
+mod account;
 pub mod alert;
 mod api;
+pub mod around;
 mod attach;
 mod chains;
 mod checkpoint;
@@ -97,7 +99,7 @@ pub struct Parts {
     /// What agents may write to.
     pub events: Arc<Events>,
     /// What that needs of the rest.
-    pub around: Arc<needles::Around>,
+    pub around: Arc<around::Around>,
     /// Where cgroups of executions are made, where they can be.
     pub cgroup_root: Option<PathBuf>,
     /// Whether the kernel repeats requests to a new worker.
@@ -119,7 +121,7 @@ pub struct Daemon {
     tree: Arc<Tree<LocalBroker>>,
     alarms: Arc<Alarms>,
     events: Arc<Events>,
-    around: Arc<needles::Around>,
+    around: Arc<around::Around>,
     cgroup_root: Option<PathBuf>,
     resend: bool,
     hardening: BTreeMap<String, Hold>,

@@ -10,29 +10,21 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::audit::record::Event;
 use crate::broker::{Place, Refusal};
 use crate::catalog::Catalog;
 use crate::catalog::name::{ChainName, EnvName};
 use crate::catalog::resolve::Asker;
-use crate::clock::Timestamp;
-use crate::events::Outside;
 use crate::execution::registry::Registry;
 use crate::redact::detect::Detector;
 use crate::redact::{self, Index, Others, Value, View, Weakness};
 use crate::secret::SecretBytes;
 use crate::vault::Vault;
-use crate::vault::crypto::Key;
 use crate::vault::record::{Batch, RecordKind};
 
 use super::core::Core;
 
 /// After so many changes the index is built anew.
 const MAX_CHANGES: usize = 500;
-/// So many foreign values in a minute are no accident.
-const PROBE_HITS: u64 = 20;
-const PROBE_SECS: i64 = 60;
-const MAX_PROBED: usize = 4096;
 /// The name of a value that is in no vault yet.
 const NEW_VALUE: &str = "new-value";
 
@@ -153,7 +145,7 @@ impl Needles {
         }
     }
 
-    fn detector(&self) -> Arc<Detector> {
+    pub(super) fn detector(&self) -> Arc<Detector> {
         self.detector.get().cloned().unwrap_or_else(Detector::usual)
     }
 
@@ -198,7 +190,12 @@ impl Needles {
     }
 
     /// What is looked for in what a place's agents write.
-    fn seen(&self, place: &Place, core: &Core, registry: &Registry) -> Result<Seen, Refusal> {
+    pub(super) fn seen(
+        &self,
+        place: &Place,
+        core: &Core,
+        registry: &Registry,
+    ) -> Result<Seen, Refusal> {
         let generation = self.generation();
         let mut key = (place.chain.clone(), place.environment.clone(), String::new());
         {
@@ -228,7 +225,7 @@ impl Needles {
 
     /// What was looked for before, and what is looked for now: `before` is what stays named, also
     /// when its agent is no longer registered.
-    fn seen_keeping(
+    pub(super) fn seen_keeping(
         &self,
         before: &Arc<Named>,
         place: &Place,
@@ -250,7 +247,7 @@ impl Needles {
     }
 
     /// Everything, by name: for those who may see all names.
-    fn full(&self, core: &Core) -> Result<Arc<View>, Refusal> {
+    pub(super) fn full(&self, core: &Core) -> Result<Arc<View>, Refusal> {
         let generation = self.values.load(Ordering::Acquire);
         if let Some((of, view)) = &self.lock().full
             && *of == generation
@@ -263,7 +260,7 @@ impl Needles {
     }
 
     /// Everything by name, and `more`, which no vault knows yet.
-    fn full_and(&self, core: &Core, more: &[&[u8]]) -> Result<Arc<View>, Refusal> {
+    pub(super) fn full_and(&self, core: &Core, more: &[&[u8]]) -> Result<Arc<View>, Refusal> {
         let vault = core.vault().ok_or(Refusal::Locked)?;
         let catalog = core.catalog();
         let mut state = self.lock();
@@ -439,139 +436,6 @@ fn visible(place: &Place, catalog: &Catalog, registry: &Registry) -> Vec<(String
 impl std::fmt::Debug for Needles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Needles").finish_non_exhaustive()
-    }
-}
-
-/// Many markers of foreign values in what one execution writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probe {
-    /// The execution.
-    pub execution: String,
-    /// Its chain.
-    pub chain: String,
-    /// When it was noticed.
-    pub at: Timestamp,
-}
-
-#[derive(Default)]
-struct Probes {
-    counted: HashMap<String, (Timestamp, u64)>,
-    noticed: Vec<Probe>,
-}
-
-/// What the events directories need of everything else.
-pub struct Around {
-    core: Arc<Core>,
-    registry: Arc<Registry>,
-    probes: Mutex<Probes>,
-}
-
-impl Around {
-    /// Puts the parts together.
-    pub fn new(core: Arc<Core>, registry: Arc<Registry>) -> Self {
-        Self { core, registry, probes: Mutex::default() }
-    }
-
-    /// Bursts of foreign values since the last call.
-    pub fn take_probes(&self) -> Vec<Probe> {
-        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut probes.noticed)
-    }
-
-    /// What is looked for in an agent's output; see [`Needles::seen_keeping`].
-    pub(super) fn seen(&self, before: &Arc<Named>, place: &Place) -> Result<Seen, Refusal> {
-        if self.core.seal().is_none() {
-            return Err(Refusal::Locked);
-        }
-        self.core.needles.seen_keeping(before, place, &self.core, &self.registry)
-    }
-
-    /// Known formats alone.
-    pub(super) fn formats(&self) -> Arc<View> {
-        Arc::new(View::empty().with_detector(self.core.needles.detector()))
-    }
-
-    /// What is looked for by those who may see all names.
-    pub(super) fn full(&self) -> Result<Arc<View>, Refusal> {
-        if self.core.seal().is_none() {
-            return Err(Refusal::Locked);
-        }
-        self.core.needles.full(&self.core)
-    }
-
-    /// The same, and `more`, which no vault knows yet.
-    pub(super) fn full_and(&self, more: &[&[u8]]) -> Result<Arc<View>, Refusal> {
-        if self.core.seal().is_none() {
-            return Err(Refusal::Locked);
-        }
-        self.core.needles.full_and(&self.core, more)
-    }
-
-    /// Counts values of others in what an execution writes.
-    pub(super) fn count_foreign(&self, place: &Place, count: u64) {
-        let now = self.core.clock.now();
-        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |since: Timestamp| now.as_second() - since.as_second() >= PROBE_SECS;
-        if probes.counted.len() >= MAX_PROBED {
-            probes.counted.retain(|_, (since, _)| !is_over(*since));
-        }
-        let entry = probes.counted.entry(place.execution.clone()).or_insert((now, 0));
-        if is_over(entry.0) {
-            *entry = (now, 0);
-        }
-        let before = entry.1;
-        entry.1 += count;
-        if before < PROBE_HITS && entry.1 >= PROBE_HITS {
-            let (execution, chain) = (place.execution.clone(), place.chain.clone());
-            probes.noticed.push(Probe { execution, chain, at: now });
-        }
-    }
-
-    fn record(&self, event: Event, place: &Place, file: Option<&str>, name: &str, count: u64) {
-        let mut record = self.core.new_record(event);
-        record.secret_key = Some(name).filter(|name| !name.is_empty());
-        record.chain = Some(&place.chain);
-        record.environment = place.environment.as_deref();
-        record.execution = Some(&place.execution);
-        record.via = Some("events");
-        record.reason = file;
-        record.count = Some(count);
-        if self.core.log.append(&record, 0).is_err() {
-            tracing::error!("a redaction could not be recorded");
-        }
-    }
-}
-
-impl Outside for Around {
-    fn view(&self, place: &Place) -> Result<Arc<View>, Refusal> {
-        // Locked means closed, whatever was looked for before.
-        if self.core.seal().is_none() {
-            return Err(Refusal::Locked);
-        }
-        Ok(self.core.needles.seen(place, &self.core, &self.registry)?.view)
-    }
-
-    fn key(&self) -> Result<Arc<Key>, Refusal> {
-        self.core.seal().ok_or(Refusal::Locked)
-    }
-
-    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64, later: bool) {
-        // Who wrote it when nobody looked for it has not guessed.
-        if name.is_empty() && !later {
-            self.count_foreign(place, count);
-        }
-        self.record(Event::EventRedacted, place, Some(file), name, count);
-    }
-
-    fn name_refused(&self, place: &Place) {
-        // The name itself holds a secret.
-        self.record(Event::EventNameRefused, place, None, "", 1);
-    }
-}
-
-impl std::fmt::Debug for Around {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Around").finish_non_exhaustive()
     }
 }
 

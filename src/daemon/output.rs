@@ -24,8 +24,9 @@ use crate::proto::{self, Code, Problem, Subject};
 use crate::redact::{Level, Redactor, Sink, View};
 use crate::vault::crypto::{self, Key};
 
+use super::around::Around;
 use super::core::Core;
-use super::needles::{Around, Named};
+use super::needles::Named;
 use super::{Daemon, user_of};
 
 /// What of a value on a terminal says too little of it to be waited for: keys that are typed are seen

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::redact::{self, Level};
 use crate::secret::SecretBytes;
 
-use super::needles::Around;
+use super::around::Around;
 
 /// A step that says more is told of, not shown: only the whole can be redacted.
 const MOST_RAW_BYTES: usize = 1 << 20;

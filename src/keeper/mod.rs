@@ -12,6 +12,9 @@
 //! Danger: a worker that still runs while the next one starts would answer requests twice.
 #![forbid(unsafe_code)]
 
+pub mod ground;
+mod service;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -27,12 +30,14 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::{Mode, Paths};
-use crate::daemon::news;
 use crate::execution::state::{self, State};
-use crate::sys::mount::{self, Ground, MountError, OwnMount};
-use crate::sys::notify::{self, Manager};
+use crate::sys::mount::{self, MountError, OwnMount};
+use crate::sys::notify;
 use crate::sys::pidfd::PidFd;
 use crate::sys::{device, process, shm::Region};
+
+use ground::Mounted;
+use service::{Service, stored};
 
 /// Statuses by which a worker tells its keeper what to do.
 pub mod worker_status {
@@ -50,16 +55,6 @@ pub mod worker_status {
 pub const KEY_BOX_BYTES: usize = 4096;
 /// How long a worker may take to stop before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// How long a worker may outlive its keeper.
-const ORPHAN_LIMIT: Duration = Duration::from_secs(3);
-/// Names in the service manager's store.
-mod stored {
-    pub(super) const DEVICE: &str = "strongroom-device";
-    pub(super) const SOCKET: &str = "strongroom-socket";
-    pub(super) const STATE: &str = "strongroom-state";
-    pub(super) const ALL: [&str; 3] = [DEVICE, SOCKET, STATE];
-}
-
 /// A worker that lived shorter than this died at its start.
 const SHORT_LIFE: Duration = Duration::from_millis(200);
 /// The longest pause between two starts.
@@ -192,82 +187,6 @@ struct Shared {
     news: (io::PipeReader, io::PipeWriter),
 }
 
-/// What the service manager has been told.
-struct Service {
-    manager: Option<Manager>,
-    wants_signs_of_life: bool,
-    is_ready: std::cell::Cell<bool>,
-    is_reloading: std::cell::Cell<bool>,
-}
-
-impl Service {
-    fn of_environment() -> Self {
-        let manager = Manager::of_environment().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the service manager cannot be reached");
-            None
-        });
-        Self {
-            manager,
-            wants_signs_of_life: notify::watchdog().is_some(),
-            is_ready: false.into(),
-            is_reloading: false.into(),
-        }
-    }
-
-    fn tell(&self, text: &str) {
-        let told = self.manager.as_ref().map(|manager| manager.tell(text));
-        if let Some(Err(error)) = told {
-            tracing::warn!(%error, "the service manager was not told");
-        }
-    }
-
-    fn store(&self, name: &str, fd: std::os::fd::BorrowedFd<'_>) {
-        let told = self.manager.as_ref().map(|manager| manager.store(name, fd));
-        if let Some(Err(error)) = told {
-            tracing::warn!(name, %error, "the service manager keeps no descriptor");
-        }
-    }
-
-    fn forget(&self, names: &[&str]) {
-        for name in names {
-            let told = self.manager.as_ref().map(|manager| manager.forget(name));
-            if let Some(Err(error)) = told {
-                tracing::warn!(name, %error, "the service manager still keeps a descriptor");
-            }
-        }
-    }
-
-    /// Passes on what a worker has said; `is_leaving`: it will say no more.
-    fn pass_on(&self, said: u8, is_leaving: bool) {
-        let status = match said {
-            news::READY => "STATUS=serving",
-            news::LOCKED => "STATUS=the vault is locked: strongroom unlock",
-            _ => "STATUS=degraded: strongroom doctor says why",
-        };
-        let can_read = said != news::LOCKED;
-        let mut words = vec![status];
-        if (can_read && !self.is_ready.get()) || (self.is_reloading.get() && !is_leaving) {
-            self.is_ready.set(true);
-            self.is_reloading.set(false);
-            words.push("READY=1");
-        }
-        if self.wants_signs_of_life {
-            words.push("WATCHDOG=1");
-        }
-        self.tell(&words.join("\n"));
-    }
-
-    fn reloads(&self) {
-        if self.manager.is_none() || !self.is_ready.get() {
-            return;
-        }
-        self.is_reloading.set(true);
-        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-        let micros = now.map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1_000);
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
-    }
-}
-
 /// Serves until it is told to stop.
 ///
 /// # Errors
@@ -293,7 +212,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         tracing::warn!(%error, "the keeper stays dumpable");
     }
     await_worker_of_another(&paths.runtime_dir)?;
-    let source = mount_source(paths);
+    let source = ground::source(paths);
     let (state, listener, mut mounted) = match adopt(paths, &source, handed, &service)? {
         Some(earlier) => {
             tracing::info!("going on with the mount of an earlier keeper");
@@ -302,11 +221,11 @@ pub fn run(options: &Options) -> Result<(), Error> {
         None => {
             let state = State::create()?;
             let listener = listen(&paths.socket)?;
-            let (device, own) = mount_anew(paths, &source, &state)?;
-            service.store(stored::DEVICE, device.as_fd());
+            let mounted = ground::anew(paths, &source, &state)?;
+            service.store(stored::DEVICE, mounted.device.as_fd());
             service.store(stored::SOCKET, listener.as_fd());
             service.store(stored::STATE, state.region().as_fd());
-            (state, listener, Mounted { device, own })
+            (state, listener, mounted)
         }
     };
     let news = news_pipe().map_err(|source| Error::Worker { source })?;
@@ -326,7 +245,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     mounted.undo();
     shared.service.forget(&stored::ALL);
     let _gone = fs::remove_file(&paths.socket);
-    let _gone = fs::remove_file(mount_note(paths));
+    let _gone = fs::remove_file(ground::note(paths));
     outcome.map(|_| ())
 }
 
@@ -352,7 +271,7 @@ fn adopt(
     // The newest of a name, should the manager have kept several.
     let mut of: std::collections::BTreeMap<String, OwnedFd> = handed.into_iter().collect();
     let parts = [stored::DEVICE, stored::SOCKET, stored::STATE].map(|name| of.remove(name));
-    let noted = fs::read(mount_note(paths))
+    let noted = fs::read(ground::note(paths))
         .ok()
         .and_then(|text| serde_json::from_slice::<OwnMount>(&text).ok())
         .filter(|own| own.source == source && mount::is_ours(own));
@@ -412,23 +331,6 @@ fn await_worker_of_another(runtime_dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// The mount and the only descriptor that keeps its connection alive.
-struct Mounted {
-    device: OwnedFd,
-    own: OwnMount,
-}
-
-impl Mounted {
-    fn undo(&self) {
-        match mount::unmount(&self.own) {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!("our mount was gone or covered; nothing was unmounted"),
-            Err(error) => tracing::error!(%error, "the mount could not be undone"),
-        }
-        // Dropping the device aborts the connection, and with it every bind of the mount.
-    }
-}
-
 /// Starts workers until one says that it was the last.
 fn supervise(
     options: &Options,
@@ -475,9 +377,8 @@ fn remount(
     tracing::warn!("mounting anew; requests in flight fail");
     mounted.undo();
     shared.service.forget(&[stored::DEVICE]);
-    let (device, own) = mount_anew(&options.paths, source, &shared.state)?;
-    shared.service.store(stored::DEVICE, device.as_fd());
-    *mounted = Mounted { device, own };
+    *mounted = ground::anew(&options.paths, source, &shared.state)?;
+    shared.service.store(stored::DEVICE, mounted.device.as_fd());
     Ok(())
 }
 
@@ -543,7 +444,7 @@ fn watch(
                     shared.service.reloads();
                     let _dead = pidfd.signal(Signal::SIGHUP);
                 }
-                Some(Signal::SIGUSR1) if shared.service.manager.is_some() => {
+                Some(Signal::SIGUSR1) if shared.service.is_there() => {
                     is_leaving = true;
                     told.get_or_insert((Told::HandOver, Instant::now() + STOP_LIMIT));
                     let _dead = pidfd.signal(Signal::SIGHUP);
@@ -579,7 +480,7 @@ fn start_worker(options: &Options, shared: &Shared, mounted: &Mounted) -> io::Re
     let numbers: Vec<String> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
     let mut command = Command::new(&options.program);
     command.args(&options.worker_args).arg("worker").arg("--descriptors").arg(numbers.join(","));
-    if shared.service.manager.is_some() {
+    if shared.service.is_there() {
         command.arg("--stored");
     }
     for name in notify::VARIABLES {
@@ -640,84 +541,4 @@ fn listen(socket: &Path) -> Result<UnixListener, Error> {
     // Agents of other uids reach it too; the peer's credentials decide, not the mode.
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).map_err(prepare)?;
     Ok(listener)
-}
-
-/// Names our home in the mount table, so that no other home's mount is taken for ours.
-fn mount_source(paths: &Paths) -> String {
-    use sha2::{Digest, Sha256};
-    use std::os::unix::ffi::OsStrExt;
-    let digest = Sha256::digest(paths.state_dir.as_os_str().as_bytes());
-    let hex: String = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
-    format!("strongroom-{hex}")
-}
-
-/// Where a keeper notes its mount, for an `up` after its death.
-pub fn mount_note(paths: &Paths) -> PathBuf {
-    paths.runtime_dir.join("mount.json")
-}
-
-/// Where `path` leads, links followed, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
-    let mut missing = Vec::new();
-    for ancestor in path.ancestors() {
-        if let Ok(mut found) = ancestor.canonicalize() {
-            found.extend(missing.iter().rev());
-            return found;
-        }
-        missing.extend(ancestor.file_name());
-    }
-    path.to_owned()
-}
-
-fn mount_anew(paths: &Paths, source: &str, state: &State) -> Result<(OwnedFd, OwnMount), Error> {
-    let path = &paths.mount;
-    let prepare = |source| Error::Prepare { path: path.clone(), source };
-    // A worker whose keeper was killed unmounts first and goes; that takes a moment.
-    let deadline = Instant::now() + ORPHAN_LIMIT;
-    while mount::ground(path, source) == Ground::Live && Instant::now() < deadline {
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-    match mount::ground(path, source) {
-        Ground::Free => {}
-        Ground::Dead => {
-            tracing::warn!(path = %path.display(), "clearing the dead mount of an earlier daemon");
-            mount::clear_dead(path, source).map_err(prepare)?;
-        }
-        // We hold the lock: whoever still answers there is an orphan of ours. Its mount goes first.
-        Ground::Live => {
-            return Err(Error::MountPointTaken {
-                path: path.clone(),
-                by: "an earlier daemon of this home still answers there".into(),
-            });
-        }
-        Ground::Foreign { fs_type } => {
-            return Err(Error::MountPointTaken {
-                path: path.clone(),
-                by: format!("a mount of type {fs_type}"),
-            });
-        }
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(prepare)?;
-    let path = path.canonicalize().map_err(prepare)?;
-    // Now that nothing is mounted there, links may be followed.
-    if let Some(own) = paths.own().into_iter().find(|own| resolved(own).starts_with(&path)) {
-        return Err(Error::Beneath { path: own.to_owned(), mount: path });
-    }
-    if fs::read_dir(&path).map_err(prepare)?.next().is_some() {
-        return Err(Error::MountPointTaken { path, by: "it is not empty".into() });
-    }
-    let (device, own) = mount::mount_fuse(&path, source)?;
-    let init = device::read_init(device.as_fd(), Duration::from_secs(5)).and_then(|init| {
-        state.reset_init(&init)?;
-        Ok(())
-    });
-    if let Err(source) = init {
-        // Nothing is left behind by a start that failed.
-        let _undone = mount::unmount(&own);
-        return Err(Error::NoInit { source });
-    }
-    if let Ok(text) = serde_json::to_vec(&own) {
-        let _noted = fs::write(mount_note(paths), text);
-    }
-    Ok((device, own))
 }

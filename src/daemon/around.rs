@@ -1,0 +1,158 @@
+//! What the events directories and the output of agents need of everything else: views of what is looked
+//! for, the key that seals what is held back, records of what was taken out.
+//!
+//! Invariant: a locked vault gives no view, whatever was looked for before. Danger: somebody who writes
+//! guesses and looks for markers; many foreign values of one execution within a minute are noticed.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::audit::record::Event;
+use crate::broker::{Place, Refusal};
+use crate::clock::Timestamp;
+use crate::events::Outside;
+use crate::execution::registry::Registry;
+use crate::redact::View;
+use crate::vault::crypto::Key;
+
+use super::core::Core;
+use super::needles::{Named, Seen};
+
+/// So many foreign values in a minute are no accident.
+const PROBE_HITS: u64 = 20;
+const PROBE_SECS: i64 = 60;
+const MAX_PROBED: usize = 4096;
+
+/// Many markers of foreign values in what one execution writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// The execution.
+    pub execution: String,
+    /// Its chain.
+    pub chain: String,
+    /// When it was noticed.
+    pub at: Timestamp,
+}
+
+#[derive(Default)]
+struct Probes {
+    counted: HashMap<String, (Timestamp, u64)>,
+    noticed: Vec<Probe>,
+}
+
+/// What the events directories need of everything else.
+pub struct Around {
+    core: Arc<Core>,
+    registry: Arc<Registry>,
+    probes: Mutex<Probes>,
+}
+
+impl Around {
+    /// Puts the parts together.
+    pub fn new(core: Arc<Core>, registry: Arc<Registry>) -> Self {
+        Self { core, registry, probes: Mutex::default() }
+    }
+
+    /// Bursts of foreign values since the last call.
+    pub fn take_probes(&self) -> Vec<Probe> {
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut probes.noticed)
+    }
+
+    /// What is looked for in an agent's output; see [`super::needles::Needles`].
+    pub(super) fn seen(&self, before: &Arc<Named>, place: &Place) -> Result<Seen, Refusal> {
+        if self.core.seal().is_none() {
+            return Err(Refusal::Locked);
+        }
+        self.core.needles.seen_keeping(before, place, &self.core, &self.registry)
+    }
+
+    /// Known formats alone.
+    pub(super) fn formats(&self) -> Arc<View> {
+        Arc::new(View::empty().with_detector(self.core.needles.detector()))
+    }
+
+    /// What is looked for by those who may see all names.
+    pub(super) fn full(&self) -> Result<Arc<View>, Refusal> {
+        if self.core.seal().is_none() {
+            return Err(Refusal::Locked);
+        }
+        self.core.needles.full(&self.core)
+    }
+
+    /// The same, and `more`, which no vault knows yet.
+    pub(super) fn full_and(&self, more: &[&[u8]]) -> Result<Arc<View>, Refusal> {
+        if self.core.seal().is_none() {
+            return Err(Refusal::Locked);
+        }
+        self.core.needles.full_and(&self.core, more)
+    }
+
+    /// Counts values of others in what an execution writes.
+    pub(super) fn count_foreign(&self, place: &Place, count: u64) {
+        let now = self.core.clock.now();
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |since: Timestamp| now.as_second() - since.as_second() >= PROBE_SECS;
+        if probes.counted.len() >= MAX_PROBED {
+            probes.counted.retain(|_, (since, _)| !is_over(*since));
+        }
+        let entry = probes.counted.entry(place.execution.clone()).or_insert((now, 0));
+        if is_over(entry.0) {
+            *entry = (now, 0);
+        }
+        let before = entry.1;
+        entry.1 += count;
+        if before < PROBE_HITS && entry.1 >= PROBE_HITS {
+            let (execution, chain) = (place.execution.clone(), place.chain.clone());
+            probes.noticed.push(Probe { execution, chain, at: now });
+        }
+    }
+
+    fn record(&self, event: Event, place: &Place, file: Option<&str>, name: &str, count: u64) {
+        let mut record = self.core.new_record(event);
+        record.secret_key = Some(name).filter(|name| !name.is_empty());
+        record.chain = Some(&place.chain);
+        record.environment = place.environment.as_deref();
+        record.execution = Some(&place.execution);
+        record.via = Some("events");
+        record.reason = file;
+        record.count = Some(count);
+        if self.core.log.append(&record, 0).is_err() {
+            tracing::error!("a redaction could not be recorded");
+        }
+    }
+}
+
+impl Outside for Around {
+    fn view(&self, place: &Place) -> Result<Arc<View>, Refusal> {
+        // Locked means closed, whatever was looked for before.
+        if self.core.seal().is_none() {
+            return Err(Refusal::Locked);
+        }
+        Ok(self.core.needles.seen(place, &self.core, &self.registry)?.view)
+    }
+
+    fn key(&self) -> Result<Arc<Key>, Refusal> {
+        self.core.seal().ok_or(Refusal::Locked)
+    }
+
+    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64, later: bool) {
+        // Who wrote it when nobody looked for it has not guessed.
+        if name.is_empty() && !later {
+            self.count_foreign(place, count);
+        }
+        self.record(Event::EventRedacted, place, Some(file), name, count);
+    }
+
+    fn name_refused(&self, place: &Place) {
+        // The name itself holds a secret.
+        self.record(Event::EventNameRefused, place, None, "", 1);
+    }
+}
+
+impl std::fmt::Debug for Around {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Around").finish_non_exhaustive()
+    }
+}
