@@ -40,14 +40,19 @@ fn unit_for(home: &Home, below: &str, program: &str) -> String {
         )
 }
 
-/// Runs `tools/NAME` with the test's directory and the hierarchy; what its steps said, and all of it.
-fn boot(home: &Home, name: &str) -> Option<(String, String)> {
+/// Runs `tools/STEPS`, after lines that set `variables`, under the manager of `whose`; what the steps
+/// said, and all of it.
+fn boot(home: &Home, whose: &str, variables: &str, steps: &str) -> Option<(String, String)> {
     let dir = home.dir.path();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools").join(name);
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools");
+    let read = |name: &str| std::fs::read_to_string(tools.join(name)).unwrap();
+    let steps = format!("{variables}\n{}\n{}", read("unit.sh"), read(steps));
+    std::fs::write(dir.join("steps.sh"), steps).unwrap();
     let hierarchy = strongroom::sys::cgroup::hierarchy_root().unwrap();
     let booted = Command::new("timeout")
         .args(["--kill-after=5", "150", "unshare", "--mount", "sh"])
-        .arg(script)
+        .arg(tools.join("boot.sh"))
+        .arg(whose)
         .arg(dir)
         .arg(&hierarchy)
         .stdin(Stdio::null())
@@ -90,20 +95,17 @@ fn under_systemd_the_mount_outlives_restarts_and_deaths_of_the_unit() {
     std::fs::set_permissions(&key, mode(0o600)).unwrap();
     home.ok(&["init", "--unlock", &format!("key-file:{}", key.display())]);
     let program = env!("CARGO_BIN_EXE_strongroom");
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools");
     std::fs::write(dir.join("strongroom.service"), unit_for(&home, "strongroom.service", program))
         .unwrap();
     let (agent, reads) = reader(&home);
-    let steps = format!(
-        "STRONGROOM_HOME={} PROGRAM={program} VIEW={} READS={} AGENT={}\n{}",
+    let variables = format!(
+        "STRONGROOM_HOME={} PROGRAM={program} VIEW={} READS={} AGENT={}",
         home.home().display(),
         dir.join("view").display(),
         reads.display(),
-        agent.display(),
-        std::fs::read_to_string(tests.join("steps.sh")).unwrap()
+        agent.display()
     );
-    std::fs::write(dir.join("steps.sh"), steps).unwrap();
-    let Some((told, all)) = boot(&home, "boot.sh") else { return };
+    let Some((told, all)) = boot(&home, "system", &variables, "steps.sh") else { return };
     let line = |start: &str| {
         told.lines()
             .find(|line| line.starts_with(start))
@@ -144,23 +146,18 @@ fn under_a_persons_systemd_it_is_the_same_and_a_killed_launcher_takes_its_agent_
     std::fs::write(units.join("strongroom.service"), unit).unwrap();
     std::fs::write(units.join("empty.target"), "[Unit]\nDefaultDependencies=no\n").unwrap();
     let (agent, reads) = reader(&home);
-    let steps = format!(
-        "STRONGROOM_HOME={} PROGRAM={} READS={} AGENT={} KEY={}\n{}",
+    let variables = format!(
+        "STRONGROOM_HOME={} PROGRAM={} READS={} AGENT={} KEY={}",
         home.home().display(),
         program.display(),
         reads.display(),
         agent.display(),
-        dir.join("key").display(),
-        std::fs::read_to_string(
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/user_steps.sh")
-        )
-        .unwrap()
+        dir.join("key").display()
     );
-    std::fs::write(dir.join("steps.sh"), steps).unwrap();
     for entry in ["", ".config", ".config/systemd", ".config/systemd/user"] {
         std::os::unix::fs::chown(dir.join(entry), Some(65534), Some(65534)).unwrap();
     }
-    let Some((told, all)) = boot(&home, "boot_user.sh") else { return };
+    let Some((told, all)) = boot(&home, "user", &variables, "user_steps.sh") else { return };
     let line = |start: &str| {
         told.lines()
             .find(|line| line.starts_with(start))
