@@ -16,6 +16,31 @@ fn output(command: &mut Command) -> String {
 }
 
 #[test]
+fn the_apparmor_profile_is_understood_and_gives_no_capability_that_the_unit_withholds() {
+    let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib");
+    let profile = contrib.join("apparmor/strongroom");
+    let named = |file: &str, start: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(contrib.join(file)).unwrap();
+        let lines = text.lines().filter_map(|line| line.trim().strip_prefix(start));
+        let mut names: Vec<_> = lines
+            .flat_map(|line| line.trim_end_matches(',').split(' '))
+            .map(|name| name.trim_start_matches("CAP_").to_lowercase())
+            .collect();
+        names.sort();
+        names
+    };
+    let capabilities = named("apparmor/strongroom", "capability ");
+    assert_eq!(capabilities, named("systemd/strongroom.service", "CapabilityBoundingSet="));
+    assert_eq!(capabilities.len(), 11);
+    if !Path::new("/usr/sbin/apparmor_parser").exists() {
+        return cannot_run("needs apparmor_parser");
+    }
+    // Read, compiled and not loaded: no kernel is asked.
+    let parse = ["--skip-kernel-load", "--skip-cache"];
+    output(Command::new("/usr/sbin/apparmor_parser").args(parse).arg(profile));
+}
+
+#[test]
 fn the_debian_package_has_its_parts_in_their_places_and_they_work_there() {
     if !Path::new("/usr/bin/dpkg-deb").exists() {
         return cannot_run("needs dpkg-deb");
@@ -53,6 +78,7 @@ fn the_debian_package_has_its_parts_in_their_places_and_they_work_there() {
         "./usr/share/bash-completion/completions/strongroom",
         "./usr/share/zsh/vendor-completions/_strongroom",
         "./usr/share/fish/vendor_completions.d/strongroom.fish",
+        "./usr/share/apparmor/extra-profiles/strongroom",
         "./usr/share/doc/strongroom/copyright",
         "./usr/share/doc/strongroom/CHANGELOG.md.gz",
         "./usr/share/doc/strongroom/changelog.gz",

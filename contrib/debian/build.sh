@@ -35,6 +35,8 @@ if command -v strip >/dev/null; then strip --strip-unneeded -R .comment "$root/u
 mkdir -p "$root/usr/lib/systemd/system"
 sed -n '/^\[Unit\]/,$ s,/usr/local/bin/,/usr/bin/,; /^\[Unit\]/,$ p' "$top/contrib/systemd/strongroom.service" \
   > "$root/usr/lib/systemd/system/strongroom.service"
+# Not in force: whoever wants it copies it to /etc/apparmor.d.
+install -D -m 644 "$top/contrib/apparmor/strongroom" "$root/usr/share/apparmor/extra-profiles/strongroom"
 "$program" man --dir "$root/usr/share/man/man1" >&2
 gzip -9n "$root"/usr/share/man/man1/*.1
 complete() { mkdir -p "$(dirname "$root/$2")"; "$program" completions "$1" > "$root/$2"; }
