@@ -32,7 +32,7 @@ if [ ! -e /dev/fuse ]; then
 fi
 command -v cargo >/dev/null 2>&1 || {
   echo "error: cargo is not installed" >&2
-  echo "hint: install Rust 1.88 or newer with rustup" >&2
+  echo "hint: install Rust 1.89 or newer with rustup" >&2
   exit 1
 }
 

@@ -83,7 +83,7 @@ impl Chain<'_> {
 /// Room that is used again.
 #[derive(Default)]
 pub(super) struct Chains {
-    masks: Masks<3>,
+    masks: Masks<2>,
     joints: Vec<Break>,
     chars: Zeroizing<Vec<u8>>,
     pieces: Vec<(usize, usize)>,

@@ -13,7 +13,7 @@
 
 use zeroize::Zeroizing;
 
-use super::masks::{Masks, bits, run_ends};
+use super::masks::{Masks, Runs, bits};
 use super::needle::reserve;
 use super::part::{Hit, Text};
 use crate::sys::simd::{BLOCK_BYTES, Set};
@@ -108,15 +108,15 @@ fn ends_run(text: &[u8], at: usize) -> bool {
     run.is_some_and(|run| run.iter().all(|b| is_base64(*b)))
 }
 
-/// What a newline begins with, base64 and a CR.
-const SETS: [Set; 3] = {
+/// What a break behind wrapped text begins with, and base64.
+const SETS: [Set; 2] = {
     let mut table = [0; 256];
     let mut byte = 0;
     while byte < 256 {
         table[byte] = is_base64(byte as u8) as u8;
         byte += 1;
     }
-    [Set::of(b"\n\\"), Set::of_table(&table, 1), Set::of(b"\r")]
+    [Set::of(b"\n\\\r"), Set::of_table(&table, 1)]
 };
 
 /// The number of base64 in those.
@@ -126,28 +126,31 @@ pub(super) const WRAPPED: usize = 1;
 pub(super) fn each_end(
     bytes: &[u8],
     from: usize,
-    masks: &mut Masks<3>,
+    masks: &mut Masks<2>,
     mut each: impl FnMut(usize),
 ) {
     // Of a run that ends at `from` all is seen.
     masks.fill(bytes, from.saturating_sub(BLOCK_BYTES), &SETS);
-    let (mut base64_before, mut ends_before, mut near_before) = (0, 0, 0);
-    for (at, [newline, base64, cr]) in masks.each() {
-        let ends = run_ends::<RUN_BYTES_MIN>(base64_before, base64);
+    let (mut runs, mut ends_before) = (Runs::<RUN_BYTES_MIN>::default(), 0);
+    for (at, [edge, base64]) in masks.each() {
+        let ends = runs.ends(base64);
         let after_run = ends << 1 | ends_before >> 63;
-        let after_cr = after_run & cr;
-        let after = after_run | after_cr << 1 | near_before >> 63;
-        (base64_before, ends_before, near_before) = (base64, ends, after_cr);
-        for bit in bits(newline & after) {
-            if at + bit >= from {
-                each(at + bit);
+        ends_before = ends;
+        let found = edge & after_run;
+        if found == 0 {
+            continue;
+        }
+        for bit in bits(found) {
+            let newline = at + bit + usize::from(bytes[at + bit] == b'\r');
+            if newline >= from && newline < bytes.len() {
+                each(newline);
             }
         }
     }
 }
 
 /// All breaks of `text`, or those behind wrapped text.
-fn breaks(text: Text<'_>, all: bool, masks: &mut Masks<3>, found: &mut Vec<Break>) {
+fn breaks(text: Text<'_>, all: bool, masks: &mut Masks<2>, found: &mut Vec<Break>) {
     let bytes = text.bytes;
     found.clear();
     let mut after = text.from.saturating_sub(REACH_BYTES);
@@ -157,7 +160,7 @@ fn breaks(text: Text<'_>, all: bool, masks: &mut Masks<3>, found: &mut Vec<Break
             return;
         }
         let start = (at - spaces_before(bytes, at, all)).max(after);
-        if !all && !ends_run(bytes, start) {
+        if !all && start == after && !ends_run(bytes, start) {
             return;
         }
         if let Some(found_break) = break_at(bytes, start, at, text.end) {
@@ -187,7 +190,7 @@ fn breaks(text: Text<'_>, all: bool, masks: &mut Masks<3>, found: &mut Vec<Break
 /// A text as a lens shows it.
 #[derive(Default)]
 pub(super) struct Lens {
-    masks: Masks<3>,
+    masks: Masks<2>,
     breaks: Vec<Break>,
     shown: Zeroizing<Vec<u8>>,
     /// Pieces: where each begins as shown and in the text.
@@ -319,7 +322,9 @@ impl Lens {
             }
             // A run that touches the text's end goes on, and one before an open break.
             let is_open = end == bytes.len() || !last.closed;
-            limit = limit.min(self.chain(text, is_open, search, each));
+            if is_open || self.pieces.len() > 1 {
+                limit = limit.min(self.chain(text, is_open, search, each));
+            }
         }
         (self.breaks, self.masks) = (found, masks);
         limit

@@ -25,6 +25,27 @@ pub(super) fn run_ends<const LEN: usize>(before: u64, mask: u64) -> u64 {
     (ends >> 64) as u64
 }
 
+/// The same for one mask after the other of a text, `LEN` a power of two from 2 to 64.
+#[derive(Default)]
+pub(super) struct Runs<const LEN: usize> {
+    /// Of the mask before, what ends a run of 1, 2, 4, ... bytes.
+    before: [u64; 6],
+}
+
+impl<const LEN: usize> Runs<LEN> {
+    #[inline]
+    pub(super) fn ends(&mut self, mask: u64) -> u64 {
+        let mut ends = mask;
+        for step in 0..LEN.ilog2() as usize {
+            let by = 1 << step;
+            let moved = ends << by | self.before[step] >> (u64::BITS - by);
+            self.before[step] = ends;
+            ends &= moved;
+        }
+        ends
+    }
+}
+
 impl<const N: usize> Masks<N> {
     /// Makes those of `text` from byte `from` on.
     pub(super) fn fill(&mut self, text: &[u8], from: usize, sets: &[Set; N]) {
@@ -109,9 +130,13 @@ mod tests {
                 .map(|n| if n.wrapping_mul(0x9e37_79b9) >> 24 < sparse { b' ' } else { b'x' })
                 .collect();
             let (mut masks, mut before, mut found) = (Masks::default(), 0, Vec::new());
+            let (mut sixteen, mut two) = (Runs::<16>::default(), Runs::<2>::default());
             masks.fill(&text, from, &[Set::of(b"x")]);
             for (at, [mask]) in masks.each() {
-                found.extend(bits(run_ends::<16>(before, mask)).map(|bit| at + bit));
+                let ends = run_ends::<16>(before, mask);
+                assert_eq!(sixteen.ends(mask), ends);
+                assert_eq!(two.ends(mask), run_ends::<2>(before, mask));
+                found.extend(bits(ends).map(|bit| at + bit));
                 before = mask;
             }
             let is_set = |b: &&u8| **b == b'x';

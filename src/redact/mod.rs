@@ -28,6 +28,7 @@ mod prefixed;
 mod redactor;
 mod strength;
 mod variant;
+mod windows;
 
 use std::sync::Arc;
 

@@ -14,13 +14,9 @@ use zeroize::Zeroizing;
 
 use super::needle::{self, Maker, Shape};
 use super::variant;
+use super::windows::{Owned, Windows};
+use crate::sys::bloom::{Filter, Seed, WINDOW, window};
 
-/// Bytes of a window.
-const WINDOW: usize = 8;
-/// Windows that are probed at once.
-const BLOCK: usize = 8;
-/// Bits of a filter for each window that is entered.
-const FILTER_BITS: usize = 24;
 /// The shortest needle.
 const SHORTEST: usize = 5;
 /// A needle's windows are entered this near its start if some there are rare.
@@ -32,8 +28,6 @@ const NEAR_BYTES: usize = NEAR_PLACE + 8 + WINDOW - 1;
 /// Needles' own bytes are kept in blocks, the first of this size and no other above that.
 const BLOCK_BYTES_MIN: usize = 4 << 10;
 const BLOCK_BYTES_MAX: usize = 1 << 20;
-/// Bytes of ASCII letters differ in this bit alone.
-const FOLD: u64 = 0x2020_2020_2020_2020;
 
 /// An occurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,62 +55,6 @@ pub(super) struct Text<'a> {
     pub end: bool,
 }
 
-/// What hashes depend on: others cannot prepare text whose windows collide.
-#[derive(Clone, Copy, Default)]
-struct Seed(u64, u64);
-
-impl Seed {
-    fn hash(self, window: u64) -> u64 {
-        let product = u128::from(window ^ self.0) * u128::from(self.1);
-        (product as u64) ^ (product >> 64) as u64
-    }
-}
-
-/// A Bloom filter whose bits for one entry are in one word.
-#[derive(Default)]
-struct Filter(Vec<u64>);
-
-impl Filter {
-    fn with_capacity(entries: usize) -> Self {
-        Self(vec![0; (entries * FILTER_BITS / 64).next_power_of_two().max(8)])
-    }
-
-    /// Three bits of the word.
-    fn mask(hash: u64) -> u64 {
-        1 << (hash & 63) | 1 << (hash >> 6 & 63) | 1 << (hash >> 12 & 63)
-    }
-
-    fn insert(&mut self, hash: u64) {
-        let last = self.0.len() - 1;
-        self.0[(hash >> 40) as usize & last] |= Self::mask(hash);
-    }
-
-    #[inline]
-    fn has(words: &[u64], hash: u64) -> bool {
-        // The length is a power of two.
-        let word = words.get((hash >> 40) as usize & words.len().wrapping_sub(1));
-        let word = word.copied().unwrap_or(0);
-        word >> (hash & 63) & word >> (hash >> 6 & 63) & word >> (hash >> 12 & 63) & 1 != 0
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-struct Entry {
-    /// The needle's number, and in the low three bits which of its windows this is.
-    needle: u32,
-    tag: u32,
-}
-
-/// Windows of needles of one length class.
-#[derive(Default)]
-struct Class {
-    stride: usize,
-    filter: Filter,
-    /// Where the entries of each bucket begin; one more at the end.
-    buckets: Vec<u32>,
-    entries: Vec<Entry>,
-}
-
 #[derive(Clone, Copy)]
 struct Known {
     block: u32,
@@ -138,7 +76,7 @@ pub(super) struct Part {
     own_bytes: usize,
     known: Vec<Known>,
     seed: Seed,
-    classes: Vec<Class>,
+    classes: Vec<Windows>,
     /// Needles below a window's length, by their first bytes.
     short: Vec<u32>,
     /// Pairs of folded first bytes of those, and of all.
@@ -162,14 +100,10 @@ pub(super) struct Part {
     numbers: bool,
 }
 
-fn window(text: &[u8], at: usize) -> Option<u64> {
-    let bytes = text.get(at..at + WINDOW)?;
-    Some(u64::from_le_bytes(bytes.try_into().ok()?) | FOLD)
-}
-
+/// The first four bytes.
 fn half(text: &[u8]) -> Option<u64> {
-    let bytes: [u8; 4] = text.get(..4)?.try_into().ok()?;
-    Some(u64::from(u32::from_le_bytes(bytes)) | FOLD)
+    let bytes: &[u8; 4] = text.first_chunk()?;
+    Some(u64::from(u32::from_le_bytes(bytes.map(fold))))
 }
 
 fn fold(byte: u8) -> u8 {
@@ -181,7 +115,7 @@ fn compare_folded(one: &[u8], two: &[u8]) -> std::cmp::Ordering {
     let len = one.len().min(two.len()) / 8 * 8;
     let (one, one_rest) = one.split_at(len);
     let (two, two_rest) = two.split_at(len);
-    let number = |bytes: &[u8; 8]| u64::from_be_bytes(*bytes) | FOLD;
+    let number = |bytes: &[u8; 8]| u64::from_be_bytes(bytes.map(fold));
     let (one, two) = (one.as_chunks().0.iter(), two.as_chunks().0.iter());
     one.map(number)
         .cmp(two.map(number))
@@ -215,101 +149,6 @@ fn pair(first: u8, second: u8) -> usize {
 fn has_pair(pairs: &[u64], first: u8, second: u8) -> bool {
     let pair = pair(first, second);
     pairs.get(pair / 64).is_some_and(|word| word >> (pair % 64) & 1 != 0)
-}
-
-/// From so many windows on tables are larger than the processor's caches.
-const PARTED_WINDOWS: usize = 1 << 18;
-
-/// Windows in an order in which their buckets are near each other.
-fn parted(windows: &[(u64, u32)], count: usize, bucket: impl Fn(u64) -> usize) -> Vec<(u64, u32)> {
-    const PARTS: usize = 256;
-    let part = |hash: u64| bucket(hash) / (count / PARTS);
-    let mut next = [0; PARTS + 1];
-    for (hash, _) in windows {
-        next[part(*hash) + 1] += 1;
-    }
-    for at in 0..PARTS {
-        next[at + 1] += next[at];
-    }
-    let mut ordered = vec![(0, 0); windows.len()];
-    for window in windows {
-        let place = &mut next[part(window.0)];
-        ordered[*place] = *window;
-        *place += 1;
-    }
-    ordered
-}
-
-impl Class {
-    fn build(stride: usize, windows: &[(u64, u32)]) -> Self {
-        let mut filter = Filter::with_capacity(windows.len());
-        let count = (windows.len() / 2).next_power_of_two().max(8);
-        let mut buckets = vec![0_u32; count + 1];
-        let bucket = |hash: u64| Self::bucket(hash, count);
-        let parted = (windows.len() > PARTED_WINDOWS).then(|| parted(windows, count, bucket));
-        let windows = parted.as_deref().unwrap_or(windows);
-        for (hash, _) in windows {
-            filter.insert(*hash);
-            buckets[bucket(*hash) + 1] += 1;
-        }
-        for at in 0..count {
-            buckets[at + 1] += buckets[at];
-        }
-        let mut next = buckets.clone();
-        let mut entries = vec![Entry::default(); windows.len()];
-        for (hash, needle) in windows {
-            let place = &mut next[bucket(*hash)];
-            entries[*place as usize] = Entry { needle: *needle, tag: *hash as u32 };
-            *place += 1;
-        }
-        Self { stride, filter, buckets, entries }
-    }
-
-    /// By the bits that the filter goes by: what is near there is near here.
-    fn bucket(hash: u64, count: usize) -> usize {
-        (hash >> 40) as usize & (count - 1)
-    }
-
-    /// Entries that have this window.
-    fn with(&self, hash: u64) -> impl Iterator<Item = &Entry> {
-        let bucket = Self::bucket(hash, self.buckets.len() - 1);
-        let range = self.buckets[bucket] as usize..self.buckets[bucket + 1] as usize;
-        self.entries[range].iter().filter(move |e| e.tag == hash as u32)
-    }
-
-    /// Calls `each` with the places in `text`, from `at` on in strides, whose window passes, and the
-    /// window's hash.
-    fn probe<const STRIDE: usize>(
-        &self,
-        seed: Seed,
-        text: &[u8],
-        mut at: usize,
-        each: &mut dyn FnMut(usize, u64),
-    ) {
-        let words = &self.filter.0[..];
-        while let Some(block) = text.get(at..at + STRIDE * (BLOCK - 1) + WINDOW) {
-            let mut passed = 0_u32;
-            for number in 0..BLOCK {
-                let Some(window) = window(block, number * STRIDE) else { break };
-                passed |= u32::from(Filter::has(words, seed.hash(window))) << number;
-            }
-            while passed != 0 {
-                let place = passed.trailing_zeros() as usize * STRIDE;
-                if let Some(window) = window(block, place) {
-                    each(at + place, seed.hash(window));
-                }
-                passed &= passed - 1;
-            }
-            at += STRIDE * BLOCK;
-        }
-        while let Some(window) = window(text, at) {
-            let hash = seed.hash(window);
-            if Filter::has(words, hash) {
-                each(at, hash);
-            }
-            at += STRIDE;
-        }
-    }
 }
 
 /// Strides of the classes, and the shortest needle of each.
@@ -406,13 +245,11 @@ impl Part {
     }
 
     fn new_seed() -> Seed {
-        let mut seed = [0; 16];
+        let mut seed = [0; 12];
         if getrandom::fill(&mut seed).is_err() {
             tracing::warn!("no randomness for the index of needles");
         }
-        let half = |at: usize| u64::from_le_bytes(seed[at..at + 8].try_into().unwrap_or_default());
-        // Odd, and with bits at both ends.
-        Seed(half(0), half(8) | 0x8000_0000_0000_0001)
+        Seed::new(seed)
     }
 
     /// Fills the classes.
@@ -420,7 +257,7 @@ impl Part {
         // How often each window was seen where needles might be entered: common ones are avoided.
         let mut counts = vec![0_u16; (self.known.len() * 4).next_power_of_two().max(64)];
         let slots = counts.len();
-        let slot = |hash: u64| (hash >> 24) as usize & (slots - 1);
+        let slot = |hash: u32| hash as usize & (slots - 1);
         let places = |len: usize, region: usize| {
             let room = len - region;
             [room.min(NEAR_PLACE), room.min(NEAR_PLACE / 2), room / 2, room]
@@ -436,7 +273,7 @@ impl Part {
                 }
             }
         }
-        let mut windows: [Vec<(u64, u32)>; 3] = Default::default();
+        let mut windows: [Vec<Owned>; 3] = Default::default();
         windows[0].reserve_exact(self.known.len() * CLASSES[0].0);
         for number in 0..self.known.len() {
             // Five hundred million needles do not fit into memory.
@@ -464,9 +301,10 @@ impl Part {
             }
             self.known[number].place = u32::try_from(place).unwrap_or(0);
         }
-        for ((stride, _), windows) in CLASSES.iter().zip(&windows) {
+        drop(counts);
+        for ((stride, _), windows) in CLASSES.iter().zip(windows) {
             if !windows.is_empty() {
-                self.classes.push(Class::build(*stride, windows));
+                self.classes.push(Windows::build(self.seed, *stride, windows));
             }
         }
     }
@@ -498,11 +336,14 @@ impl Part {
             index[at + 1] += index[at];
         }
         let is_far = |n: &u32| self.known[*n as usize].place as usize > NEAR_PLACE;
-        let mut far_heads = Filter::with_capacity(sorted.iter().filter(|n| is_far(n)).count());
+        let mut far_heads =
+            Filter::with_capacity(self.seed, sorted.iter().filter(|n| is_far(n)).count());
         let mut far_firsts: Option<Box<[bool; 256]>> = None;
         let mut longest_far = 0;
-        let (mut heads, mut half_heads) =
-            (Filter::with_capacity(sorted.len()), Filter::with_capacity(sorted.len()));
+        let (mut heads, mut half_heads) = (
+            Filter::with_capacity(self.seed, sorted.len()),
+            Filter::with_capacity(self.seed, sorted.len()),
+        );
         let mut pairs = std::mem::take(&mut self.pairs);
         let mut short_pairs = vec![0; if self.short.is_empty() { 0 } else { 1 << 10 }];
         for number in &sorted {
@@ -567,13 +408,12 @@ impl Part {
 
     /// Bytes of memory beside those.
     pub(super) fn overhead(&self) -> usize {
-        let of = |c: &Class| {
-            c.filter.0.len() * 8 + c.buckets.len() * 4 + c.entries.len() * size_of::<Entry>()
-        };
         self.known.len() * size_of::<Known>()
-            + self.classes.iter().map(of).sum::<usize>()
+            + self.classes.iter().map(Windows::size).sum::<usize>()
             + (self.sorted.len() + self.index.len() + self.short.len()) * 4
-            + (self.heads.0.len() + self.half_heads.0.len() + self.far_heads.0.len()) * 8
+            + self.heads.size()
+            + self.half_heads.size()
+            + self.far_heads.size()
             + (self.pairs.len() + self.short_pairs.len()) * 8
     }
 
@@ -590,23 +430,13 @@ impl Part {
     /// Reports every occurrence in `text`.
     pub(super) fn find(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
         for class in &self.classes {
-            // Probed where the stream's own count is a multiple, so that cuts do not matter.
-            let phase = ((text.at + text.from as u64) % class.stride as u64) as usize;
-            let first = text.from + (class.stride - phase) % class.stride;
-            let mut candidate = |at: usize, hash: u64| {
-                for entry in class.with(hash) {
-                    let number = entry.needle / 8;
-                    let offset = self.known[number as usize].place + entry.needle % 8;
-                    if let Some(start) = at.checked_sub(offset as usize) {
-                        self.verify(number, text, start, each);
-                    }
+            class.find(text.bytes, text.from, text.at, &mut |at, owner| {
+                let number = owner / 8;
+                let offset = self.known[number as usize].place + owner % 8;
+                if let Some(start) = at.checked_sub(offset as usize) {
+                    self.verify(number, text, start, each);
                 }
-            };
-            match class.stride {
-                8 => class.probe::<8>(self.seed, text.bytes, first, &mut candidate),
-                4 => class.probe::<4>(self.seed, text.bytes, first, &mut candidate),
-                _ => class.probe::<1>(self.seed, text.bytes, first, &mut candidate),
-            }
+            });
         }
         if !self.short.is_empty() {
             self.find_short(text, each);
@@ -672,8 +502,7 @@ impl Part {
         } else if let Some(firsts) = self.far_firsts.as_ref().filter(|_| far < from) {
             let start = (far..from).find(|start| {
                 let begins = firsts[usize::from(text[*start])]
-                    && half(&text[*start..])
-                        .is_some_and(|h| Filter::has(&self.far_heads.0, self.seed.hash(h)));
+                    && half(&text[*start..]).is_some_and(|h| self.far_heads.has(self.seed.hash(h)));
                 begins && self.is_open(text, *start, counts)
             });
             if start.is_some() {
@@ -688,11 +517,11 @@ impl Part {
                 return false;
             }
             if let Some(window) = window(rest, 0) {
-                if !Filter::has(&self.heads.0, self.seed.hash(window)) {
+                if !self.heads.has(self.seed.hash(window)) {
                     return false;
                 }
             } else if let Some(half) = half(rest)
-                && !Filter::has(&self.half_heads.0, self.seed.hash(half))
+                && !self.half_heads.has(self.seed.hash(half))
             {
                 return false;
             }
@@ -759,7 +588,7 @@ impl Part {
         for start in from..text.len().saturating_sub(WINDOW - 1) {
             let rest = &text[start..];
             let Some(window) = window(rest, 0) else { break };
-            if !Filter::has(&self.heads.0, self.seed.hash(window)) {
+            if !self.heads.has(self.seed.hash(window)) {
                 continue;
             }
             let mut hits = Vec::new();
