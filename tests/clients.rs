@@ -263,13 +263,10 @@ fn whoever_may_launch_in_a_chain_watches_it_and_no_other() {
     )
     .unwrap();
     home.ok(&["chain", "apply", other.to_str().unwrap()]);
-    let config = home.home().join("strongroom.toml");
-    let own = std::fs::read_to_string(&config).unwrap();
     let roles = "[[role]]\nname = \"root\"\nuids = [0]\nmay = [\"launch\", \"operate\", \"audit\"]\n\
         [[role]]\nname = \"orchestrator\"\nuids = [54322]\nmay = [\"launch\"]\n\
         chains = [\"deploy-pipeline\"]\n";
-    std::fs::write(&config, format!("{own}\n{roles}")).unwrap();
-    home.ok(&["reload"]);
+    home.configure(roles);
     home.ok(&["run", "--chain", "other", "--agent", "A", "--", "true"]);
     home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
     for dir in [home.home(), home.home().join("run")] {

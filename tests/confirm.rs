@@ -32,10 +32,7 @@ fn alone(home: &Home, args: &[&str]) -> Output {
 fn confirming(period: &str) -> Home {
     let home = Home::deployed();
     home.ok_with(&["key", "add", "passphrase"], PASSPHRASE);
-    let config = home.home().join("strongroom.toml");
-    let own = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, format!("{own}\n[operator]\nconfirm = \"{period}\"\n")).unwrap();
-    home.ok(&["reload"]);
+    home.configure(&format!("[operator]\nconfirm = \"{period}\""));
     home
 }
 

@@ -156,10 +156,7 @@ fn what_the_configuration_keeps_no_longer_goes_by_itself() {
     }
     let home = Home::deployed();
     let (ended, live) = (past(&home, "ended"), start(&home, "live"));
-    let config = home.home().join("strongroom.toml");
-    let own = fs::read_to_string(&config).unwrap();
-    fs::write(&config, format!("{own}\n[events]\nkeep = \"1s\"\n")).unwrap();
-    home.ok(&["reload"]);
+    home.configure("[events]\nkeep = \"1s\"");
     wait_until("the folder goes", LIMIT, || !ended.exists());
     assert!(live.exists());
     let records = home.records("events_pruned");

@@ -139,11 +139,8 @@ fn filled() -> Home {
     std::fs::write(home.dir.path().join("policy.json"), POLICY).unwrap();
     std::fs::write(home.dir.path().join("trial.json"), TRIAL).unwrap();
     std::fs::write(home.dir.path().join("rotate.json"), ROTATE).unwrap();
-    let config = home.home().join("strongroom.toml");
-    let own = std::fs::read_to_string(&config).unwrap();
     let alert = "[[alert]]\nname = \"t\"\ncommand = [\"/bin/true\"]\n";
-    std::fs::write(&config, format!("{own}\n{alert}")).unwrap();
-    home.ok(&["reload"]);
+    home.configure(alert);
     home
 }
 

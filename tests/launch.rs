@@ -15,9 +15,7 @@ fn supervised() -> Home {
     home.ok_with(&["secret", "set", "OPENAI_API_KEY"], OPENAI);
     home.ok_with(&["secret", "set", "WORKER_KEY"], "canary-worker-key");
     home.ok_with(&["secret", "set", "OTHER_KEY"], "canary-other-key");
-    let file = home.dir.path().join("supervised.json");
-    std::fs::write(&file, SUPERVISED).unwrap();
-    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    home.apply(SUPERVISED);
     home
 }
 

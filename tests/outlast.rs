@@ -6,7 +6,7 @@ mod common;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Home, LIMIT, may_mount, text, wait_until};
+use common::{Home, LIMIT, lives, may_mount, text, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -18,15 +18,10 @@ const CHAIN: &str = r#"{"chain": "c", "agents": [
 fn home_with(config: &str) -> Home {
     let home = Home::new();
     home.start();
-    let file = home.home().join("strongroom.toml");
-    let made = std::fs::read_to_string(&file).unwrap();
     let config = config.replace("@DIR@", home.dir.path().to_str().unwrap());
-    std::fs::write(&file, format!("{made}\n{config}")).unwrap();
-    home.ok(&["reload"]);
+    home.configure(&config);
     home.ok_with(&["secret", "set", "KEY"], "key-value-one");
-    let file = home.dir.path().join("c.json");
-    std::fs::write(&file, CHAIN).unwrap();
-    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    home.apply(CHAIN);
     home
 }
 
@@ -77,11 +72,6 @@ fn line_of(child: &mut Child) -> String {
     let out = child.stdout.as_mut().unwrap();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
     line.trim().to_owned()
-}
-
-fn lives(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
 }
 
 fn exposures(home: &Home) -> Vec<(String, Value)> {
@@ -268,9 +258,7 @@ fn a_version_that_its_provider_removed_is_not_offered_by_rollback() {
         return;
     }
     let home = home();
-    let file = home.dir.path().join("rotate.json");
-    std::fs::write(&file, ROTATE.replace("@DIR@", home.dir.path().to_str().unwrap())).unwrap();
-    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    home.apply(&ROTATE.replace("@DIR@", home.dir.path().to_str().unwrap()));
     // By hand nothing was removed anywhere.
     home.ok_with(&["secret", "rotate", "KEY"], "key-value-two");
     let current = |home: &Home| home.json(&["secret", "show", "KEY"])["versions"].clone();

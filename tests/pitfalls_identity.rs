@@ -666,11 +666,7 @@ fn a_caller_whom_the_daemon_cannot_see_is_told_nothing() {
         return;
     }
     let home = Home::new();
-    let key = home.dir.path().join("key");
-    std::fs::write(&key, [7; 32]).unwrap();
-    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&key, private).unwrap();
-    home.ok(&["init", "--unlock", &format!("key-file:{}", key.display())]);
+    home.init();
     let mut inside = Inside::start(&home);
     assert_eq!(inside.shell.as_mut().unwrap().line(), "up");
     let strongroom = env!("CARGO_BIN_EXE_strongroom");

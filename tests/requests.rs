@@ -1,6 +1,7 @@
 //! How many requests of the kernel a use of the mount costs: counted, not timed.
 
 mod common;
+mod tools;
 
 use std::collections::BTreeMap;
 
@@ -8,22 +9,7 @@ use common::{Home, LIMIT, may_mount, text, wait_until};
 
 /// The daemon's counters by operation.
 fn counted(home: &Home) -> BTreeMap<String, i64> {
-    let output = std::process::Command::new("curl")
-        .args(["--silent", "--fail", "--unix-socket"])
-        .arg(home.socket())
-        .arg("http://strongroom/v1/metrics")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    let metrics = String::from_utf8(output.stdout).unwrap();
-    metrics
-        .lines()
-        .filter_map(|line| {
-            let rest = line.strip_prefix("strongroom_mount_requests_total{operation=\"")?;
-            let (operation, count) = rest.split_once("\"} ")?;
-            Some((operation.to_owned(), count.parse().unwrap()))
-        })
-        .collect()
+    tools::requests(home).into_iter().map(|(of, n)| (of, n.cast_signed())).collect()
 }
 
 /// What an agent's script costs, after its files were released.

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::{Home, LIMIT, may_mount, text, wait_until};
+use common::{Home, LIMIT, lives, may_mount, text, wait_until};
 use serde_json::{Value, json};
 use tools::disk::Disk;
 
@@ -19,9 +19,7 @@ const CHAIN: &str = r#"{"chain": "c", "agents": [
 
 fn fill(home: &Home) {
     home.ok_with(&["secret", "set", "KEY"], "key-value-one");
-    let file = home.dir.path().join("c.json");
-    std::fs::write(&file, CHAIN).unwrap();
-    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    home.apply(CHAIN);
 }
 
 fn home() -> Home {
@@ -71,11 +69,6 @@ fn pid_in(file: &Path) -> u32 {
         std::fs::read_to_string(file).is_ok_and(|text| text.ends_with('\n'))
     });
     std::fs::read_to_string(file).unwrap().trim().parse().unwrap()
-}
-
-fn lives(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
 }
 
 #[test]
@@ -530,10 +523,7 @@ fn readers_that_wait_for_a_sink_that_hangs_are_refused_by_a_revoke_and_get_no_by
     let home = Home::new();
     let disk = Disk::made(&home, home.home().join("audit"));
     home.start();
-    let config = home.home().join("strongroom.toml");
-    let own = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, format!("{own}\n[audit]\nsync = \"each\"\n")).unwrap();
-    home.ok(&["reload"]);
+    home.configure("[audit]\nsync = \"each\"");
     fill(&home);
     // Each of its threads waits for a record nearly always, and reads until it is refused for good.
     let source = r#"

@@ -16,10 +16,7 @@ const CHAIN: &str = r#"{"chain": "c", "agents": [
 fn home_with(config: &str) -> Home {
     let home = Home::new();
     home.start();
-    let file = home.home().join("strongroom.toml");
-    let made = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("{made}\n{config}")).unwrap();
-    home.ok(&["reload"]);
+    home.configure(config);
     home.ok_with(&["secret", "set", "KEY"], "key-value-one");
     home.ok_with(&["secret", "set", "OTHER"], "other-value-one");
     home.ok_with(&["secret", "set", "TOKEN", "--floating"], "token-value-one");
@@ -27,9 +24,7 @@ fn home_with(config: &str) -> Home {
         &["group", "set", "pair"],
         r#"{"LEFT": "left-value-1", "RIGHT": "right-value-1"}"#,
     );
-    let file = home.dir.path().join("c.json");
-    std::fs::write(&file, CHAIN).unwrap();
-    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    home.apply(CHAIN);
     home
 }
 

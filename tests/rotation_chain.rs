@@ -31,11 +31,8 @@ impl Provider {
         let dir = home.dir.path().join("provider");
         std::fs::create_dir(&dir).unwrap();
         std::fs::write(dir.join("live"), "first-password\n").unwrap();
-        let file = home.home().join("strongroom.toml");
-        let made = std::fs::read_to_string(&file).unwrap();
         let config = config.replace("@DIR@", dir.to_str().unwrap());
-        std::fs::write(&file, format!("{made}\n{config}")).unwrap();
-        home.ok(&["reload"]);
+        home.configure(&config);
         home.ok_with(&["secret", "set", "PASSWORD"], "first-password");
         let provider = Self { home, dir };
         provider.apply_chain(create, set, test);
@@ -98,9 +95,7 @@ fn a_rotation_goes_through_its_steps_and_the_old_value_goes_when_nobody_holds_it
     let home = &provider.home;
     provider.policy(r#""rotate_every_days": 30, "rotation_chain": "rotate""#);
     let chain = r#"{"chain": "app", "agents": [{"name": "a", "secrets": ["PASSWORD"]}]}"#;
-    let file = home.dir.path().join("app.json");
-    std::fs::write(&file, chain).unwrap();
-    home.ok(&["chain", "apply", file.to_str().unwrap()]);
+    home.apply(chain);
     home.ok(&["execution", "start", "--chain", "app", "--id", "long"]);
 
     home.ok(&["rotation", "run", "PASSWORD"]);

@@ -501,11 +501,7 @@ fn no_page_of_the_worker_can_be_swapped_where_it_may_lock_them() {
     assert!(kib("VmLck:") >= kib("VmRSS:"), "{status}");
     // Without the right to it, the status says so and the daemon serves all the same.
     let home = Home::new();
-    let key = home.dir.path().join("key");
-    std::fs::write(&key, [7; 32]).unwrap();
-    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&key, private).unwrap();
-    home.ok(&["init", "--unlock", &format!("key-file:{}", key.display())]);
+    home.init();
     let up = std::process::Command::new("setpriv")
         .args(["--bounding-set", "-ipc_lock,-sys_resource", "prlimit", "--memlock=65536:65536"])
         .arg(env!("CARGO_BIN_EXE_strongroom"))

@@ -66,14 +66,10 @@ impl Manager {
 
 fn initialised(unlock: &str) -> Home {
     let home = Home::new();
-    let key = home.dir.path().join("key");
-    std::fs::write(&key, [7; 32]).unwrap();
-    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&key, private).unwrap();
     if unlock == "passphrase" {
         home.ok_with(&["init"], "a long passphrase\n");
     } else {
-        home.ok(&["init", "--unlock", &format!("key-file:{}", key.display())]);
+        home.init();
     }
     home
 }

@@ -250,6 +250,26 @@ pub struct NewVersion {
 }
 
 impl Secret {
+    /// One without a version: pinned, its reads recorded.
+    pub fn fresh(id: String, key: SecretKey, scope: Scope, at: Timestamp, by: &str) -> Self {
+        Self {
+            id,
+            key,
+            scope,
+            description: None,
+            group: None,
+            plain: false,
+            binding: Binding::Pinned,
+            access_log_enabled: true,
+            created_at: at,
+            created_by: by.to_owned(),
+            rotated_at: None,
+            expires_at: None,
+            end_told: None,
+            versions: Vec::new(),
+        }
+    }
+
     /// The newest version of a stage.
     pub fn at_stage(&self, stage: Stage) -> Option<&Version> {
         self.versions.iter().rev().find(|v| v.stage == stage)

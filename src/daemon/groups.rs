@@ -11,7 +11,7 @@ use crate::catalog::Catalog;
 use crate::catalog::group::{Group, GroupKey};
 use crate::catalog::name::SecretKey;
 use crate::catalog::scope::Scope;
-use crate::catalog::secret::{Binding, NewVersion, Secret, Stage};
+use crate::catalog::secret::{NewVersion, Secret, Stage};
 use crate::config::Permission;
 use crate::control::Caller;
 use crate::proto::{self, Code, Problem};
@@ -72,20 +72,15 @@ impl Daemon {
                 let mut secret = match old.iter().find(|s| s.key == *member) {
                     Some(secret) => Secret::clone(secret),
                     None => Secret {
-                        id: new_id()?.to_string(),
-                        key: member.clone(),
-                        scope: scope.clone(),
-                        description: None,
                         group: Some(key.name.clone()),
                         plain: *plain,
-                        binding: Binding::Pinned,
-                        access_log_enabled: true,
-                        created_at: now,
-                        created_by: by.clone(),
-                        rotated_at: None,
-                        expires_at: None,
-                        end_told: None,
-                        versions: Vec::new(),
+                        ..Secret::fresh(
+                            new_id()?.to_string(),
+                            member.clone(),
+                            scope.clone(),
+                            now,
+                            &by,
+                        )
                     },
                 };
                 catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;

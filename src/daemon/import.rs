@@ -10,7 +10,7 @@ use crate::catalog::import::{from_dotenv, from_files, from_json};
 use crate::catalog::name::{EnvName, GroupName, SecretKey};
 use crate::catalog::policy::{self, Policy, State, Terms};
 use crate::catalog::scope::Scope;
-use crate::catalog::secret::{Binding, Secret};
+use crate::catalog::secret::Secret;
 use crate::catalog::{Catalog, Unit};
 use crate::clock::Timestamp;
 use crate::control::Caller;
@@ -276,21 +276,12 @@ impl Daemon {
                     put(batch, RecordKind::Group, &group.id, &group)?;
                     groups.insert(name.clone(), group);
                 }
+                let key = SecretKey { environment: environment.clone(), name: item.name.clone() };
+                let id = new_id()?.to_string();
                 let mut secret = Secret {
-                    id: new_id()?.to_string(),
-                    key: SecretKey { environment: environment.clone(), name: item.name.clone() },
-                    scope: scope.clone(),
-                    description: None,
                     group: item.group.clone(),
                     plain: matches!(item.nature, Nature::Plain(_)),
-                    binding: Binding::Pinned,
-                    access_log_enabled: true,
-                    created_at: now,
-                    created_by: by.clone(),
-                    rotated_at: None,
-                    expires_at: None,
-                    end_told: None,
-                    versions: Vec::new(),
+                    ..Secret::fresh(id, key, scope.clone(), now, &by)
                 };
                 catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;
                 let id = new_id()?;

@@ -196,20 +196,18 @@ impl Daemon {
                     Secret::clone(&existing)
                 }
                 None => Secret {
-                    id: new_id()?.to_string(),
-                    key: key.clone(),
-                    scope: scope.clone(),
                     description: req.description.clone(),
-                    group: None,
                     plain: req.plain,
                     binding,
                     access_log_enabled: req.access_log_enabled.unwrap_or(true),
-                    created_at: now,
-                    created_by: by.clone(),
-                    rotated_at: None,
                     expires_at: req.expires_at,
-                    end_told: None,
-                    versions: Vec::new(),
+                    ..Secret::fresh(
+                        new_id()?.to_string(),
+                        key.clone(),
+                        scope.clone(),
+                        now,
+                        &by,
+                    )
                 },
             };
             catalog.check_secret(&secret).map_err(|e| catalog_problem(&e))?;

@@ -52,6 +52,12 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> 
     }
 }
 
+/// Whether a process runs; one that has ended and was not waited for does not.
+pub(crate) fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+}
+
 /// Runs a shell script on a terminal of its own; each answer is typed when its question was seen.
 /// What was seen, then `unanswered N status N`.
 pub(crate) fn at_a_terminal(home: &Home, script: &str, answers: &[(&str, &str)]) -> String {
@@ -97,12 +103,32 @@ impl Home {
     }
 
     pub(crate) fn start(&self) {
+        self.init();
+        self.ok(&["up"]);
+    }
+
+    /// Makes the vault, unlocked by a key file.
+    pub(crate) fn init(&self) {
         let key = self.dir.path().join("key");
         std::fs::write(&key, [7; 32]).unwrap();
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(&key, private).unwrap();
         self.ok(&["init", "--unlock", &format!("key-file:{}", key.display())]);
-        self.ok(&["up"]);
+    }
+
+    /// Adds to the configuration of the daemon that runs.
+    pub(crate) fn configure(&self, more: &str) {
+        let file = self.home().join("strongroom.toml");
+        let own = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{own}\n{more}\n")).unwrap();
+        self.ok(&["reload"]);
+    }
+
+    /// Applies a definition that widens nothing that is there.
+    pub(crate) fn apply(&self, definition: &str) {
+        let file = self.dir.path().join("applied.json");
+        std::fs::write(&file, definition).unwrap();
+        self.ok(&["chain", "apply", file.to_str().unwrap()]);
     }
 
     pub(crate) fn fill(&self) {
