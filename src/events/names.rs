@@ -250,14 +250,19 @@ impl Events {
         let len = self.folder.entry(path)?.len;
         match known.filter(|inode| self.is_open(*inode)) {
             Some(inode) => {
-                self.folder.rename(path, &unlinked(inode), false)?;
-                let mut nodes = lock(&self.nodes);
-                for inode_there in old {
-                    if let Some(mut node) = nodes.get(inode_there).cloned() {
-                        node.path = unlinked(inode);
-                        nodes.put(inode_there, node).map_err(io::Error::other)?;
+                self.begin_move();
+                let moved = self.folder.rename(path, &unlinked(inode), false).and_then(|()| {
+                    let mut nodes = lock(&self.nodes);
+                    for inode_there in old {
+                        if let Some(mut node) = nodes.get(inode_there).cloned() {
+                            node.path = unlinked(inode);
+                            nodes.put(inode_there, node).map_err(io::Error::other)?;
+                        }
                     }
-                }
+                    Ok(())
+                });
+                self.end_move(&unlinked(inode));
+                moved?;
             }
             None => {
                 self.folder.unlink(path)?;

@@ -204,6 +204,15 @@ impl Nodes {
         self.by_inode.iter().filter(of).map(|(inode, _)| *inode).collect()
     }
 
+    /// Files that were removed while somebody has them open, and where they are.
+    pub(super) fn nameless(&self) -> Vec<(u64, PathBuf)> {
+        let is_nameless = |node: &Node| {
+            node.is_unlinked() && matches!(node.what, What::File { is_old: false, .. })
+        };
+        let all = self.by_inode.iter().filter(|(_, node)| is_nameless(node));
+        all.map(|(inode, node)| (*inode, node.path.clone())).collect()
+    }
+
     /// All folders that have numbers.
     pub(super) fn places(&self) -> Vec<Arc<Place>> {
         let mut places: Vec<Arc<Place>> = Vec::new();

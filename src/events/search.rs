@@ -1,7 +1,7 @@
 //! Files that are stored already are searched when there are more values to look for.
 //!
-//! Invariant: after a search every file that had a name while it ran was looked at: what agents move
-//! meanwhile is looked at where it went, and what they write is judged by the newer view, since a
+//! Invariant: after a search every file that had a name while it ran, or was written without one, was
+//! looked at: what agents move or remove meanwhile is looked at where it went, and what they write is judged by the newer view, since a
 //! draft takes the view under the lock that the search takes as well. Danger: a file that is moved from
 //! a directory that is still to be read to one that was read.
 #![forbid(unsafe_code)]
@@ -92,6 +92,8 @@ impl Events {
             sweep.left = vec![PathBuf::new()];
             sweep.runs = true;
         }
+        let nameless = lock(&self.nodes).nameless();
+        lock(&self.sweep).left.extend(nameless.into_iter().map(|(_, path)| path));
         let outcome = self.sweep_all(wanted, level, progress, stop);
         let mut sweep = lock(&self.sweep);
         sweep.runs = false;
@@ -146,7 +148,7 @@ impl Events {
         progress: &Progress,
     ) -> Result<(), Refusal> {
         if path.starts_with(STAGING) {
-            return Ok(());
+            return self.sweep_nameless(path, wanted, views);
         }
         let entry = self.folder.entry(path).map_err(|e| os(&e))?;
         if entry.sort == Sort::Directory {
@@ -157,14 +159,7 @@ impl Events {
         }
         // A file above the folders is none of ours.
         let Some(place) = place_of(path) else { return Ok(()) };
-        let view = match views.get(&place.folder) {
-            Some(view) => view.clone(),
-            None => {
-                let view = wanted(&place)?;
-                views.insert(place.folder.clone(), view.clone());
-                view
-            }
-        };
+        let view = view_of(&place, wanted, views)?;
         let rewritten = loop {
             match self.look_into(path, &place, level, &view) {
                 // Completed meanwhile.
@@ -175,6 +170,21 @@ impl Events {
         progress.looked.fetch_add(1, Ordering::Relaxed);
         progress.rewritten.fetch_add(u64::from(rewritten), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// A file that was removed while it is written. One that is only read any more stays as it is: nobody
+    /// else finds it, and it goes with its last reader.
+    fn sweep_nameless(
+        &self,
+        path: &Path,
+        wanted: &Wanted<'_>,
+        views: &mut HashMap<String, Arc<View>>,
+    ) -> Result<(), Refusal> {
+        let all = lock(&self.nodes).nameless();
+        let Some((inode, _)) = all.into_iter().find(|(_, at)| at == path) else { return Ok(()) };
+        let Some(node) = lock(&self.nodes).get(inode).cloned() else { return Ok(()) };
+        let view = view_of(&node.place, wanted, views)?;
+        self.look_into_draft(inode, &view).map(drop)
     }
 
     /// Whether the file had to be made anew.
@@ -263,6 +273,20 @@ impl Events {
         self.keep(&mut guard, outcome)?;
         Ok(Some(found))
     }
+}
+
+/// What is looked for in a place, which is found out once.
+fn view_of(
+    place: &Place,
+    wanted: &Wanted<'_>,
+    views: &mut HashMap<String, Arc<View>>,
+) -> Result<Arc<View>, Refusal> {
+    if let Some(view) = views.get(&place.folder) {
+        return Ok(view.clone());
+    }
+    let view = wanted(place)?;
+    views.insert(place.folder.clone(), view.clone());
+    Ok(view)
 }
 
 enum Found {

@@ -244,7 +244,9 @@
 //!
 //! Refused: symbolic and hard links, devices, fifos (`EPERM`), extended attributes (`EOPNOTSUPP`),
 //! shared mmap (`ENODEV`), a read that would fill the page cache (`EINVAL`), moving anything in or out
-//! (`EROFS`), names with a secret of the writer's own chain (`EPERM`), more than `[events] max_file` or
+//! (`EROFS`), holes and other ranges that the kernel would cut, zero, insert or share (fallocate(2),
+//! `FICLONE`; `EOPNOTSUPP`: those bytes would change behind the redactor), copy_file_range and sendfile out of
+//! a file (`EINVAL`), names with a secret of the writer's own chain (`EPERM`), more than `[events] max_file` or
 //! `max_total` (`EDQUOT`), everything while the vault is locked (`ENOKEY`). Owner and group cannot be
 //! changed and nobody is told; modes of stored files are never less than `[events] mode`.
 //!
@@ -269,7 +271,9 @@
 //! file that has one is redacted into a new file, which takes its place by rename, with owner, mode,
 //! and times of the old one and a new inode number; who had it open goes on seeing what it saw. One
 //! that is being written is searched and made anew under its lock, also where it ends in the
-//! beginning of a value. Each is an `event_redacted` record, and no `redaction_probe` counts it.
+//! beginning of a value, and where its name was removed meanwhile. One without a name that is only read
+//! any more is left: it goes with its last reader, who goes on seeing what it saw. Each file that had
+//! something is an `event_redacted` record, and no `redaction_probe` counts it.
 //! `status` (`events_search`) shows how far it is; a file that cannot be read, or has a second name from
 //! outside, is told there and in the log, and tried again with the next change, or after 30 s,
 //! doubled up to an hour.

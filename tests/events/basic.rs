@@ -245,3 +245,56 @@ print(number(lambda: [write("g%d" % i, 900) for i in range(9)]))
     assert!(!output.status.success());
     assert!(text(&output).contains("Required key not available"), "{}", text(&output));
 }
+
+/// What would change or copy bytes that the redactor never saw.
+#[test]
+fn holes_clones_and_copies_within_the_kernel_are_refused() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let store = execution(&home, "holes");
+    let script = r#"
+import ctypes, errno, fcntl, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+os.chdir(os.environ["STRONGROOM_EVENTS_DIR"])
+text = b"some text of a file " * 500
+f = os.open("f", os.O_CREAT | os.O_RDWR)
+g = os.open("g", os.O_CREAT | os.O_RDWR)
+os.write(f, text)
+os.write(g, text)
+def name(do):
+    try:
+        return str(do())
+    except OSError as e:
+        return errno.errorcode[e.errno]
+def allocate(mode, at, length):
+    if libc.fallocate(f, mode, ctypes.c_long(at), ctypes.c_long(length)) != 0:
+        raise OSError(ctypes.get_errno(), "")
+    return 0
+KEEP, PUNCH, COLLAPSE, ZERO, INSERT, UNSHARE = 1, 2, 8, 16, 32, 64
+FICLONE, FICLONERANGE = 0x40049409, 0x4020940D
+print("punch", name(lambda: allocate(PUNCH | KEEP, 0, 4096)))
+print("collapse", name(lambda: allocate(COLLAPSE, 0, 4096)))
+print("zero", name(lambda: allocate(ZERO, 0, 4096)))
+print("insert", name(lambda: allocate(INSERT, 0, 4096)))
+print("unshare", name(lambda: allocate(UNSHARE, 0, 4096)))
+print("keep", name(lambda: allocate(KEEP, 0, 99999)))
+print("clone", name(lambda: fcntl.ioctl(g, FICLONE, f)))
+print("clone_range", name(lambda: fcntl.ioctl(g, FICLONERANGE, struct.pack("qQQQ", f, 0, 4096, 0))))
+print("copy_file_range", name(lambda: os.copy_file_range(f, g, 100, 0, 0)))
+print("sendfile", name(lambda: os.sendfile(g, f, 0, 100)))
+print("hole", name(lambda: os.lseek(f, 0, os.SEEK_HOLE)))
+print("same", os.pread(f, 99999, 0) == text and os.pread(g, 99999, 0) == text)
+print("size", os.fstat(f).st_size)
+"#;
+    let file = home.dir.path().join("holes.py");
+    fs::write(&file, script).unwrap();
+    let told = good(&agent(&home, "holes", &format!("python3 {}", file.display())));
+    let expected = "punch ENOTSUP\ncollapse ENOTSUP\nzero ENOTSUP\ninsert ENOTSUP\n\
+        unshare ENOTSUP\nkeep 0\nclone ENOTSUP\nclone_range ENOTSUP\n\
+        copy_file_range EINVAL\nsendfile EINVAL\nhole 10000\nsame True\nsize 10000\n";
+    assert_eq!(told, expected);
+    home.ok(&["execution", "end", "holes"]);
+    assert_eq!(stored(store.join("f")), "some text of a file ".repeat(500));
+}

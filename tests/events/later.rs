@@ -280,3 +280,37 @@ fn what_cannot_be_searched_is_told_and_tried_again() {
     searched(&home);
     all_redacted(&store, 2);
 }
+
+#[test]
+fn a_file_that_was_removed_while_it_is_written_loses_a_value_that_is_set_later() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    execution(&home, "u");
+    let mut agent = member(&home, "u", "TestRunner", &[]);
+    let open = "keep('f', os.open(d + '/events/f', os.O_CREAT | os.O_RDWR)) > 0";
+    assert_eq!(agent.ask(open), "True");
+    let text = format!("it is {NEW} and more\n");
+    let written = agent.ask(&format!("os.write(held['f'], {text:?}.encode())"));
+    assert_eq!(written, text.len().to_string());
+    assert_eq!(agent.ask("os.unlink(d + '/events/f')"), "None");
+    let nameless = || {
+        let staging = home.home().join("events/.strongroom");
+        let files = fs::read_dir(staging).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|e| e == "unlinked")).collect::<Vec<_>>()
+    };
+    assert_eq!(nameless().len(), 1);
+    assert_eq!(stored(&nameless()[0]), text);
+    rotate(&home, NEW);
+    searched(&home);
+    assert_eq!(stored(&nameless()[0]), "it is [REDACTED:OPENAI_API_KEY] and more\n");
+    // Its writer goes on where it was.
+    assert_eq!(agent.ask("os.write(held['f'], b'end')"), "3");
+    let shown = format!("b'it is {} and more\\nend'", "*".repeat(NEW.len()));
+    assert_eq!(agent.ask("os.pread(held['f'], 99, 0)"), shown);
+    assert_eq!(agent.ask("os.close(held['f'])"), "None");
+    wait_until("it goes with its writer", LIMIT, || nameless().is_empty());
+    drop(agent);
+    home.ok(&["execution", "end", "u"]);
+}

@@ -87,7 +87,7 @@ fn the_clock_does_not_tell_a_right_guess_from_a_wrong_one() {
     let mut command = home.command(&["run", "--no-redact", "--execution", "t"]);
     command.args(["--agent", "TestRunner", "--secrets-path"]).arg(&view);
     command.args(["--", "/usr/bin/python3"]).arg(guesser);
-    let rounds = std::env::var("STRONGROOM_ROUNDS").unwrap_or_else(|_| "300".to_owned());
+    let rounds = std::env::var("STRONGROOM_ROUNDS").unwrap_or_else(|_| "150".to_owned());
     command.arg(rounds);
     // Another letter, so that it looks like the same kind of text.
     let wrong = |value: &str, at: usize| {
