@@ -59,6 +59,8 @@ events! {
     EventNameRefused = "event_name_refused",
     /// Secrets were kept out of an event file.
     EventRedacted = "event_redacted",
+    /// An event file is complete that is compressed or encrypted: what is in it was not looked into.
+    EventUnchecked = "event_unchecked",
     /// Event files of an execution that had ended were removed.
     EventsPruned = "events_pruned",
     /// An execution ended.

@@ -145,6 +145,10 @@ impl Outside for Around {
         self.record(Event::EventRedacted, place, Some(file), name, count);
     }
 
+    fn unchecked(&self, place: &Place, file: &str, kind: &str) {
+        self.record(Event::EventUnchecked, place, Some(&format!("{kind}: {file}")), "", 1);
+    }
+
     fn name_refused(&self, place: &Place) {
         // The name itself holds a secret.
         self.record(Event::EventNameRefused, place, None, "", 1);

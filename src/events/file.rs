@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use crate::broker::{Place, Refusal, Request, Writer};
 use crate::execution::handles::Handle;
 use crate::execution::journal::Kind;
-use crate::redact::Level;
+use crate::redact::{self, Level};
 
 use super::codec::Encoder;
 use super::desk::{Desk, OPERATION, key_of};
@@ -531,6 +531,11 @@ impl Events {
         self.keep(&mut guard, outcome)?;
         let Some(mut desk) = guard.take() else { return Ok(()) };
         self.report(inode, &node.place, &mut desk.draft);
+        let mut head = [0; redact::HEAD_BYTES];
+        let len = desk.store.read_at(0, &mut head).map_err(|e| os(&e))?;
+        if let Some(kind) = redact::opaque(&head[..len]) {
+            self.outside.unchecked(&node.place, &node.shown(), kind);
+        }
         if let Some(modified) = desk.modified {
             desk.store.set_modified(modified).map_err(|e| os(&e))?;
         }

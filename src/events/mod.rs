@@ -72,6 +72,9 @@ pub trait Outside: Send + Sync + 'static {
     /// looked for.
     fn redacted(&self, place: &Place, file: &str, name: &str, count: u64, later: bool);
 
+    /// A file is complete that cannot be looked into, for what it is.
+    fn unchecked(&self, place: &Place, file: &str, kind: &str);
+
     /// A name with a secret in it was refused.
     fn name_refused(&self, place: &Place);
 }

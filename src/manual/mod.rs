@@ -353,7 +353,8 @@
 //! further. The work for each byte is bounded by a constant, so nothing passes unseen because it is much.
 //! Where a write ends inside a word, one or two more characters may wait.
 //!
-//! **Not found**: what is compressed or encrypted; encodings within others than these; what looks random
+//! **Not found**: what is compressed or encrypted (an event file that begins so is on record as
+//! `event_unchecked`, with what it is, each time that it is complete); encodings within others than these; what looks random
 //! in decoded base64; nested base64 in lines of less than 48 characters; values split by anything but a
 //! break or a prefix of each line.
 //!

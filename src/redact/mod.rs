@@ -23,6 +23,7 @@ mod lens;
 mod masks;
 mod needle;
 mod nested;
+mod opaque;
 mod part;
 mod prefixed;
 mod redactor;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 pub use index::{Index, Others, Value, View};
 use lens::Search;
+pub use opaque::{HEAD_BYTES, opaque};
 use part::Text;
 pub use redactor::{BadState, Redactor, Sink};
 use zeroize::Zeroizing;

@@ -248,6 +248,8 @@ impl Outside for Known {
 
     fn redacted(&self, _: &Place, _: &str, _: &str, _: u64, _: bool) {}
 
+    fn unchecked(&self, _: &Place, _: &str, _: &str) {}
+
     fn name_refused(&self, _: &Place) {}
 }
 

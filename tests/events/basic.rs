@@ -38,6 +38,7 @@ fn what_agents_write_lands_without_their_secrets() {
         cat sub/log2
         echo '{"url": "'"$(cat ../DATABASE_URL)"'", "n": 1}' > sub/a.json
         rm -f gone; echo x > gone; rm gone
+        printf '\037\213\010 looks like gzip' > sub/log.gz
         printf 'plain\n' > plain; printf 'more\n' >> plain
     "#,
     ));
@@ -56,6 +57,11 @@ fn what_agents_write_lands_without_their_secrets() {
     let records = home.records("event_redacted");
     assert!(records.iter().any(|r| r["secret_key"] == "OPENAI_API_KEY"), "{records:?}");
     home.ok(&["execution", "end", "one"]);
+    wait_until("the record of what could not be looked into", LIMIT, || {
+        let records = home.records("event_unchecked");
+        assert!(records.iter().all(|r| r["reason"] == "gzip: sub/log.gz"), "{records:?}");
+        !records.is_empty()
+    });
     assert_eq!(home.json(&["audit", "verify"])["ok"], true);
 }
 
