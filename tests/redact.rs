@@ -351,6 +351,17 @@ fn a_key_behind_the_prefix_of_a_log_is_one_marker_and_only_its_own_lines_wait() 
             in_pieces(&view, Level::Values, input.as_bytes(), &[cut, input.len()], true, |_, _| {});
         assert_eq!(text(&out), expected, "{cut}");
     }
+    // Also of many keys that begin alike, and of a value whose second line says little.
+    let mut many: Vec<String> =
+        (0..200).map(|n| key.replacen('\n', &format!("\n{}", drawn(9, n)), 1)).collect();
+    many.push("-----BEGIN RSA PRIVATE KEY-----\nab\ncd".to_owned());
+    many[77].clone_from(&key);
+    let all = self::view(&many.iter().map(String::as_bytes).collect::<Vec<_>>());
+    let out = text(&redact(&all, Level::Values, input.as_bytes()));
+    assert_eq!(out, expected.replace("N0", "N77"));
+    let short: String = many[200].lines().enumerate().map(|(n, text)| line(n, text)).collect();
+    let out = text(&redact(&all, Level::Values, short.as_bytes()));
+    assert_eq!(out, "2026-11-25T00:00:07Z app[0]: [REDACTED:N200]\n");
     // Where the next line is another one, nothing waits any longer.
     let mut redactor = Redactor::new(view, Level::Values);
     let mut out = Collect::default();

@@ -6,8 +6,6 @@
 //! that was begun must not be waited for longer than it is with its prefixes.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-
 use zeroize::Zeroizing;
 
 use super::needle;
@@ -16,12 +14,23 @@ use super::part::{Hit, Part, Text};
 /// A longer prefix is none.
 pub(super) const PREFIX_BYTES_MAX: usize = 64;
 
+/// So many bytes of the second line tell values apart that begin alike.
+const KEY_BYTES: usize = 8;
+
 /// Values of several lines, by their first ones.
 #[derive(Default)]
 pub(super) struct Prefixed {
+    /// First lines, each with the number of its group: keys of one kind all begin alike.
     heads: Part,
-    values: HashMap<u32, Zeroizing<Vec<u8>>>,
+    groups: Vec<Vec<Value>>,
     longest: usize,
+}
+
+/// A value, in the order of how its second line begins; none for one that is too short to tell.
+struct Value {
+    key: Option<[u8; KEY_BYTES]>,
+    id: u32,
+    bytes: Zeroizing<Vec<u8>>,
 }
 
 /// What stands at a place.
@@ -35,24 +44,41 @@ enum Outcome {
 impl Prefixed {
     /// Of these values, each with its id.
     pub(super) fn build<'a>(values: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
-        let mut all = Self::default();
+        let mut all: Vec<Value> = Vec::new();
+        let mut longest = 0;
         for (id, value) in values {
-            let mut own = Zeroizing::default();
-            needle::of_lines(value, &mut own);
-            if !own.is_empty() {
-                let lines = own.iter().filter(|b| **b == b'\n').count();
-                all.longest = all.longest.max(own.len() + lines * (PREFIX_BYTES_MAX + 1));
-                all.values.insert(id, own);
+            let mut bytes = Zeroizing::default();
+            needle::of_lines(value, &mut bytes);
+            if !bytes.is_empty() {
+                let lines = bytes.iter().filter(|b| **b == b'\n').count();
+                longest = longest.max(bytes.len() + lines * (PREFIX_BYTES_MAX + 1));
+                let second = first_line(&bytes[first_line(&bytes).len() + 1..]);
+                let key = second.first_chunk().copied();
+                all.push(Value { key, id, bytes });
             }
         }
-        let heads = all.values.iter().map(|(id, value)| (*id, first_line(value)));
-        all.heads = Part::of_plain(heads);
-        all
+        let order = |one: &Value, two: &Value| {
+            let heads = first_line(&one.bytes).cmp(first_line(&two.bytes));
+            heads.then(one.key.cmp(&two.key))
+        };
+        all.sort_by(order);
+        let mut groups: Vec<Vec<Value>> = Vec::new();
+        for value in all {
+            match groups.last_mut() {
+                Some(group) if first_line(&group[0].bytes) == first_line(&value.bytes) => {
+                    group.push(value);
+                }
+                _ => groups.push(vec![value]),
+            }
+        }
+        let firsts = groups.iter().map(|group| first_line(&group[0].bytes));
+        let heads = Part::of_plain((0..).zip(firsts));
+        Self { heads, groups, longest }
     }
 
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        self.groups.is_empty()
     }
 
     /// Bytes of the longest with its prefixes.
@@ -62,8 +88,8 @@ impl Prefixed {
 
     /// Bytes of memory.
     pub(super) fn size(&self) -> usize {
-        let of = |value: &Zeroizing<Vec<u8>>| value.len() + size_of::<(u32, Zeroizing<Vec<u8>>)>();
-        let values: usize = self.values.values().map(of).sum();
+        let of = |value: &Value| size_of::<Value>() + value.bytes.len();
+        let values: usize = self.groups.iter().flatten().map(of).sum();
         values + self.heads.own_bytes() + self.heads.overhead()
     }
 
@@ -78,29 +104,50 @@ impl Prefixed {
     ) -> usize {
         let mut limit = text.bytes.len();
         self.heads.find(text, &mut |head| {
-            if head.end > text.bytes.len() || !counts(head.id) {
-                // What has begun is known as the value itself.
+            // What has begun is known as the value itself.
+            if head.end > text.bytes.len() {
                 return;
             }
-            let Some(value) = self.values.get(&head.id) else { return };
-            let end = match follow(text, head.start, value) {
-                Outcome::Hit(end) => end,
-                Outcome::Maybe(have) if text.end => {
-                    if have < first_line(value).len() + needle::CUT_BYTES_MIN || !named(head.id) {
-                        return;
+            let Some(prefix) = prefix(text, head.start) else { return };
+            let group = self.groups.get(head.id as usize).map_or(&[][..], Vec::as_slice);
+            for Value { id, bytes, .. } in alike(group, second_line(text, head.end, prefix.len())) {
+                if !counts(*id) {
+                    continue;
+                }
+                let end = match follow(text, head.start, prefix, bytes) {
+                    Outcome::Hit(end) => end,
+                    Outcome::Maybe(have) if text.end => {
+                        let least = first_line(bytes).len() + needle::CUT_BYTES_MIN;
+                        if have < least || !named(*id) {
+                            continue;
+                        }
+                        text.bytes.len()
                     }
-                    text.bytes.len()
-                }
-                Outcome::Maybe(_) => {
-                    limit = limit.min(head.start);
-                    return;
-                }
-                Outcome::No => return,
-            };
-            each(Hit { end, literal: false, ..head });
+                    Outcome::Maybe(_) => {
+                        limit = limit.min(head.start);
+                        continue;
+                    }
+                    Outcome::No => continue,
+                };
+                each(Hit { end, id: *id, literal: false, ..head });
+            }
         });
         limit
     }
+}
+
+/// Those of a group whose second line may begin so; all, where that is not known.
+fn alike(group: &[Value], key: Option<[u8; KEY_BYTES]>) -> impl Iterator<Item = &Value> {
+    let (short, long) = group.split_at(group.partition_point(|value| value.key.is_none()));
+    let from = key.map_or(0, |key| long.partition_point(|value| value.key < Some(key)));
+    let same = long[from..].iter().take_while(move |value| key.is_none() || value.key == key);
+    short.iter().chain(same)
+}
+
+/// What stands on the next line behind as many bytes as there are of a prefix, if that is enough to tell.
+fn second_line(text: Text<'_>, end: usize, prefix_bytes: usize) -> Option<[u8; KEY_BYTES]> {
+    let newline = end + usize::from(text.bytes.get(end) == Some(&b'\r'));
+    text.bytes.get(newline + 1 + prefix_bytes..)?.first_chunk().copied()
 }
 
 fn first_line(value: &[u8]) -> &[u8] {
@@ -119,8 +166,7 @@ fn prefix<'a>(text: Text<'a>, start: usize) -> Option<&'a [u8]> {
     Some(prefix).filter(|prefix| !prefix.is_empty())
 }
 
-fn follow(text: Text<'_>, start: usize, value: &[u8]) -> Outcome {
-    let Some(prefix) = prefix(text, start) else { return Outcome::No };
+fn follow(text: Text<'_>, start: usize, prefix: &[u8], value: &[u8]) -> Outcome {
     let mut lines = value.split(|b| *b == b'\n');
     let head = lines.next().unwrap_or(value).len();
     let (mut at, mut have) = (start + head, head);
