@@ -127,7 +127,7 @@ fn under_systemd_the_mount_outlives_restarts_and_deaths_of_the_unit() {
     line("unmounted");
     let end: Vec<_> = told.lines().skip_while(|line| *line != "unmounted").collect();
     assert_eq!(end.get(1), Some(&"FAILED"), "the agent lost its secrets: {all}");
-    assert_eq!(end.last(), Some(&"scope gone"), "{all}");
+    line("scope gone");
 }
 
 #[test]

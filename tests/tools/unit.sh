@@ -25,6 +25,8 @@ read_by_an_agent() {
   printf %s canary-of-systemd | "$PROGRAM" secret set FOO > /dev/null
   # Nobody's child but its launcher's, as from a person's shell.
   setsid "$PROGRAM" run --no-redact -s FOO "$@" -- sh "$AGENT" &
+  # Its end is no news of this shell's, which could come between or after the results.
+  disown
   awaited test -s "$READS"
 }
 restart() {
