@@ -59,6 +59,30 @@ impl<const N: usize> Masks<N> {
         self.words.iter().enumerate().map(move |(number, masks)| (place(number), *masks))
     }
 
+    /// The 64 bytes' masks that `from..to` has a part in, those of the 64 bytes before, where they
+    /// begin, and a mask of what lies in `from..to`.
+    #[inline]
+    pub(super) fn blocks(
+        &self,
+        from: usize,
+        to: usize,
+    ) -> impl Iterator<Item = (usize, Option<&[u64; N]>, &[u64; N], u64)> {
+        let (from, to) = (from - self.from, to.max(from) - self.from);
+        let (first, after) = (from / BLOCK_BYTES, to.div_ceil(BLOCK_BYTES));
+        (first..after.min(self.words.len())).map(move |number| {
+            let at = number * BLOCK_BYTES;
+            let mut inside = u64::MAX;
+            if from > at {
+                inside <<= from - at;
+            }
+            if to < at + BLOCK_BYTES {
+                inside &= u64::MAX >> (at + BLOCK_BYTES - to);
+            }
+            let before = number.checked_sub(1).map(|number| &self.words[number]);
+            (self.from + at, before, &self.words[number], inside)
+        })
+    }
+
     /// Where the run of a set's bytes ends that begins at `at`; `at` itself if there is none.
     pub(super) fn run_end(&self, set: usize, at: usize) -> usize {
         let at = at - self.from;
@@ -73,21 +97,6 @@ impl<const N: usize> Masks<N> {
         let whole = rest.iter().take_while(|masks| masks[set] == u64::MAX).count();
         let last = rest.get(whole).map_or(0, |masks| masks[set].trailing_ones() as usize);
         self.from + (next + whole) * BLOCK_BYTES + last
-    }
-
-    /// The first byte of a set from `at` on, or at least the text's length.
-    pub(super) fn next(&self, set: usize, at: usize) -> usize {
-        let at = at - self.from;
-        let (number, bit) = (at / BLOCK_BYTES, at % BLOCK_BYTES);
-        let first = self.words.get(number).map_or(0, |masks| masks[set] >> bit);
-        if first != 0 {
-            return self.from + at + first.trailing_zeros() as usize;
-        }
-        let rest = self.words.iter().skip(number + 1);
-        let none = rest.take_while(|masks| masks[set] == 0).count();
-        let found =
-            self.words.get(number + 1 + none).map_or(0, |masks| masks[set].trailing_zeros());
-        self.from + (number + 1 + none) * BLOCK_BYTES + found as usize
     }
 
     /// Where the run of a set's bytes begins that ends before `at`, as far as there are masks.
@@ -147,9 +156,13 @@ mod tests {
                 let before = text[from..at].iter().rev().take_while(is_set).count();
                 assert_eq!(masks.run_end(0, at), at + after, "{sparse} {from} {at}");
                 assert_eq!(masks.run_start(0, at), at - before, "{sparse} {from} {at}");
-                let next =
-                    text[at..].iter().position(|b| *b == b'x').map_or(text.len(), |n| at + n);
-                assert_eq!(masks.next(0, at).min(text.len()), next, "{sparse} {from} {at}");
+                let to = text.len().min(at + at % 200);
+                let mut count = 0;
+                for (place, _, [mask], inside) in masks.blocks(at, to) {
+                    bits(inside).for_each(|bit| assert!((at..to).contains(&(place + bit))));
+                    count += (mask & inside).count_ones() as usize;
+                }
+                assert_eq!(count, text[at..to].iter().filter(is_set).count(), "{sparse} {at} {to}");
             }
         }
     }

@@ -8,7 +8,7 @@
 use std::sync::LazyLock;
 
 use crate::redact::masks::{Masks, bits, run_ends};
-use crate::sys::simd::Set;
+use crate::sys::simd::{BLOCK_BYTES, Set};
 
 /// Shorter runs hold no secret of a known format.
 pub(super) const RUN_BYTES_MIN: usize = 15;
@@ -96,13 +96,27 @@ class! {
     is_name: CELL;
 }
 
+/// What a token is made of, but for that after which a value may begin.
+pub(super) const fn is_body(byte: u8) -> bool {
+    is_token(byte) && !matches!(byte, b'=' | b':' | b'.')
+}
+
 /// Bytes that may come second.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pairs([u64; 4]);
 
 impl Pairs {
+    pub(super) const fn none() -> Self {
+        Self([0; 4])
+    }
+
+    pub(super) const fn with(mut self, byte: u8) -> Self {
+        self.0[byte as usize / 64] |= 1 << (byte % 64);
+        self
+    }
+
     pub(super) fn add(&mut self, byte: u8) {
-        self.0[usize::from(byte) / 64] |= 1 << (byte % 64);
+        *self = self.with(byte);
     }
 
     pub(super) fn has(&self, byte: u8) -> bool {
@@ -212,8 +226,16 @@ pub(super) struct Run {
     pub is_open: bool,
 }
 
+impl Run {
+    /// Whether an escape, or a part of one, may stand at its start.
+    pub(super) fn may_open(&self, text: &Text<'_>) -> bool {
+        let opens = |b| matches!(b, b'\\' | b'[' | b';') || is_token(b);
+        text.back(self.start, 1).is_some_and(opens)
+    }
+}
+
 /// Masks of a text, by [`SETS`].
-pub(super) type Marks = Masks<5>;
+pub(super) type Marks = Masks<8>;
 
 /// What of those is which.
 pub(super) const OF_TOKEN: usize = 0;
@@ -221,15 +243,76 @@ pub(super) const OF_ALNUM: usize = 1;
 pub(super) const OF_STRIKING: usize = 2;
 pub(super) const OF_DIGIT: usize = 3;
 pub(super) const OF_ANY_BASE64: usize = 4;
+/// Bytes of a token after which no value begins.
+pub(super) const OF_BODY: usize = 5;
+pub(super) const OF_PERCENT: usize = 6;
+/// What passwords have, and names do not.
+pub(super) const OF_SPECIAL: usize = 7;
 
 /// What a scan looks for by masks.
-const SETS: [Set; 5] = [
+const SETS: [Set; 8] = [
     Set::of_table(&TABLE, TOKEN),
     Set::of_table(&TABLE, ALNUM),
     Set::of_table(&TABLE, STRIKING),
     Set::of(b"0123456789"),
     Set::of_table(&TABLE, BASE64 | URL_SAFE),
+    {
+        let mut body = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            body[byte] = is_body(byte as u8) as u8;
+            byte += 1;
+        }
+        Set::of_table(&body, 1)
+    },
+    Set::of(b"%"),
+    Set::of(b"!#$%*+?@^~"),
 ];
+
+/// Whether a byte of a set is in `from..to`.
+pub(super) fn has(marks: &Marks, set: usize, from: usize, to: usize) -> bool {
+    marks.blocks(from, to).any(|(_, _, masks, inside)| masks[set] & inside != 0)
+}
+
+/// Which kinds of bytes a part of a text has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Kinds {
+    pub lower: bool,
+    pub upper: bool,
+    pub digit: bool,
+    pub special: bool,
+}
+
+/// The kinds of `from..to`, of which there are masks.
+pub(super) fn kinds(marks: &Marks, from: usize, to: usize) -> Kinds {
+    let (mut lower, mut upper, mut digit, mut special) = (0, 0, 0, 0);
+    for (_, _, masks, inside) in marks.blocks(from, to) {
+        lower |= masks[OF_ALNUM] & !masks[OF_STRIKING] & inside;
+        upper |= masks[OF_STRIKING] & !masks[OF_DIGIT] & inside;
+        digit |= masks[OF_DIGIT] & inside;
+        special |= masks[OF_SPECIAL] & inside;
+    }
+    Kinds { lower: lower != 0, upper: upper != 0, digit: digit != 0, special: special != 0 }
+}
+
+/// Which share of neighbours in `from..to` is of different kinds, where what is neither a letter nor a
+/// digit is of one.
+pub(super) fn changes(marks: &Marks, from: usize, to: usize) -> f32 {
+    let (mut count, mut letters_before, mut marked_before) = (0, 0, 0);
+    // The first byte follows none.
+    let mut first = 1_u64 << (from % BLOCK_BYTES);
+    for (_, _, masks, inside) in marks.blocks(from, to) {
+        // Two bits for each byte tell its kind.
+        let upper = masks[OF_STRIKING] & !masks[OF_DIGIT];
+        let letters = masks[OF_ALNUM] & !masks[OF_DIGIT];
+        let marked = upper | masks[OF_DIGIT];
+        let changed =
+            (letters ^ (letters << 1 | letters_before)) | (marked ^ (marked << 1 | marked_before));
+        count += (changed & inside & !first).count_ones();
+        (letters_before, marked_before, first) = (letters >> 63, marked >> 63, 0);
+    }
+    count as f32 / ((to - from).max(2) - 1) as f32
+}
 
 /// All runs that are long enough, and the one at the end of what is known so far.
 pub(super) fn runs(text: &Text<'_>, marks: &mut Marks, found: &mut Vec<Run>) {
@@ -267,26 +350,27 @@ pub(super) fn runs(text: &Text<'_>, marks: &mut Marks, found: &mut Vec<Run>) {
 
 /// Texts that are judged are no longer.
 const JUDGED_BYTES_MAX: usize = 256;
+/// Fixed point, exact enough for sums of so many.
+const ONE_BIT: f64 = (1_u64 << 40) as f64;
 
 /// Shannon's entropy of the bytes, of which only so many are looked at, in bits a byte.
 pub(super) fn shannon(bytes: &[u8]) -> f32 {
-    static TERMS: LazyLock<[f64; JUDGED_BYTES_MAX + 1]> = LazyLock::new(|| {
-        std::array::from_fn(
-            |count| if count == 0 { 0.0 } else { count as f64 * (count as f64).log2() },
-        )
+    /// What the next of equal bytes adds, after so many of them.
+    static STEPS: LazyLock<[u64; JUDGED_BYTES_MAX]> = LazyLock::new(|| {
+        let term =
+            |count: usize| if count == 0 { 0.0 } else { count as f64 * (count as f64).log2() };
+        std::array::from_fn(|count| ((term(count + 1) - term(count)) * ONE_BIT).round() as u64)
     });
     let bytes = &bytes[..bytes.len().min(JUDGED_BYTES_MAX)];
     let mut counts = [0_u8; 256];
-    let mut sum = 0.0;
-    // With each byte the term of its count grows.
-    let terms = &*TERMS;
+    let mut sum = 0;
+    let steps = &*STEPS;
     for byte in bytes {
         let count = &mut counts[usize::from(*byte)];
-        let before = usize::from(*count);
-        sum += terms[before + 1] - terms[before];
+        sum += steps[usize::from(*count)];
         *count = count.wrapping_add(1);
     }
-    let total = bytes.len().max(1);
-    // What rounding adds on the way is far below what is left.
-    ((terms[total] - sum) / total as f64) as f32
+    let total = bytes.len().max(1) as f64;
+    // What rounding adds is far below what is left.
+    (total.log2() - sum as f64 / ONE_BIT / total) as f32
 }

@@ -5,7 +5,10 @@
 //! text alone. Nothing is looked for inside armour, where keys are found and certificates stand.
 #![forbid(unsafe_code)]
 
-use super::class::{BACK_BYTES, OF_ANY_BASE64, OF_DIGIT, Run, Text, is_any_base64, is_token};
+use super::class::{
+    self, BACK_BYTES, OF_ANY_BASE64, OF_BODY, OF_DIGIT, OF_PERCENT, Run, Text, is_any_base64,
+    is_token,
+};
 use super::label::{self, Label};
 use super::random::{self, ENTROPY_BYTES_MIN, KEYWORD_BYTES_MIN};
 use super::{Detector, Look};
@@ -65,6 +68,17 @@ pub(super) struct Guesses {
     pub parts: Vec<Part>,
     pub undecided: usize,
     pub open: Going,
+}
+
+/// What may be in a run.
+#[derive(Clone, Copy)]
+struct Ways {
+    /// An escape.
+    may_escape: bool,
+    /// Base64 that is long enough to be judged.
+    may_be_long: bool,
+    /// What begins there is judged another time.
+    limit: usize,
 }
 
 fn in_rest(kind: Kind, byte: u8) -> bool {
@@ -128,13 +142,20 @@ impl Detector {
         limit: usize,
         going: Going,
     ) -> Guesses {
-        let Look { text, runs, .. } = look;
+        let Look { text, runs, marks, .. } = look;
         let mut found =
             Guesses { parts: Vec::new(), undecided: text.bytes.len(), open: Going::None };
         let Some(mut at) = found.take_up(text, going) else { return found };
         let mut quiet = quiet.iter().peekable();
         for run in runs {
-            let mut here = text.token_start(run.start, run.end).max(at);
+            let may_open = run.may_open(text);
+            let start = if may_open { text.token_start(run.start, run.end) } else { run.start };
+            let mut here = start.max(at);
+            let ways = Ways {
+                may_escape: may_open || class::has(marks, OF_PERCENT, run.start, run.end),
+                may_be_long: run.is_open || run.end - run.start >= ENTROPY_BYTES_MIN,
+                limit,
+            };
             while here < run.end && here < limit {
                 while quiet.next_if(|(_, end)| *end <= here).is_some() {}
                 if let Some((start, end)) = quiet.peek()
@@ -143,7 +164,7 @@ impl Detector {
                     here = *end;
                     continue;
                 }
-                match self.guess(look, run, here, &mut found) {
+                match self.guess(look, run, here, ways, &mut found) {
                     Some(next) => here = next,
                     None => return found,
                 }
@@ -154,7 +175,14 @@ impl Detector {
     }
 
     /// Judges what begins at a place; where to go on, or none if it is undecided or goes on.
-    fn guess(&self, look: Look<'_>, run: &Run, here: usize, found: &mut Guesses) -> Option<usize> {
+    fn guess(
+        &self,
+        look: Look<'_>,
+        run: &Run,
+        here: usize,
+        ways: Ways,
+        found: &mut Guesses,
+    ) -> Option<usize> {
         let Look { text, marks, .. } = look;
         let bytes = text.bytes;
         let room_for_value = run.is_open || run.end - here >= KEYWORD_BYTES_MIN;
@@ -163,13 +191,13 @@ impl Detector {
             // Not in a path of names, like `Token::Number1`.
             let after_sign = matches!(previous, Some(b'=' | b':'))
                 && !(previous == Some(b':') && text.back(here, 2) == Some(b':'));
-            let at_start = previous.is_none_or(|b| !is_token(b)) || text.is_after_escape(here);
+            let at_start = previous.is_none_or(|b| !is_token(b))
+                || ways.may_escape && text.is_after_escape(here);
             let stop = run.end.min(here + VALUE_BYTES);
-            let value = &bytes[here..stop];
-            let undecided = run.is_open && value.len() < VALUE_BYTES;
+            let undecided = run.is_open && stop - here < VALUE_BYTES;
             if (after_sign || at_start)
-                && (undecided || marks.next(OF_DIGIT, here) < stop)
-                && is_told(look, here, at_start, value, undecided)
+                && (undecided || class::has(marks, OF_DIGIT, here, stop))
+                && is_told(look, here, at_start, stop, undecided)
             {
                 if undecided {
                     found.undecided = here;
@@ -184,6 +212,10 @@ impl Detector {
                 return Some(run.end);
             }
         }
+        if !ways.may_escape && !ways.may_be_long {
+            // To the next place where a value may begin.
+            return Some(marks.run_end(OF_BODY, here) + 1);
+        }
         if !is_any_base64(bytes[here]) {
             return Some(here + 1);
         }
@@ -191,22 +223,26 @@ impl Detector {
         if self.entropy.is_none() {
             return Some(end);
         }
-        self.judge(text, run, here, end, found)
+        self.judge(look, run, here, end, ways.limit, found)
     }
 
     /// Judges a run of base64.
     fn judge(
         &self,
-        text: &Text<'_>,
+        look: Look<'_>,
         run: &Run,
         start: usize,
         end: usize,
+        limit: usize,
         found: &mut Guesses,
     ) -> Option<usize> {
+        let Look { text, marks, .. } = look;
         let bytes = text.bytes;
         let padding = bytes[end..run.end].iter().take(3).take_while(|b| **b == b'=').count();
         let is_open = run.is_open && end + padding == run.end && padding < 3;
         let mut here = start;
+        // Padding belongs to what it pads: no other value begins in it.
+        let mut padded = end;
         loop {
             let block = &bytes[here..end.min(here + BLOCK_BYTES)];
             if block.len() < BLOCK_BYTES && is_open {
@@ -216,8 +252,14 @@ impl Detector {
             if block.len() < ENTROPY_BYTES_MIN {
                 return Some(end);
             }
-            let mut room = [0; BACK_BYTES];
+            let to = here + block.len();
+            let random = random::find_random(bytes, marks, here, to);
             let is_long = block.len() == BLOCK_BYTES;
+            if random.is_none() && !is_long && end <= limit && bytes.get(end) != Some(&b'=') {
+                // Whether it is public, too, makes no difference.
+                return Some(end);
+            }
+            let mut room = [0; BACK_BYTES];
             if random::is_public_head(block)
                 || random::is_declared_public(text.before(here, &mut room))
             {
@@ -231,7 +273,7 @@ impl Detector {
                 }
                 return Some(stop);
             }
-            match random::find_random(block) {
+            match random {
                 Some((first, last)) if is_long && last == block.len() => {
                     // The rest goes with it.
                     let first = here + first;
@@ -249,6 +291,7 @@ impl Detector {
                 Some((first, last)) => {
                     let pads = last == block.len() && !is_long;
                     let last = here + last + if pads { padding.min(2) } else { 0 };
+                    padded = padded.max(last);
                     let kind = Kind::Entropy;
                     found.put(here, here + first, None, Going::Skip(0));
                     found.put(here + first, last, Some(kind), Going::Count(0, kind));
@@ -258,23 +301,27 @@ impl Detector {
             }
             here += block.len();
             if here >= end {
-                return Some(end);
+                return Some(padded);
             }
         }
     }
 }
 
-/// Whether a word tells that a value begins here, and the value may be a secret.
-fn is_told(look: Look<'_>, at: usize, at_start: bool, value: &[u8], undecided: bool) -> bool {
+/// Whether a word tells that a value begins at `at`, of which that up to `stop` decides, and the value
+/// may be a secret.
+fn is_told(look: Look<'_>, at: usize, at_start: bool, stop: usize, undecided: bool) -> bool {
+    let Look { text, marks, names, .. } = look;
+    let value = &text.bytes[at..stop];
     let mut room = [0; BACK_BYTES];
-    let back = look.text.before(at, &mut room);
-    let tells = |label: Label<'_>| !look.names.borrow().is_dull(label) && label.name().tells();
-    if Label::read(back).is_some_and(tells) {
+    let back = text.before(at, &mut room);
+    let is_none = names.borrow_mut().is_none_at(at);
+    let tells = |label: Label<'_>| !names.borrow().is_dull(label) && label.name().tells();
+    if !is_none && Label::read(back).is_some_and(tells) {
         return undecided || random::is_secret_value(value);
     }
     // What costs least first.
     at_start
-        && (undecided || random::is_striking(value))
+        && (undecided || random::is_striking(text.bytes, marks, at, stop))
         && label::is_told(back)
         && (undecided || random::is_secret_value(value))
 }

@@ -48,6 +48,10 @@ impl<'a> Label<'a> {
     pub(super) fn read(back: &'a [u8]) -> Option<Self> {
         let quote = |b: u8| matches!(b, b'"' | b'\'' | b'`' | b'\\');
         let blank = |b: u8| matches!(b, b' ' | b'\t');
+        // What no name is followed by.
+        if !back.last().is_some_and(|b| quote(*b) || blank(*b) || matches!(b, b':' | b'=' | b'>')) {
+            return None;
+        }
         let mut end = strip(back, back.len(), quote, 4);
         let quoted = end < back.len();
         let mut scheme = None;
@@ -357,30 +361,61 @@ const SHORT_BYTES: usize = 16;
 /// A power of two.
 const REMEMBERED: usize = 64;
 
+/// A name of at most [`SHORT_BYTES`]: its length, its first and its last bytes.
+type Short = [u64; 3];
+
+fn short(name: &[u8]) -> Option<Short> {
+    if name.len() > SHORT_BYTES {
+        return None;
+    }
+    let [first, last] = if let (Some(first), Some(last)) = (name.first_chunk(), name.last_chunk()) {
+        [first, last].map(|bytes| u64::from_le_bytes(*bytes))
+    } else if let (Some(first), Some(last)) = (name.first_chunk(), name.last_chunk()) {
+        [first, last].map(|bytes| u64::from(u32::from_le_bytes(*bytes)))
+    } else {
+        [name.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)), 0]
+    };
+    Some([name.len() as u64, first, last])
+}
+
 /// Names as they are written that say nothing of their values: logs repeat a few.
 #[derive(Default)]
 pub(super) struct Names {
     detector: u64,
-    dull: Zeroizing<Vec<[u8; SHORT_BYTES]>>,
+    dull: Zeroizing<Vec<Short>>,
+    /// Places of this text where no name tells; rising.
+    none: Vec<usize>,
+    /// Those that were asked for.
+    asked: usize,
 }
 
 impl Names {
-    /// Forgets what another detector thought of names.
+    /// For another text; forgets what another detector thought of names.
     pub(super) fn are_of(&mut self, detector: u64) {
+        self.none.clear();
+        self.asked = 0;
         if self.detector != detector {
             self.detector = detector;
-            self.dull = Zeroizing::new(vec![[0; SHORT_BYTES]; REMEMBERED]);
+            self.dull = Zeroizing::new(vec![[0; 3]; REMEMBERED]);
         }
     }
 
+    /// Says that before `at` no name tells of a value; places rise.
+    pub(super) fn none_at(&mut self, at: usize) {
+        self.none.push(at);
+    }
+
+    /// Whether that was said of `at`; places that are asked for rise.
+    pub(super) fn is_none_at(&mut self, at: usize) -> bool {
+        let more = &self.none[self.asked..];
+        self.asked += more.iter().take_while(|none| **none < at).count();
+        self.none.get(self.asked) == Some(&at)
+    }
+
     /// The name, and where it is remembered.
-    fn slot(label: Label<'_>) -> Option<(usize, [u8; SHORT_BYTES])> {
-        let mut name = [0; SHORT_BYTES];
-        // No name has a zero.
-        name.get_mut(..label.raw.len())?.copy_from_slice(label.raw);
-        let [low, high] =
-            [0, 8].map(|at| u64::from_le_bytes(std::array::from_fn(|byte| name[at + byte])));
-        let mixed = (low ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    fn slot(label: Label<'_>) -> Option<(usize, Short)> {
+        let name = short(label.raw)?;
+        let mixed = (name[1] ^ name[2].rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Some(((mixed >> 58) as usize % REMEMBERED, name))
     }
 

@@ -1,7 +1,7 @@
 //! Secrets that nobody registered: known formats, and text that looks random.
 //!
-//! `rules` is the table; `formats` finds them, `guesses` what looks random, `label` reads the name
-//! before a value, `pem` armoured keys. Invariant: what is found is a function of the whole text
+//! `rules` is the table; `formats` finds them, `value` by what stands before, `guesses` what looks
+//! random; `label` reads the name before a value, `jwt`, `pem` and `url` what has a grammar of its own. Invariant: what is found is a function of the whole text
 //! and the level, however the text is cut: each decision rests on a bounded number of bytes before and
 //! after a place, what is undecided is held back, and what is known to be a secret is swallowed by state.
 //! A hit never holds a quote, a backslash or white space (but for armour), so JSON that parsed parses.
@@ -10,11 +10,14 @@
 mod class;
 mod formats;
 mod guesses;
+mod jwt;
 mod label;
 mod pattern;
 mod pem;
 mod random;
 mod rules;
+mod url;
+mod value;
 mod within;
 
 use std::cell::RefCell;
@@ -227,6 +230,34 @@ struct Compiled {
     labels: &'static [&'static str],
 }
 
+/// The first bytes, at most four, of a pattern.
+#[derive(Clone, Copy)]
+struct Head {
+    bytes: u32,
+    /// Those that count.
+    mask: u32,
+    pattern: usize,
+}
+
+impl Head {
+    fn new(text: &[u8], pattern: usize) -> Self {
+        let (mut bytes, mut mask) = ([0; 4], [0; 4]);
+        for (at, byte) in text.iter().take(4).enumerate() {
+            (bytes[at], mask[at]) = (*byte, 0xff);
+        }
+        Self { bytes: u32::from_le_bytes(bytes), mask: u32::from_le_bytes(mask), pattern }
+    }
+
+    fn second(self) -> u8 {
+        self.bytes.to_le_bytes()[1]
+    }
+
+    /// Whether text that begins with these four bytes may begin like it.
+    fn fits(self, four: u32) -> bool {
+        four & self.mask == self.bytes
+    }
+}
+
 /// Finds them.
 pub struct Detector {
     /// Each has its own.
@@ -235,16 +266,14 @@ pub struct Detector {
     /// The rules of [`Coded`], in its order.
     coded: [Option<usize>; rules::CODED],
     patterns: Vec<Compiled>,
-    /// Patterns by their first byte, each with its second, in the table's order.
-    heads: Vec<Vec<(u8, usize)>>,
+    /// Patterns by their first byte, in the table's order.
+    heads: Vec<Vec<Head>>,
     /// The first two bytes that some pattern begins with.
-    pairs: Vec<class::Pairs>,
+    pairs: Box<[class::Pairs; 256]>,
     /// Words in names, by their first byte, with the patterns of the values.
     words: Vec<Vec<(&'static str, usize)>>,
     /// The first two bytes of those.
     word_pairs: Vec<class::Pairs>,
-    /// The fewest bytes of such a value.
-    shortest_value: usize,
     private_key: Option<usize>,
     telegram: usize,
     discord: usize,
@@ -257,9 +286,6 @@ impl std::fmt::Debug for Detector {
         f.debug_struct("Detector").field("rules", &self.ids.len()).finish_non_exhaustive()
     }
 }
-
-/// Values of `user:password` and of parameters are at least as long.
-const CODED_VALUE_BYTES_MIN: usize = 12;
 
 impl Detector {
     /// With the rules of this program, shared by all.
@@ -296,10 +322,9 @@ impl Detector {
             coded: [None; rules::CODED],
             patterns: Vec::new(),
             heads: vec![Vec::new(); 256],
-            pairs: vec![class::Pairs::default(); 256],
+            pairs: Box::new([class::Pairs::default(); 256]),
             words: vec![Vec::new(); 256],
             word_pairs: vec![class::Pairs::default(); 256],
-            shortest_value: CODED_VALUE_BYTES_MIN,
             private_key: None,
             telegram: 0,
             discord: 0,
@@ -392,7 +417,7 @@ impl Detector {
                 }
             }
         } else if let [first, second, ..] = pattern.head() {
-            self.heads[usize::from(*first)].push((*second, number));
+            self.heads[usize::from(*first)].push(Head::new(pattern.head(), number));
             self.pairs[usize::from(*first)].add(*second);
         }
         self.patterns.push(Compiled { pattern, rule, labels });
@@ -411,6 +436,8 @@ impl Detector {
             Coded::TelegramToken => self.telegram = bare("AA[A-Za-z0-9_-]{33}")?,
             Coded::DiscordToken => self.discord = bare("[A-Za-z0-9_-]{27,38}")?,
             Coded::PrivateKey => self.private_key = Some(rule).filter(|_| on),
+            // What every one begins with, a brace and a quote in base64.
+            Coded::Jwt if on => self.pairs[usize::from(b'e')].add(b'y'),
             _ => {}
         }
         Ok(())

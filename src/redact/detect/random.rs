@@ -4,7 +4,11 @@
 //! names of objects, images. What is random by count of bytes alone is mostly that.
 #![forbid(unsafe_code)]
 
-use super::class::{is_alnum, is_any_base64, is_base64, is_hex, is_url_safe, shannon};
+use memchr::{memchr_iter, memchr2};
+
+use super::class::{
+    self, Kinds, Marks, is_alnum, is_any_base64, is_base64, is_hex, is_url_safe, shannon,
+};
 
 /// Shorter text is not random enough by itself.
 pub(super) const ENTROPY_BYTES_MIN: usize = 40;
@@ -43,14 +47,14 @@ const PLACEHOLDERS: &[&[u8]] = &[
     b"fake",
 ];
 
-/// For each of the first three places in a word, and each byte of either case, the words that have it
+/// For each of the first four places in a word, and each byte of either case, the words that have it
 /// there.
-const WORDS_BY: [[u32; 256]; 3] = {
-    let mut by = [[0; 256]; 3];
+const WORDS_BY: [[u32; 256]; 4] = {
+    let mut by = [[0; 256]; 4];
     let mut word = 0;
     while word < PLACEHOLDERS.len() {
         let mut place = 0;
-        while place < 3 {
+        while place < 4 {
             let byte = PLACEHOLDERS[word][place];
             by[place][byte as usize] |= 1 << word;
             by[place][byte.to_ascii_uppercase() as usize] |= 1 << word;
@@ -61,81 +65,69 @@ const WORDS_BY: [[u32; 256]; 3] = {
     by
 };
 
+/// Which two bytes stand next to each other in the first four of a word: for each, those that follow.
+const NEXT_IN_WORDS: [class::Pairs; 256] = {
+    let mut next = [class::Pairs::none(); 256];
+    let mut word = 0;
+    while word < PLACEHOLDERS.len() {
+        let mut place = 0;
+        while place < 3 {
+            let (first, second) = (PLACEHOLDERS[word][place], PLACEHOLDERS[word][place + 1]);
+            let firsts = [first, first.to_ascii_uppercase()];
+            let mut case = 0;
+            while case < 2 {
+                let first = firsts[case] as usize;
+                next[first] = next[first].with(second).with(second.to_ascii_uppercase());
+                case += 1;
+            }
+            place += 1;
+        }
+        word += 1;
+    }
+    next
+};
+
+/// So many equal bytes, or one more that each follow the one before, are no drawn text.
+const SAME_BYTES_MAX: usize = 6;
+
 /// Text that stands where a secret would in documents and templates.
 pub(super) fn is_placeholder(text: &[u8]) -> bool {
     let text = &text[..text.len().min(128)];
-    let mut lower = [0_u8; 128];
-    let lower = &mut lower[..text.len()];
-    lower.copy_from_slice(text);
-    lower.make_ascii_lowercase();
-    let mut same = 1;
-    let mut rising = 1;
-    for pair in lower.windows(2) {
-        same = if pair[1] == pair[0] { same + 1 } else { 1 };
-        rising = if pair[1] == pair[0].wrapping_add(1) { rising + 1 } else { 1 };
-        if same >= 7 || rising >= 8 {
-            return true;
+    let step = |at: usize| {
+        let [first, second] = [at, at + 1].map(|at| text[at].to_ascii_lowercase());
+        second.wrapping_sub(first)
+    };
+    // Of as many steps in a row, one is looked at.
+    for at in (0..text.len().saturating_sub(1)).step_by(SAME_BYTES_MAX) {
+        let first = step(at);
+        if first <= 1 {
+            let before = (0..at).rev().take_while(|at| step(*at) == first).count();
+            let after = (at..text.len() - 1).take_while(|at| step(*at) == first).count();
+            if before + after >= SAME_BYTES_MAX + usize::from(first) {
+                return true;
+            }
         }
     }
-    // Random text has a word of four letters once in some ten thousand times.
-    text.windows(3).enumerate().any(|(at, three)| {
-        let by = |place: usize| WORDS_BY[place][usize::from(three[place])];
-        let words = by(0) & by(1) & by(2);
+    let is_word = |at: usize| {
+        let Some(four) = text.get(at..at + 4) else { return false };
+        let by = |place: usize| WORDS_BY[place][usize::from(four[place])];
+        let words = by(0) & by(1) & by(2) & by(3);
+        let stands = |word: &[u8]| {
+            text.get(at..at + word.len()).is_some_and(|there| there.eq_ignore_ascii_case(word))
+        };
         words != 0
-            && PLACEHOLDERS
-                .iter()
-                .enumerate()
-                .any(|(n, word)| words >> n & 1 == 1 && lower[at..].starts_with(word))
+            && PLACEHOLDERS.iter().enumerate().any(|(n, word)| words >> n & 1 == 1 && stands(word))
+    };
+    // Of the three pairs in the first four bytes of a word, one is looked at.
+    (0..text.len().saturating_sub(1)).step_by(3).any(|at| {
+        NEXT_IN_WORDS[usize::from(text[at])].has(text[at + 1])
+            && (at.saturating_sub(2)..=at).any(is_word)
     })
 }
 
 /// Whether the body of a token varies as a random one does.
 pub(super) fn is_varied(body: &[u8]) -> bool {
-    let Kinds { upper, digit, .. } = kinds(body);
-    (digit > 0 || upper > 0) && shannon(body) >= 2.5
-}
-
-/// What kinds of characters a text has, and how many.
-#[derive(Clone, Copy)]
-struct Kinds {
-    lower: usize,
-    upper: usize,
-    digit: usize,
-    /// That passwords have, and names do not.
-    special: usize,
-}
-
-/// One in the field of a byte's kind, each of 16 bits.
-const KIND: [u64; 256] = {
-    let mut kind = [0; 256];
-    let mut at = 0;
-    while at < 256 {
-        kind[at] = match at as u8 {
-            b'a'..=b'z' => 1,
-            b'A'..=b'Z' => 1 << 16,
-            b'0'..=b'9' => 1 << 32,
-            b'!' | b'#' | b'$' | b'%' | b'*' | b'+' | b'?' | b'@' | b'^' | b'~' => 1 << 48,
-            _ => 0,
-        };
-        at += 1;
-    }
-    kind
-};
-
-fn kinds(text: &[u8]) -> Kinds {
-    debug_assert!(text.len() < 1 << 16, "what is judged is short");
-    let sum: u64 = text.iter().map(|b| KIND[usize::from(*b)]).sum();
-    let field = |number: u32| usize::from((sum >> (16 * number)) as u16);
-    Kinds { lower: field(0), upper: field(1), digit: field(2), special: field(3) }
-}
-
-/// Which share of neighbours is of different kinds.
-fn changes(text: &[u8]) -> f32 {
-    // What is neither a letter nor a digit is of one kind.
-    let kind = |b: u8| KIND[usize::from(b)] & 0xffff_ffff_ffff;
-    let changed: usize =
-        text.windows(2).map(|pair| usize::from(kind(pair[0]) != kind(pair[1]))).sum();
-    changed as f32 / (text.len().max(2) - 1) as f32
+    body.iter().any(|b| b.is_ascii_digit() || b.is_ascii_uppercase()) && shannon(body) >= 2.5
 }
 
 /// `8-4-4-4-12` hexadecimal digits (RFC 9562, 4).
@@ -191,6 +183,11 @@ fn is_word(part: &[u8]) -> bool {
 
 /// Names, paths, identifiers: made of words rather than drawn.
 pub(super) fn is_wordy(text: &[u8]) -> bool {
+    // Most of what is asked for is in one piece.
+    let is_whole = text.iter().filter(|b| b.is_ascii_alphanumeric()).count() == text.len();
+    if is_whole {
+        return text.is_empty() || is_word(text) || is_joined(text);
+    }
     let mut parts = text.split(|b| !is_alnum(*b)).filter(|part| !part.is_empty());
     let (words, all) = parts.by_ref().fold((0, 0), |(words, all), part| {
         (words + if is_word(part) { part.len() } else { 0 }, all + part.len())
@@ -199,7 +196,16 @@ pub(super) fn is_wordy(text: &[u8]) -> bool {
     if all == 0 || words * 2 >= all && text.iter().any(|b| !is_alnum(*b)) || words == all {
         return true;
     }
-    // Words without anything between them, like `getUserTokenV2`.
+    is_joined(text)
+}
+
+/// Words without anything between them, like `getUserTokenV2`.
+fn is_joined(text: &[u8]) -> bool {
+    // At best a third of what is small counts twice.
+    let lower = text.iter().filter(|b| b.is_ascii_lowercase()).count();
+    if (lower + lower / 3) * 10 < text.len() * 7 {
+        return false;
+    }
     let runs = text.split(|b| !b.is_ascii_lowercase()).filter(|run| run.len() >= 3 && reads(run));
     runs.map(|run| run.len() + 1).sum::<usize>() * 10 >= text.len() * 7
 }
@@ -215,8 +221,7 @@ pub(super) fn is_secret_value(value: &[u8]) -> bool {
     if value.len() < KEYWORD_BYTES_MIN || !value.iter().any(u8::is_ascii_digit) {
         return false;
     }
-    let Kinds { lower, upper, .. } = kinds(value);
-    lower + upper > 0
+    value.iter().any(u8::is_ascii_alphabetic)
         && shannon(value) >= KEYWORD_BITS_MIN
         && !is_reference(value)
         && !is_uuid(value)
@@ -263,12 +268,14 @@ fn is_reference(value: &[u8]) -> bool {
     HEADS.iter().any(|head| value.starts_with(head)) || has(b"://") || has(b"::") || has(b"...")
 }
 
-/// Whether a value in running text after a word that tells is more than a name with a number in it.
-pub(super) fn is_striking(value: &[u8]) -> bool {
-    let Kinds { lower, upper, digit, special } = kinds(value);
-    digit >= 2
-        && (lower > 0 && upper > 0 || special > 0)
-        && changes(value) >= CHANGES_MIN
+/// Whether `from..to` of a text, a value in running text after a word that tells, is more than a name
+/// with a number in it.
+pub(super) fn is_striking(text: &[u8], marks: &Marks, from: usize, to: usize) -> bool {
+    let Kinds { lower, upper, special, .. } = class::kinds(marks, from, to);
+    let value = &text[from..to];
+    (lower && upper || special)
+        && value.iter().filter(|b| b.is_ascii_digit()).nth(1).is_some()
+        && class::changes(marks, from, to) >= CHANGES_MIN
         && !is_hex_number(value)
 }
 
@@ -413,13 +420,12 @@ fn is_of_text(run: &[u8]) -> bool {
 
 /// A path: slashes between words.
 fn is_path(run: &[u8]) -> bool {
-    if run.iter().filter(|b| **b == b'/').count() < 3 {
+    if memchr_iter(b'/', run).nth(2).is_none() {
         return false;
     }
-    let parts = run.split(|b| *b == b'/').filter(|part| part.len() >= 2);
-    let (words, all) =
-        parts.fold((0, 0), |(words, all), part| (words + usize::from(is_wordy(part)), all + 1));
-    words * 2 >= all
+    let parts = || run.split(|b| *b == b'/').filter(|part| part.len() >= 2);
+    let least = parts().count().div_ceil(2);
+    least == 0 || parts().filter(|part| is_wordy(part)).nth(least - 1).is_some()
 }
 
 /// Whether base64 begins as something public does.
@@ -427,17 +433,31 @@ pub(super) fn is_public_head(block: &[u8]) -> bool {
     PUBLIC_HEADS.iter().any(|head| block.starts_with(head))
 }
 
-/// What looks random in a piece of base64: the range of it.
-pub(super) fn find_random(block: &[u8]) -> Option<(usize, usize)> {
+/// What looks random in `from..to`, a piece of base64 in a text: the range of it in the piece.
+pub(super) fn find_random(
+    text: &[u8],
+    marks: &Marks,
+    from: usize,
+    to: usize,
+) -> Option<(usize, usize)> {
+    let block = &text[from..to];
     // The hash of a content in IPFS.
     let is_content_id = block.len() == 46 && block.starts_with(b"Qm");
     if block.len() < ENTROPY_BYTES_MIN || is_content_id {
         return None;
     }
-    let of_standard = block.iter().all(|b| is_base64(*b));
-    let of_url_safe = block.iter().all(|b| is_url_safe(*b));
+    let is_mixed = |from: usize, to: usize| {
+        let Kinds { lower, upper, digit, .. } = class::kinds(marks, from, to);
+        lower && upper && digit
+    };
+    let varies = |from, to| is_mixed(from, to) && class::changes(marks, from, to) >= CHANGES_MIN;
+    if !is_mixed(from, to) {
+        return None;
+    }
+    let of_standard = memchr2(b'-', b'_', block).is_none();
+    let of_url_safe = memchr2(b'+', b'/', block).is_none();
     if of_standard || of_url_safe {
-        return is_random(block).then_some((0, block.len()));
+        return (varies(from, to) && is_random(block)).then_some((0, block.len()));
     }
     if is_path(block) {
         return None;
@@ -459,18 +479,17 @@ pub(super) fn find_random(block: &[u8]) -> Option<(usize, usize)> {
     let (one, two) = (part(is_base64), part(is_url_safe));
     let best = if one.1 - one.0 >= two.1 - two.0 { one } else { two };
     let piece = &block[best.0..best.1];
-    let fits = piece.len() >= ENTROPY_BYTES_MIN && !is_public_head(piece) && is_random(piece);
+    let fits = piece.len() >= ENTROPY_BYTES_MIN
+        && !is_public_head(piece)
+        && varies(from + best.0, from + best.1)
+        && is_random(piece);
     fits.then_some(best)
 }
 
+/// Whether a piece, of which the kinds of bytes are those of random text, is random.
 fn is_random(piece: &[u8]) -> bool {
-    let Kinds { lower, upper, digit, .. } = kinds(piece);
     debug_assert!(piece.iter().all(|b| is_any_base64(*b)), "a piece of base64");
-    lower > 0
-        && upper > 0
-        && digit > 0
-        && !is_hex_number(piece)
-        && changes(piece) >= CHANGES_MIN
+    !is_hex_number(piece)
         && !is_of_text(piece)
         && shannon(piece) >= ENTROPY_BITS_MIN
         && !is_placeholder(piece)

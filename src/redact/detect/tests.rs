@@ -149,6 +149,18 @@ fn every_example_comes_out_the_same_at_every_cut() {
 }
 
 #[test]
+fn padding_is_part_of_what_it_pads_at_every_cut() {
+    // A value may begin after any sign, and what is padded is named like one.
+    let (text, _) = make("x <a60>a7Xpassword===<a20>9x<a20> y\n<a41>1b token==<a40>\n", 7);
+    let whole = one(text.as_bytes(), Level::All);
+    assert!(whole.contains("high-entropy") && whole.contains("keyword-secret"), "{whole}");
+    assert_eq!(by_bytes(text.as_bytes(), Level::All), whole);
+    for cut in 1..text.len() {
+        assert_eq!(in_two(text.as_bytes(), cut, Level::All), whole, "{cut}");
+    }
+}
+
+#[test]
 fn there_are_many_rules_and_each_has_an_id_of_its_own() {
     let mut ids: Vec<_> = Detector::rules().map(|(id, _)| id).collect();
     assert!(ids.len() >= 90, "{}", ids.len());

@@ -14,6 +14,7 @@ use memchr::memmem;
 use super::class::{self, Text, is_alnum};
 use super::formats::{Going, Outcome};
 use super::pem::{self, Begin};
+use super::value::Scheming;
 use super::{Detector, Look, Room};
 
 /// A token.
@@ -67,7 +68,8 @@ impl Detector {
             if previous.is_some_and(is_alnum) && !text.is_after_escape(place) {
                 continue;
             }
-            match self.at(look, run, place, previous) {
+            let at_value = previous.is_none_or(|b| !class::is_body(b) || is_alnum(b));
+            match self.at(look, run, place, at_value, &mut Scheming::Perhaps) {
                 (_, Outcome::Maybe) => {
                     undecided = undecided.min(place);
                     break;
