@@ -132,7 +132,7 @@ fn every_route_says_who_may_and_every_problem_has_its_response() {
 /// Status and body of an answer.
 fn ask(home: &Home, method: &str, path: &str, body: &Value) -> (u16, String) {
     let mut curl = Command::new("curl");
-    curl.args(["--silent", "--max-time", "10", "--write-out", "\n%{http_code}", "--unix-socket"])
+    curl.args(["--silent", "--max-time", "120", "--write-out", "\n%{http_code}", "--unix-socket"])
         .arg(home.socket())
         .arg(format!("http://localhost{path}"));
     if method == "post" {

@@ -81,7 +81,7 @@ fn a_daemon_whose_own_files_would_lie_beneath_its_mount_is_refused_at_the_start(
     for (what, more) in &cases {
         std::fs::write(&file, format!("{good_config}\n{more}")).unwrap();
         let output = Command::new("timeout")
-            .args(["20", env!("CARGO_BIN_EXE_strongroom"), "up"])
+            .args(["120", env!("CARGO_BIN_EXE_strongroom"), "up"])
             .env("STRONGROOM_HOME", home.home())
             .output()
             .unwrap();

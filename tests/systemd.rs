@@ -50,7 +50,7 @@ fn boot(home: &Home, whose: &str, variables: &str, steps: &str) -> Option<(Strin
     std::fs::write(dir.join("steps.sh"), steps).unwrap();
     let hierarchy = strongroom::sys::cgroup::hierarchy_root().unwrap();
     let booted = Command::new("timeout")
-        .args(["--kill-after=5", "150", "unshare", "--mount", "sh"])
+        .args(["--kill-after=5", "400", "unshare", "--mount", "sh"])
         .arg(tools.join("boot.sh"))
         .arg(whose)
         .arg(dir)

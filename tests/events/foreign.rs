@@ -212,8 +212,7 @@ fn values_of_others_in_number_raise_an_alert() {
     std::thread::park_timeout(std::time::Duration::from_millis(500));
     assert!(!alerts.exists());
     write(&mut agent, "more", 1);
-    let limit = std::time::Duration::from_secs(20);
-    crate::common::wait_until("the alert", limit, || {
+    crate::common::wait_until("the alert", crate::common::LIMIT, || {
         alerts.exists() && !fs::read(&alerts).unwrap().is_empty()
     });
     write(&mut agent, "again", 40);
@@ -225,6 +224,8 @@ fn values_of_others_in_number_raise_an_alert() {
     assert!(!told.contains(strong) && !told.contains("STRONG"), "{told}");
     assert_eq!(told.matches("redaction_probe").count(), 1, "once for a burst: {told}");
     // The record comes when the command has ended, which is after it wrote.
-    crate::common::wait_until("its record", limit, || !home.records("alert_sent").is_empty());
+    crate::common::wait_until("its record", crate::common::LIMIT, || {
+        !home.records("alert_sent").is_empty()
+    });
     assert_eq!(home.records("alert_sent").len(), 1);
 }

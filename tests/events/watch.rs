@@ -126,7 +126,10 @@ fn the_store_never_holds_a_part_of_a_secret_while_agents_write_and_workers_die()
                     })
                     .into();
             // Launched before the first death.
-            std::thread::park_timeout(Duration::from_secs(2));
+            wait_until("all are launched", LIMIT, || {
+                home.records("agent_started").len() == agents.len()
+            });
+            std::thread::park_timeout(Duration::from_secs(1));
             let killer = scope.spawn(|| kill_workers(home, 7, stop));
             let good = agents.iter_mut().all(|agent| agent.wait().unwrap().success());
             stop.store(true, Ordering::Release);
@@ -178,7 +181,7 @@ fn an_orchestrator_is_told_of_files_as_their_writers_made_them() {
         assert!(!answer.contains("errno"), "{step}: {answer}");
     }
     let mut seen = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + LIMIT;
     let is_told = |seen: &[(String, AddWatchFlags)], name: &str, flag| {
         seen.iter().any(|(n, f)| n == name && f.contains(flag))
     };

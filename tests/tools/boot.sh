@@ -32,7 +32,7 @@ END
 DefaultDependencies=no
 [Service]
 Type=oneshot
-TimeoutStartSec=120
+TimeoutStartSec=360
 ExecStart=/bin/bash $dir/steps.sh
 StandardOutput=file:$dir/out
 StandardError=file:$dir/out

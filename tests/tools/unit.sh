@@ -3,7 +3,7 @@
 #
 #   STRONGROOM_HOME, PROGRAM, READS, AGENT from the lines before this file's; MANAGER is --user or not set.
 export STRONGROOM_HOME
-control() { timeout 30 systemctl $MANAGER "$@"; }
+control() { timeout 100 systemctl $MANAGER "$@"; }
 show() { systemctl $MANAGER show strongroom -p "$1" --value; }
 state() { echo "$1 $2 $(show ActiveState) $(show NFileDescriptorStore) $(show StatusText)"; }
 # Waits for what a command says, for a while.
