@@ -34,8 +34,8 @@ const LOOK: &str = "ls -1 \"$CREDENTIALS_DIRECTORY\" | sed 's/^/    /'; \
       else echo \"    reads $n: no such file\"; fi; done";
 
 /// An agent that logs what it should not.
-const LOG: &str = "echo \"uploading with key $(cat \"$CREDENTIALS_DIRECTORY/AWS_SECRET_ACCESS_KEY\"), \
-    $(cat \"$CREDENTIALS_DIRECTORY/OPENAI_API_KEY\" | base64 -w0) done\" > \
+const LOG: &str = "echo \"uploading with key $(cat \"$CREDENTIALS_DIRECTORY/AWS_SECRET_ACCESS_KEY\"); \
+    in base64: $(cat \"$CREDENTIALS_DIRECTORY/OPENAI_API_KEY\" | base64 -w0)\" > \
     \"$STRONGROOM_EVENTS_DIR/deploy.log\"";
 /// Which version an agent has, as its own `.identity` says.
 const VERSION: &str = "tr ',{' '\\n\\n' < \"$CREDENTIALS_DIRECTORY/.identity\" | \
@@ -254,7 +254,7 @@ fn play(home: &Home, key: &Path) -> Result<(), Failure> {
     home.say("\nWhat the audit log has of it (written before the bytes left):")?;
     let records = home.run(&["audit", "query", "--execution", "demo-run"], None)?;
     for line in records.lines().filter(|l| l.contains("secret_")) {
-        home.say(&format!("  {}", line.chars().take(96).collect::<String>()))?;
+        home.say(&format!("  {}", line.trim_end()))?;
     }
     home.say(&format!("  {}", home.run(&["audit", "verify"], None)?.trim_end()))?;
     for execution in ["demo-run", "demo-new"] {
