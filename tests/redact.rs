@@ -739,9 +739,11 @@ proptest! {
         if deep {
             encoded = base64(format!("{{\"auth\":\"{encoded}\"}}").as_bytes());
         }
-        let input = format!("data:{end}{}\nend of it", in_lines(&encoded, width, end));
+        // Letters would go on with a last line that is full, and may give a form that ends within a
+        // byte of the value its last bits.
+        let input = format!("data:{end}{}\n(end of it)", in_lines(&encoded, width, end));
         let out = same_however_cut(&view, Level::All, input.as_bytes(), &pieces)?;
-        prop_assert!(out.contains("[REDACTED:N0]") && out.ends_with("\nend of it"), "{}", out);
+        prop_assert!(out.contains("[REDACTED:N0]") && out.ends_with("\n(end of it)"), "{}", out);
     }
 
     /// Tokens in base64, whole and cut, beside each other, in lines and not.

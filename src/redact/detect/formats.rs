@@ -5,6 +5,8 @@
 //! token and may still become one is undecided; a token that is known to be one is swallowed.
 #![forbid(unsafe_code)]
 
+use std::ops::ControlFlow;
+
 use memchr::memmem;
 
 use super::class::{
@@ -78,6 +80,54 @@ pub(super) enum Outcome {
     Maybe,
     No,
     Yes { end: usize, going: Going, open: bool },
+}
+
+/// Calls `each` with the places `from..to` of a run where a token can begin, and whether the value of a
+/// parameter or a header can: behind what is no letter or digit, or is an escape.
+#[inline]
+pub(super) fn each_place(
+    look: Look<'_>,
+    run: &Run,
+    from: usize,
+    to: usize,
+    mut each: impl FnMut(usize, bool) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let Look { text, marks, .. } = look;
+    let may_open = run.may_open(text);
+    for (block, before, masks, inside) in marks.blocks(from, to) {
+        let before = |set: usize| before.map_or(0, |masks| masks[set]);
+        let follows = |set: usize| masks[set] << 1 | before(set) >> 63;
+        let (mut after_alnum, mut after_body) = (follows(OF_ALNUM), follows(OF_BODY));
+        if block == 0 {
+            let last = text.back(0, 1);
+            after_alnum |= u64::from(last.is_some_and(is_alnum));
+            after_body |= u64::from(last.is_some_and(class::is_body));
+        }
+        let mut places = inside & !after_alnum;
+        let plain = places;
+        // An escape stands at the start of the run, or is one of a URL.
+        places |= inside & (masks[OF_PERCENT] << 3 | before(OF_PERCENT) >> 61);
+        if block == 0 {
+            places |= inside & 0b111;
+        }
+        if may_open {
+            let near = (run.start + ESCAPE_BYTES_MAX + 1).saturating_sub(block);
+            places |= if near < 64 { inside & ((1 << near) - 1) } else { inside };
+        }
+        for bit in bits(places) {
+            let place = block + bit;
+            let is_plain = plain >> bit & 1 == 1;
+            if !is_plain {
+                let near = may_open && place - run.start <= ESCAPE_BYTES_MAX
+                    || text.back(place, 3) == Some(b'%');
+                if !near || !text.is_after_escape(place) {
+                    continue;
+                }
+            }
+            each(place, !is_plain || after_body >> bit & 1 == 0)?;
+        }
+    }
+    ControlFlow::Continue(())
 }
 
 impl Detector {
@@ -212,70 +262,38 @@ impl Detector {
         at: &mut usize,
         found: &mut Formats,
     ) -> bool {
-        let Look { text, marks, .. } = look;
-        let may_open = run.may_open(text);
         let mut here = from;
         let mut scheme = Scheming::Unseen;
         if run.start == 0 || from > run.start {
             scheme = Scheming::Perhaps;
         }
-        for (block, before, masks, inside) in marks.blocks(from, to) {
-            let before = |set: usize| before.map_or(0, |masks| masks[set]);
-            let follows = |set: usize| masks[set] << 1 | before(set) >> 63;
-            let (mut after_alnum, mut after_body) = (follows(OF_ALNUM), follows(OF_BODY));
-            if block == 0 {
-                let last = text.back(0, 1);
-                after_alnum |= u64::from(last.is_some_and(is_alnum));
-                after_body |= u64::from(last.is_some_and(class::is_body));
+        let whole = each_place(look, run, from, to, |place, at_value| {
+            if place < here {
+                return ControlFlow::Continue(());
             }
-            let mut places = inside & !after_alnum;
-            let plain = places;
-            // An escape stands at the start of the run, or is one of a URL.
-            places |= inside & (masks[OF_PERCENT] << 3 | before(OF_PERCENT) >> 61);
-            if block == 0 {
-                places |= inside & 0b111;
-            }
-            if may_open {
-                let near = (run.start + ESCAPE_BYTES_MAX + 1).saturating_sub(block);
-                places |= if near < 64 { inside & ((1 << near) - 1) } else { inside };
-            }
-            for bit in bits(places) {
-                let place = block + bit;
-                if place < here {
-                    continue;
+            let (rule, outcome) = self.at(look, run, place, at_value, &mut scheme);
+            match outcome {
+                Outcome::Maybe => {
+                    found.undecided = place;
+                    return ControlFlow::Break(());
                 }
-                let is_plain = plain >> bit & 1 == 1;
-                if !is_plain {
-                    let near = may_open && place - run.start <= ESCAPE_BYTES_MAX
-                        || text.back(place, 3) == Some(b'%');
-                    if !near || !text.is_after_escape(place) {
-                        continue;
+                Outcome::No => {}
+                Outcome::Yes { end, going, open } => {
+                    let token = Token { start: place, end, rule, continues: false, going };
+                    found.tokens.push(token);
+                    *at = end;
+                    if open {
+                        found.undecided = end;
+                        found.open = Some((rule, going));
+                        return ControlFlow::Break(());
                     }
-                }
-                let at_value = !is_plain || after_body >> bit & 1 == 0;
-                let (rule, outcome) = self.at(look, run, place, at_value, &mut scheme);
-                match outcome {
-                    Outcome::Maybe => {
-                        found.undecided = place;
-                        return false;
-                    }
-                    Outcome::No => {}
-                    Outcome::Yes { end, going, open } => {
-                        let token = Token { start: place, end, rule, continues: false, going };
-                        found.tokens.push(token);
-                        *at = end;
-                        if open {
-                            found.undecided = end;
-                            found.open = Some((rule, going));
-                            return false;
-                        }
-                        here = end;
-                        scheme = Scheming::Perhaps;
-                    }
+                    here = end;
+                    scheme = Scheming::Perhaps;
                 }
             }
-        }
-        true
+            ControlFlow::Continue(())
+        });
+        whole.is_continue()
     }
 
     /// What begins at a place.

@@ -7,12 +7,13 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use memchr::memmem;
 
-use super::class::{self, Text, is_alnum};
-use super::formats::{Going, Outcome};
+use super::class::{self, Text};
+use super::formats::{Going, Outcome, each_place};
 use super::pem::{self, Begin};
 use super::value::Scheming;
 use super::{Detector, Look, Room};
@@ -60,25 +61,23 @@ impl Detector {
                 undecided = undecided.min((bytes.len() - len).max(from));
             }
         }
-        let places = room.runs.iter().flat_map(|run| {
-            (run.start.max(from)..run.end.max(from)).map(move |place| (run, place))
-        });
-        for (run, place) in places {
-            let previous = text.back(place, 1);
-            if previous.is_some_and(is_alnum) && !text.is_after_escape(place) {
-                continue;
-            }
-            let at_value = previous.is_none_or(|b| !class::is_body(b) || is_alnum(b));
-            match self.at(look, run, place, at_value, &mut Scheming::Perhaps) {
-                (_, Outcome::Maybe) => {
-                    undecided = undecided.min(place);
-                    break;
+        for run in &room.runs {
+            let look = each_place(look, run, run.start.max(from), run.end, |place, at_value| {
+                match self.at(look, run, place, at_value, &mut Scheming::Perhaps) {
+                    (_, Outcome::Maybe) => {
+                        undecided = undecided.min(place);
+                        return ControlFlow::Break(());
+                    }
+                    (Some(rule), Outcome::Yes { end, going, .. }) => {
+                        let end = Some(end).filter(|_| matches!(going, Going::Count(_)));
+                        each(Token { start: place, end, rule: self.id(rule) });
+                    }
+                    (_, Outcome::No | Outcome::Yes { .. }) => {}
                 }
-                (Some(rule), Outcome::Yes { end, going, .. }) => {
-                    let end = Some(end).filter(|_| matches!(going, Going::Count(_)));
-                    each(Token { start: place, end, rule: self.id(rule) });
-                }
-                (_, Outcome::No | Outcome::Yes { .. }) => {}
+                ControlFlow::Continue(())
+            });
+            if look.is_break() {
+                break;
             }
         }
         room.names = names.into_inner();
