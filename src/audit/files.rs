@@ -1,6 +1,6 @@
 //! The log's files: one a day, whole lines alone, and a reserve for a full disk.
 //!
-//! Invariant: what [`Files::append`] could not write as a whole is not there at all, and a file that
+//! Invariant: what `Files::append` could not write as a whole is not there at all, and a file that
 //! was removed or renamed under us is noticed at the next append. A last line that a dying worker left
 //! half written is cut off at the next start: the ring still has it.
 #![forbid(unsafe_code)]
