@@ -24,6 +24,7 @@ use crate::config;
 use crate::control::Caller;
 use crate::execution::journal::{Journal, Kind};
 use crate::proto::{self, Code, Problem};
+use crate::sys::process;
 
 use super::Daemon;
 use super::core::Core;
@@ -246,14 +247,17 @@ fn post(address: &str, text: &[u8], limit: Duration) -> Result<(), String> {
 
 fn run(command: &[String], text: &[u8], limit: Duration) -> Result<(), String> {
     let (program, arguments) = command.split_first().ok_or("no command is configured")?;
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .process_group(0)
+        .process_group(0);
+    // What a dead worker began, the next begins anew.
+    let mut child = process::begin_afresh(&mut command, true)
         .spawn()
         .map_err(|e| format!("the command cannot be started: {}", e.kind()))?;
     if let Some(mut stdin) = child.stdin.take() {

@@ -17,6 +17,7 @@ use crate::catalog::{Chain, Unit};
 use crate::execution::principal::Execution;
 use crate::proto::{self, Code, Problem};
 use crate::secret::{MAX_VALUE_BYTES, SecretBytes};
+use crate::sys::process;
 
 use super::Daemon;
 use super::rotate::Fresh;
@@ -103,11 +104,8 @@ impl Daemon {
         if nix::unistd::geteuid().as_raw() != uid {
             command.uid(uid).gid(gid);
         }
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = process::begin_afresh(&mut command, false)
             .spawn()
             .map_err(|e| format!("{} cannot be started: {}", run.step, e.kind()))?;
         let stderr = said::listen(child.stderr.take().ok_or("no pipe")?);

@@ -206,6 +206,25 @@ pub fn signal_on_parent_death(signal: nix::sys::signal::Signal) -> io::Result<()
     Ok(nix::sys::prctl::set_pdeathsig(signal)?)
 }
 
+/// Has the program of `command` begin as a shell would start it: without the signals that this thread
+/// keeps from itself, which are inherited. With `bound`, it is killed when the thread that starts it
+/// dies.
+pub fn begin_afresh(
+    command: &mut std::process::Command,
+    bound: bool,
+) -> &mut std::process::Command {
+    use std::os::unix::process::CommandExt;
+    let prepare = move || {
+        nix::sys::signal::SigSet::empty().thread_set_mask()?;
+        if bound {
+            signal_on_parent_death(nix::sys::signal::Signal::SIGKILL)?;
+        }
+        Ok(())
+    };
+    // SAFETY: two system calls and no memory, as fork(2) allows in a child of many threads.
+    unsafe { command.pre_exec(prepare) }
+}
+
 /// Makes this process the parent of descendants whose own parent ends.
 ///
 /// # Errors
@@ -305,5 +324,34 @@ mod tests {
         nix::sys::wait::waitpid(pid, None).unwrap();
         assert!(group.empty_within(std::time::Duration::from_secs(60)));
         group.remove().unwrap();
+    }
+
+    #[test]
+    fn a_program_that_begins_afresh_has_no_blocked_signals_and_ends_with_its_thread_where_bound() {
+        use nix::sys::signal::{SigSet, Signal};
+        use std::os::unix::process::ExitStatusExt;
+        use std::process::{Command, Stdio};
+        let start = |bound| {
+            let child = std::thread::spawn(move || {
+                SigSet::from(Signal::SIGTERM).thread_block().unwrap();
+                let mut command = Command::new("sh");
+                command.args(["-c", "grep SigBlk /proc/self/status; read waits"]);
+                command.stdin(Stdio::piped()).stdout(Stdio::piped());
+                let mut child = begin_afresh(&mut command, bound).spawn().unwrap();
+                let mut line = String::new();
+                let stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+                std::io::BufRead::read_line(&mut { stdout }, &mut line).unwrap();
+                assert_eq!(line, "SigBlk:\t0000000000000000\n");
+                child
+            });
+            child.join().unwrap()
+        };
+        // Its input stays open: only the thread's end can have ended it.
+        let mut bound = start(true);
+        let stdin = bound.stdin.take();
+        assert_eq!(bound.wait().unwrap().signal(), Some(libc::SIGKILL));
+        drop(stdin);
+        // Ended by the end of its input.
+        assert_eq!(start(false).wait().unwrap().signal(), None);
     }
 }

@@ -15,6 +15,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::secret::SecretBytes;
 use crate::sys::pidfd::PidFd;
+use crate::sys::process;
 
 use super::super::crypto::{Key, hex, unhex};
 use super::Error;
@@ -80,10 +81,9 @@ fn ask(argv: &[String], question: &Question<'_>) -> Result<Answer, Error> {
     let text = Zeroizing::new(
         serde_json::to_vec(question).map_err(|_| failed("the question is no JSON".into()))?,
     );
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = process::begin_afresh(&mut command, true)
         .spawn()
         .map_err(|e| failed(format!("{program}: {e}")))?;
     let pidfd = PidFd::open(child.id()).map_err(|e| failed(e.to_string()))?;
