@@ -111,11 +111,17 @@ fn the_clock_does_not_tell_a_right_guess_from_a_wrong_one() {
             let is_alike = match is_guessable {
                 // Nothing at all is done for it.
                 true => (0.25..=0.75).contains(&share),
-                // The redactor's own work differs a little. A sync that has nothing to do, of what is
-                // held back, is a share below 0.1 and a ratio below 0.7.
+                // A sync that has nothing to do, of what is held back, is a share below 0.1 and a ratio
+                // below 0.7.
                 false => (0.15..=0.85).contains(&share),
             };
-            assert!(is_alike || (0.75..=1.33).contains(&ratio), "{operation}: {told}");
+            // The redactor's own work differs where it is the whole of what is done (SECURITY.md says
+            // so), the more the slower the build.
+            let bounds = match operation {
+                "write" | "pread" if !is_guessable => 0.5..=2.0,
+                _ => 0.75..=1.33,
+            };
+            assert!(is_alike || bounds.contains(&ratio), "{operation}: {told}");
             compared += 1;
         }
     }
