@@ -116,6 +116,14 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
     let _alone = worker_lock(&paths.runtime_dir, PREDECESSOR_LIMIT)
         .map_err(part("another worker still runs"))?;
     let news = inherited.news.map(take).transpose()?.map(fs::File::from);
+    let keeper = Keeper {
+        process: keeper,
+        line: news
+            .as_ref()
+            .map(fs::File::try_clone)
+            .transpose()
+            .map_err(part("the line to the keeper cannot be watched"))?,
+    };
     let hardening = harden(&key_box);
     let disabled = std::env::var(DISABLE_VARIABLE).unwrap_or_default();
     let enabled = |feature: &str| !disabled.split(',').any(|d| d == feature);
@@ -305,20 +313,33 @@ fn block_signals() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
+/// Tells of the keeper's death.
+struct Keeper {
+    /// Our parent: another process, where the keeper died before it was asked for.
+    process: PidFd,
+    /// Our end of a pipe that the keeper alone reads, however early it dies; keepers from before it
+    /// had one do not give it.
+    line: Option<fs::File>,
+}
+
 /// Waits for a reason to stop; the status for the keeper.
 fn wait(
     signals: &mut SignalFd,
-    keeper: &PidFd,
+    keeper: &Keeper,
     mount: &OwnedFd,
     paths: &Paths,
     stored: bool,
 ) -> i32 {
     loop {
-        let mut fds = [
+        let mut fds = vec![
             nix::poll::PollFd::new(signals.as_fd(), nix::poll::PollFlags::POLLIN),
-            nix::poll::PollFd::new(keeper.as_fd(), nix::poll::PollFlags::POLLIN),
+            nix::poll::PollFd::new(keeper.process.as_fd(), nix::poll::PollFlags::POLLIN),
             nix::poll::PollFd::new(mount.as_fd(), nix::poll::PollFlags::POLLIN),
         ];
+        if let Some(line) = &keeper.line {
+            // Without a reader it is in error, pipe(7), which is always told.
+            fds.push(nix::poll::PollFd::new(line.as_fd(), nix::poll::PollFlags::empty()));
+        }
         match nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE) {
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => continue,
@@ -327,8 +348,11 @@ fn wait(
                 return worker_status::FATAL;
             }
         }
-        let is_ready = |index: usize| fds[index].revents().is_some_and(|r| !r.is_empty());
-        let (signal, orphaned, unmounted) = (is_ready(0), is_ready(1), is_ready(2));
+        let is_ready = |index: usize| {
+            fds.get(index).and_then(|fd| fd.revents()).is_some_and(|r| !r.is_empty())
+        };
+        let (signal, unmounted) = (is_ready(0), is_ready(2));
+        let orphaned = is_ready(1) || is_ready(3);
         if orphaned && stored {
             tracing::error!("the keeper died; the service manager keeps the mount for another");
             return worker_status::RELOAD;

@@ -156,6 +156,29 @@ fn agents_outlive_keeper_and_worker_with_their_files_pins_and_identity() {
     assert!(!home.socket().exists());
 }
 
+/// A worker that starts when its keeper is dead must not take whoever its parent is then for one.
+#[test]
+fn a_keeper_that_dies_while_its_next_worker_starts_is_followed_by_another() {
+    if !may_mount() {
+        return;
+    }
+    let home = initialised("key-file");
+    let mut manager = Manager::of(&home);
+    manager.start_ready();
+    let kill = |pid: i32| {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+    };
+    for after_ms in 0..25 {
+        kill(home.worker_pid()).unwrap();
+        // The moments of a start, one after the other.
+        std::thread::park_timeout(std::time::Duration::from_millis(after_ms));
+        assert_eq!(manager.end("kill"), "ended -9");
+        manager.start_ready();
+    }
+    assert_eq!(manager.end("stop"), "ended 0");
+    assert!(strongroom::sys::mount::topmost(&home.mount()).is_none());
+}
+
 #[test]
 fn a_vault_that_a_person_unlocks_is_told_as_locked_and_reads_get_enokey_until_then() {
     if !may_mount() {
