@@ -96,7 +96,7 @@ impl Redacting {
             buffer: Zeroizing::new(vec![0; 256 << 10]),
             failed: None,
         };
-        // Without a session nothing could be taken up again.
+        // Nothing is sent before a session is there: from then on any worker can take it up.
         let deadline = Instant::now() + PATIENCE;
         while redacting.session.is_empty() {
             if Instant::now() > deadline {
@@ -304,15 +304,17 @@ impl Redacting {
 
     /// Goes on with another worker.
     fn reconnect(&mut self) -> Result<(), Problem> {
+        self.incoming.clear();
         if self.session.is_empty() {
-            return Err(unreachable(&ErrorKind::UnexpectedEof.into()));
+            // It ended between its answer and its session, and was sent nothing.
+            (self.socket, self.scope) = connect(&self.client, &self.request)?;
+            return Ok(());
         }
         let request = Redact { resume: true, level: self.request.level, ..Redact::default() };
         (self.socket, _) = connect(&self.client, &request)?;
         let payload = stream::resume(&self.session, &self.state);
         let head = stream::head(Kind::Resume, payload.len()).map_err(|_| broken())?;
         let bytes = Zeroizing::new([&head[..], &payload].concat());
-        self.incoming.clear();
         (self.sent, self.offset) = (0, 0);
         let deadline = Instant::now() + PATIENCE;
         let mut left = &bytes[..];
@@ -414,4 +416,49 @@ fn try_connect(client: &Client, path: &str, wait: Duration) -> Result<(UnixStrea
     let scope = scope.ok_or_else(|| Miss::Told(broken()))?;
     socket.set_nonblocking(true)?;
     Ok((socket, scope))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Answers one request for a stream as a worker does, and ends after `frames`.
+    fn serve_once(listener: &UnixListener, frames: &[u8]) -> UnixStream {
+        let (mut peer, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            peer.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let scope = Scope::All.word();
+        write!(
+            peer,
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{}: {scope}\r\n\r\n",
+            stream::SCOPE_HEADER
+        )
+        .unwrap();
+        peer.write_all(frames).unwrap();
+        peer
+    }
+
+    #[test]
+    fn a_worker_that_dies_before_it_gave_a_session_is_followed_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut session = stream::head(Kind::Session, 3).unwrap().to_vec();
+        session.extend_from_slice(b"abc");
+        let half = session[..session.len() - 1].to_vec();
+        let workers = std::thread::spawn(move || {
+            drop(serve_once(&listener, b""));
+            drop(serve_once(&listener, &half));
+            serve_once(&listener, &session)
+        });
+        let stream = Redacting::open(&Client::new(&path), Redact::default()).unwrap();
+        assert_eq!(stream.session, b"abc");
+        assert!(workers.join().is_ok());
+    }
 }
