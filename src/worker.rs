@@ -223,6 +223,11 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         .name("search".into())
         .spawn(move || search.keep_searched())
         .map_err(part("no thread to search event files"))?;
+    let endings = daemon.clone();
+    std::thread::Builder::new()
+        .name("endings".into())
+        .spawn(move || endings.keep_ended())
+        .map_err(part("no thread for what is to be ended"))?;
     let house = daemon.clone();
     let housekeeper = std::thread::Builder::new()
         .name("house".into())

@@ -358,3 +358,72 @@ fn a_revoked_value_stays_refused_when_its_secret_is_removed_and_after_any_restor
     check(&third, &all);
     refused_as_revoked(&third, &["secret", "set", "FRESH"], "own-value-one");
 }
+
+/// What an agent left behind, and that it does not heed TERM: the file `asked` tells of one.
+const STUBBORN: &str = r#"setsid sh -c 'trap "touch $0/asked" TERM; touch $0/on; while :; do sleep 0.02; done' "$D" &
+    echo $! > "$D/pid"; while [ ! -e "$D/on" ]; do sleep 0.01; done"#;
+
+fn records(home: &Home, event: &str) -> usize {
+    let found = home.ok(&["audit", "query", "--event", event, "--json"]);
+    found.lines().filter(|line| !line.is_empty()).count()
+}
+
+#[test]
+fn an_end_that_a_worker_died_over_is_finished_by_the_next_and_recorded_once() {
+    if !may_mount() {
+        return;
+    }
+    let home = home();
+    let dir = home.dir.path().to_owned();
+    let begin = |more: &[&str]| {
+        for name in ["asked", "on", "pid"] {
+            let _none = std::fs::remove_file(dir.join(name));
+        }
+        let view = dir.join("view");
+        let mut command = home.command(&["run", "--chain", "c", "--agent", "a"]);
+        command.args(more).args(["--secrets-path", view.to_str().unwrap(), "--", "sh", "-c"]);
+        command.arg(STUBBORN).env("D", &dir).stdin(Stdio::null()).spawn().unwrap()
+    };
+    let left = || std::fs::read_to_string(dir.join("pid")).unwrap().trim().parse().unwrap();
+    let kill_worker_when_asked = || {
+        wait_until("it is asked to end", LIMIT, || dir.join("asked").exists());
+        kill(Pid::from_raw(home.worker_pid()), Signal::SIGKILL).unwrap();
+    };
+
+    // Of an execution of its own: that is over as well.
+    let mut child = begin(&[]);
+    kill_worker_when_asked();
+    assert!(child.wait().unwrap().success());
+    assert!(!lives(left()), "who ended it was told so before it was true");
+    wait_until("the execution's end", LIMIT, || home.json(&["status"])["executions"] == 0);
+    wait_until("its record", LIMIT, || records(&home, "execution_ended") == 1);
+
+    // By `execution end`: what is asked again waits for the same end.
+    home.ok(&["execution", "start", "--chain", "c", "--id", "shared"]);
+    let mut child = begin(&["--no-redact", "--execution", "shared", "--keep-background"]);
+    assert!(child.wait().unwrap().success());
+    let mut end =
+        home.command(&["execution", "end", "shared"]).stdin(Stdio::null()).spawn().unwrap();
+    kill_worker_when_asked();
+    let ended = end.wait().unwrap();
+    home.ok(&["execution", "end", "shared"]);
+    assert!(!lives(left()), "{ended}");
+    wait_until("its record", LIMIT, || records(&home, "execution_ended") == 2);
+
+    // By nobody who would ask again.
+    home.ok(&["execution", "start", "--chain", "c", "--id", "late"]);
+    let mut child = begin(&["--no-redact", "--execution", "late", "--keep-background"]);
+    assert!(child.wait().unwrap().success());
+    let mut end = home.command(&["execution", "end", "late"]).stdin(Stdio::null()).spawn().unwrap();
+    wait_until("it is asked to end", LIMIT, || dir.join("asked").exists());
+    kill(Pid::from_raw(end.id().cast_signed()), Signal::SIGKILL).unwrap();
+    end.wait().unwrap();
+    kill(Pid::from_raw(home.worker_pid()), Signal::SIGKILL).unwrap();
+    wait_until("the end of what was left", LIMIT, || !lives(left()));
+    wait_until("its record", LIMIT, || records(&home, "execution_ended") == 3);
+
+    kill(Pid::from_raw(home.worker_pid()), Signal::SIGKILL).unwrap();
+    wait_until("nothing is ended twice", LIMIT, || {
+        records(&home, "execution_ended") == 3 && home.json(&["status"])["executions"] == 0
+    });
+}

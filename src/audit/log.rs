@@ -188,6 +188,11 @@ impl Log {
         outcome
     }
 
+    /// Nobody asks for the record of this tag again in this process.
+    pub fn forget(&self, tag: u64) {
+        self.shared.tagged.lock().unwrap_or_else(PoisonError::into_inner).remove(&tag);
+    }
+
     /// `pushed` is the record's number as soon as it is in the ring, also where that ends in an error.
     fn append_noting(
         &self,

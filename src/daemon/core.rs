@@ -20,7 +20,7 @@ use crate::execution::principal::Principal;
 use crate::proto::{Code, Problem};
 use crate::secret::SecretBytes;
 use crate::sys::proc;
-use crate::vault::crypto::Key;
+use crate::vault::crypto::{self, Key};
 use crate::vault::record::{Batch, RecordId, RecordKind};
 use crate::vault::{self, Vault};
 
@@ -248,6 +248,11 @@ impl Core {
         recorded.map_err(|error| audit_problem(&error))
     }
 
+    /// The record of this tag is not asked for again.
+    pub fn forget_tag(&self, tag: u64) {
+        self.log.forget(tag);
+    }
+
     /// A record of `event`, now.
     pub fn new_record(&self, event: Event) -> Record<'static> {
         Record::new(event, self.clock.now())
@@ -265,6 +270,13 @@ impl Core {
         record.uid = Some(principal.uid);
         record
     }
+}
+
+/// Names a record, so that a worker that takes up what it tells of does not write it again. No
+/// number of a request of the kernel's has this bit.
+pub fn record_tag(parts: &[&[u8]]) -> u64 {
+    let digest = crypto::digest(parts);
+    u64::from_le_bytes(digest[..8].try_into().unwrap_or_default()) >> 2 | 1 << 62
 }
 
 /// How a stored change reaches the catalog in memory.

@@ -1,10 +1,13 @@
 //! The end of agents and executions: the view is empty first, then the processes end.
 //!
-//! Invariant: what could not be ended is named. Danger: a process that ignores TERM, or forks faster
+//! Invariant: what could not be ended is named; what one worker began to end, the next one ends and
+//! records. Danger: a process that ignores TERM, or forks faster
 //! than it is counted, and goes on with an agent's descriptors.
 #![forbid(unsafe_code)]
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -13,8 +16,8 @@ use crate::audit::record::Event;
 use crate::config::Permission;
 use crate::control::Caller;
 use crate::execution::id::ExecutionId;
-use crate::execution::principal::{Membership, Principal, ProcessRef};
-use crate::execution::registry::find_process;
+use crate::execution::principal::{Ended, Execution, Membership, Principal, ProcessRef};
+use crate::execution::registry::{Unfinished, find_process};
 use crate::identity::Facts;
 use crate::identity::attestor::{Attestor, PrincipalNumber, TreeAttestor};
 use crate::proto::{self, Problem};
@@ -22,12 +25,15 @@ use crate::sys::cgroup::{self, Cgroup};
 use crate::sys::pidfd::PidFd;
 
 use super::Daemon;
+use super::core::record_tag;
 use super::executions::registry_problem;
 use super::outputs::{self, Search};
 use super::strays;
 
 /// How long processes get between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(5);
+/// Between two tries to finish an end.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How long a killed group may take to be empty.
 pub(super) const KILL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -39,11 +45,14 @@ impl Daemon {
     ) -> Result<proto::AgentEnded, Problem> {
         let principal = match self.by_launch(who, &req.launch) {
             Ok(principal) => principal,
-            // An earlier worker ended it, and died over the search of what it left.
-            Err(problem) => match self.search_again(who, &req.launch) {
-                Some(search) => return outputs::ended(Vec::new(), Some(search.run())),
-                None => return Err(problem),
-            },
+            Err(problem) => {
+                // An earlier worker may have begun it, or died over the search of what was left.
+                self.finish_endings();
+                match self.search_again(who, &req.launch) {
+                    Some(search) => return outputs::ended(Vec::new(), Some(search.run())),
+                    None => return Err(problem),
+                }
+            }
         };
         if req.keep_background || principal.keep_background {
             self.registry
@@ -78,6 +87,7 @@ impl Daemon {
         self.registry.unregister(principal.number).map_err(|e| registry_problem(&e))?;
         let survivors = self.end_processes(principal, grace);
         self.settle_events(&[principal.number.0]);
+        self.registry.forget(principal.number).map_err(|e| registry_problem(&e))?;
         Ok(survivors)
     }
 
@@ -138,6 +148,9 @@ impl Daemon {
         req: &proto::ExecutionEnd,
     ) -> Result<proto::ExecutionShown, Problem> {
         let execution = self.visible_execution(who, &req.id, Permission::Launch)?;
+        if execution.ended.as_ref().is_some_and(|ended| ended.unsettled) {
+            self.finish_endings();
+        }
         let reason = req.reason.as_deref().unwrap_or("ended");
         let survivors = self.end_one(&execution.id, reason, req.grace.map_or(GRACE, |p| p.0))?;
         let execution = self.registry.execution(&execution.id).unwrap_or(execution);
@@ -156,22 +169,88 @@ impl Daemon {
         let running = self.registry.execution(id).is_some_and(|e| e.ended.is_none());
         let present = self.registry.principals_of(id);
         let searches: Vec<_> = present.iter().filter_map(|p| self.output_search(p, None)).collect();
-        let (execution, members) = self
-            .registry
-            .end(id, self.core.clock.now(), reason)
-            .map_err(|e| registry_problem(&e))?;
+        let ended = Ended { at: self.core.clock.now(), reason: reason.to_owned(), unsettled: true };
+        let (execution, members) =
+            self.registry.end(id, ended).map_err(|e| registry_problem(&e))?;
         let survivors = members.iter().flat_map(|p| self.end_processes(p, grace)).collect();
         self.settle_events(&members.iter().map(|p| p.number.0).collect::<Vec<_>>());
-        searches.into_iter().for_each(Search::run_later);
-        if let Some(root) = &self.cgroup_root {
-            // Busy only while a survivor is in it.
-            let _removed = cgroup::remove_tree(&root.join(id.as_str()));
+        for member in &members {
+            self.registry.forget(member.number).map_err(|e| registry_problem(&e))?;
         }
+        searches.into_iter().for_each(Search::run_later);
         self.settle_soon();
-        if running {
-            self.record_execution(Event::ExecutionEnded, &execution, execution.uid, Some(reason))?;
+        if running && let Err(problem) = self.settle_end(&execution) {
+            self.unfinished().ended.push(execution.id.clone());
+            return Err(problem);
         }
         Ok(survivors)
+    }
+
+    /// The last of an execution's end: its groups go, and it is on record.
+    fn settle_end(&self, execution: &Execution) -> Result<(), Problem> {
+        let Some(ended) = &execution.ended else { return Ok(()) };
+        if let Some(root) = &self.cgroup_root {
+            // Busy only while a survivor is in it.
+            let _removed = cgroup::remove_tree(&root.join(execution.id.as_str()));
+        }
+        // An id may be used again when the execution is long forgotten.
+        let since = execution.started_at.to_string();
+        let id = execution.id.as_str().as_bytes();
+        let tag = record_tag(&[b"execution ended", id, since.as_bytes()]);
+        let (event, uid) = (Event::ExecutionEnded, execution.uid);
+        self.record_execution_once(event, execution, uid, Some(&ended.reason), tag)?;
+        self.registry.settle(&execution.id).map_err(|e| registry_problem(&e))?;
+        self.core.forget_tag(tag);
+        Ok(())
+    }
+
+    fn unfinished(&self) -> MutexGuard<'_, Unfinished> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finishes what an earlier worker began to end, and tries records again that could not be
+    /// written, until the daemon stops.
+    pub fn keep_ended(&self) {
+        while !self.is_stopping() {
+            let turn = std::panic::catch_unwind(AssertUnwindSafe(|| self.finish_endings()));
+            if turn.is_err() {
+                tracing::error!("a turn of ending what was left panicked");
+            }
+            std::thread::park_timeout(AGAIN);
+        }
+    }
+
+    /// Returns when everything that an earlier worker had begun to end has ended, whoever does it.
+    fn finish_endings(&self) {
+        let mut unfinished = self.unfinished();
+        for principal in std::mem::take(&mut unfinished.principals) {
+            for left in self.end_processes(&principal, GRACE) {
+                tracing::error!(left, "what an earlier worker was to end could not be ended");
+            }
+            self.settle_events(&[principal.number.0]);
+            if let Err(error) = self.registry.forget(principal.number) {
+                tracing::error!(%error, "an agent that has ended cannot be forgotten");
+            }
+        }
+        let mut ended = std::mem::take(&mut unfinished.ended);
+        for id in std::mem::take(&mut unfinished.deserted) {
+            if !self.registry.principals_of(&id).is_empty() {
+                continue;
+            }
+            let at = self.core.clock.now();
+            let why = Ended { at, reason: "main process ended".into(), unsettled: true };
+            match self.registry.end(&id, why) {
+                Ok(_) => ended.push(id),
+                Err(error) => tracing::error!(%error, "an execution could not be ended"),
+            }
+        }
+        for id in ended {
+            let Some(execution) = self.registry.execution(&id) else { continue };
+            if let Err(problem) = self.settle_end(&execution) {
+                tracing::error!(%problem, "the end of an execution could not be recorded");
+                unfinished.ended.push(id);
+            }
+        }
     }
 
     /// What time and death bring about: deadlines, owners, lifelines, emptied groups.

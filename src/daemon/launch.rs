@@ -290,11 +290,12 @@ impl Daemon {
             Some(execution) => execution,
             None => self.implicit_execution(who, &chain, &resolution, asker, wanted)?,
         };
-        let execution = self.pin_missing(&execution, &resolution)?;
-        if is_new {
-            self.record_execution(Event::ExecutionStarted, &execution, who.peer.uid, None)?;
-        }
-        let outcome = self.register(who, wanted, &execution, &agent, &resolution, user);
+        let outcome = self.pin_missing(&execution, &resolution).and_then(|execution| {
+            if is_new {
+                self.record_execution(Event::ExecutionStarted, &execution, who.peer.uid, None)?;
+            }
+            self.register(who, wanted, &execution, &agent, &resolution, user)
+        });
         if outcome.is_err() && is_new {
             // Nothing is started half-equipped, and nothing is left of the attempt.
             self.end_one(&execution.id, "launch failed", Duration::ZERO)?;
@@ -506,6 +507,7 @@ impl Daemon {
             outputs: self.outputs_of(&execution.chain, agent, &who.peer),
             isolation: wanted.isolation.map(ToString::to_string),
             redact: super::events::level_of(self.config.events.redact),
+            ending: false,
         };
         let principal = self.registry.register(principal).map_err(|e| registry_problem(&e))?;
         // What its chain may see is looked for from now on.

@@ -57,7 +57,7 @@ use crate::broker::local::Local;
 use crate::clock::Timestamp;
 use crate::config::{Config, Paths};
 use crate::events::Events;
-use crate::execution::registry::Registry;
+use crate::execution::registry::{Registry, Unfinished};
 use crate::execution::state::State;
 use crate::fs::tree::Tree;
 use crate::fuse::adapter::Alarms;
@@ -138,6 +138,9 @@ pub struct Daemon {
     launching: RwLock<()>,
     /// One revoke at a time.
     revoking: Mutex<()>,
+    /// What is still to be ended of what an earlier worker had begun to end, or is to be recorded of
+    /// it. Held while that is done.
+    unfinished: Mutex<Unfinished>,
     /// Whether versions may have to change their stage, so that nobody waits for the next look.
     unsettled: AtomicBool,
     /// Secrets and groups whose rotation chain runs, and chores that run.
@@ -171,6 +174,7 @@ impl Daemon {
             &parts.core,
             parts.registry.journal().clone(),
         );
+        let unfinished = Mutex::new(parts.registry.take_unfinished());
         let daemon = Self {
             paths: parts.paths,
             config: parts.config,
@@ -192,6 +196,7 @@ impl Daemon {
             redeeming: Mutex::new(()),
             launching: RwLock::new(()),
             revoking: Mutex::new(()),
+            unfinished,
             unsettled: AtomicBool::new(true),
             seal: Mutex::default(),
             pruned_at: Mutex::new(None),

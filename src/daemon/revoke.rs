@@ -30,7 +30,7 @@ use crate::vault::crypto;
 use crate::vault::record::{RecordId, RecordKind};
 
 use super::Daemon;
-use super::core::put;
+use super::core::{put, record_tag};
 use super::ending::{KILL_LIMIT, end_tree};
 use super::executions::registry_problem;
 use super::intent::{Ended, Intent, numbers};
@@ -54,11 +54,8 @@ struct Repinned {
     failed: Vec<String>,
 }
 
-/// Names one record of a revoke, so that a worker that takes it up does not write it again. No
-/// number of a request of the kernel's has this bit.
 fn tag(intent: &Intent, parts: &[&[u8]]) -> u64 {
-    let digest = crypto::digest(&[&[intent.id.as_bytes()], parts].concat());
-    u64::from_le_bytes(digest[..8].try_into().unwrap_or_default()) >> 2 | 1 << 62
+    record_tag(&[&[intent.id.as_bytes()], parts].concat())
 }
 
 impl Daemon {
@@ -238,10 +235,15 @@ impl Daemon {
         intent.ended.extend(left);
         self.note_intent(&intent)?;
         let reason = format!("revoked:{}", intent.name);
+        let mut members = Vec::new();
         for id in intent.ended.keys() {
-            match self.registry.end(&parse(id)?, self.core.clock.now(), &reason) {
+            // The intent stands for its record and for its processes.
+            let (at, reason) = (self.core.clock.now(), reason.clone());
+            let ended = crate::execution::principal::Ended { at, reason, unsettled: false };
+            match self.registry.end(&parse(id)?, ended) {
+                Ok((_, left)) => members.extend(left),
                 // One of an earlier keeper is on no register.
-                Ok(_) | Err(registry::Error::Unknown { .. }) => {}
+                Err(registry::Error::Unknown { .. }) => {}
                 Err(error) => return Err(registry_problem(&error)),
             }
         }
@@ -258,6 +260,9 @@ impl Daemon {
 
         let mut survivors = self.await_deaths(&intent, strays, below.as_deref());
         survivors.extend(repinned.failed);
+        for member in members {
+            self.registry.forget(member.number).map_err(|e| registry_problem(&e))?;
+        }
         let revision = self.record_revoke(&mut intent, &committed, &survivors, begun)?;
         // Told before the intent goes: whoever finishes it tells of it.
         let mut answer = self.revoked(&intent, begun)?;

@@ -75,6 +75,9 @@ pub struct Ended {
     pub at: Timestamp,
     /// `ended`, `main process ended`, `owner died`, `deadline`, or `revoked:NAME`.
     pub reason: String,
+    /// Processes of it may still live, and its end may not be on record.
+    #[serde(default)]
+    pub unsettled: bool,
 }
 
 /// A process as later workers can find it again.
@@ -180,6 +183,9 @@ pub struct Principal {
     /// What is looked for in what it writes there.
     #[serde(default)]
     pub redact: Level,
+    /// Nobody is this agent any more, and its processes are being ended.
+    #[serde(default)]
+    pub ending: bool,
 }
 
 impl Principal {

@@ -95,6 +95,17 @@ struct Inner {
     next_number: u64,
 }
 
+/// What an earlier worker had begun to end, and died over.
+#[derive(Debug, Default)]
+pub struct Unfinished {
+    /// Agents whose processes may live on.
+    pub principals: Vec<Principal>,
+    /// Executions that are over, whose ends may not be on record.
+    pub ended: Vec<ExecutionId>,
+    /// Executions that run for one agent, and have none: its launch was cut short, or its end.
+    pub deserted: Vec<ExecutionId>,
+}
+
 /// See the module.
 pub struct Registry {
     journal: Arc<Journal>,
@@ -102,6 +113,7 @@ pub struct Registry {
     inner: RwLock<Inner>,
     /// Processes that were asked for at the last turn, held.
     watched: Mutex<HashMap<ProcessRef, PidFd>>,
+    unfinished: Mutex<Unfinished>,
 }
 
 impl Registry {
@@ -124,11 +136,15 @@ impl Registry {
                 inner.insert_secret_inode(u64::from_be_bytes(number), secret);
             }
         }
+        let mut unfinished = Unfinished::default();
         for (_, value) in journal.all(Kind::Principal) {
             match serde_json::from_slice::<Principal>(&value) {
                 Ok(principal) => {
                     inner.next_number = inner.next_number.max(principal.number.0.saturating_add(1));
-                    inner.insert_principal(principal);
+                    let principal = inner.insert_principal(principal);
+                    if !inner.principals.contains_key(&principal.number) {
+                        unfinished.principals.push(Principal::clone(&principal));
+                    }
                 }
                 Err(_) => tracing::error!("a principal in the runtime state does not parse"),
             }
@@ -138,8 +154,24 @@ impl Registry {
         {
             inner.next_number = inner.next_number.max(u64::from_be_bytes(number));
         }
+        let populated: HashSet<_> = inner.principals.values().map(|p| &p.execution).collect();
+        for execution in inner.executions.values() {
+            match &execution.ended {
+                Some(ended) if ended.unsettled => unfinished.ended.push(execution.id.clone()),
+                None if execution.implicit && !populated.contains(&execution.id) => {
+                    unfinished.deserted.push(execution.id.clone());
+                }
+                _ => {}
+            }
+        }
         let ledger = Ledger::open(journal.clone());
-        Self { journal, ledger, inner: RwLock::new(inner), watched: Mutex::default() }
+        let (watched, unfinished) = (Mutex::default(), Mutex::new(unfinished));
+        Self { journal, ledger, inner: RwLock::new(inner), watched, unfinished }
+    }
+
+    /// What an earlier worker had begun to end; given once.
+    pub fn take_unfinished(&self) -> Unfinished {
+        std::mem::take(&mut *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The runtime state behind it.
@@ -303,14 +335,40 @@ impl Registry {
         Ok(Some(changed))
     }
 
-    /// Takes a principal off the register. Its directory stays, empty.
+    /// Takes a principal off the register. Its directory stays, empty. A successor knows that its
+    /// processes are to be ended until [`Registry::forget`].
     ///
     /// # Errors
     /// [`Error::State`].
     pub fn unregister(&self, number: PrincipalNumber) -> Result<Option<Arc<Principal>>, Error> {
         let mut inner = self.write();
-        self.journal.remove(Kind::Principal, &number.0.to_be_bytes())?;
+        let Some(principal) = inner.principals.get(&number) else { return Ok(None) };
+        self.store_ending(principal)?;
         Ok(inner.remove_principal(number))
+    }
+
+    fn store_ending(&self, principal: &Principal) -> Result<(), Error> {
+        // What it could read is nobody's any more.
+        let ending = Principal {
+            ending: true,
+            files: BTreeMap::new(),
+            earlier: Vec::new(),
+            ..Principal::clone(principal)
+        };
+        let value = serde_json::to_vec(&ending).map_err(|_| journal::Error::TooLong)?;
+        Ok(self.journal.put(Kind::Principal, &principal.number.0.to_be_bytes(), &value)?)
+    }
+
+    /// The processes of one that is off the register have ended.
+    ///
+    /// # Errors
+    /// [`Error::State`].
+    pub fn forget(&self, number: PrincipalNumber) -> Result<(), Error> {
+        let inner = self.write();
+        if inner.principals.contains_key(&number) {
+            return Ok(());
+        }
+        Ok(self.journal.remove(Kind::Principal, &number.0.to_be_bytes())?)
     }
 
     /// Ends an execution: its view is empty when this returns. Gives back who was in it.
@@ -320,8 +378,7 @@ impl Registry {
     pub fn end(
         &self,
         id: &ExecutionId,
-        at: Timestamp,
-        reason: &str,
+        ended: Ended,
     ) -> Result<(Arc<Execution>, Vec<Arc<Principal>>), Error> {
         let mut inner = self.write();
         let existing =
@@ -330,7 +387,7 @@ impl Registry {
             return Ok((existing.clone(), Vec::new()));
         }
         let mut execution = Execution::clone(existing);
-        execution.ended = Some(Ended { at, reason: reason.to_owned() });
+        execution.ended = Some(ended);
         // The end is stored first: a successor that reads it drops the principals as well.
         self.store_execution(&execution)?;
         let execution = inner.insert_execution(execution);
@@ -338,11 +395,31 @@ impl Registry {
             inner.principals.values().filter(|p| p.execution == *id).map(|p| p.number).collect();
         let mut removed = Vec::new();
         for number in members {
-            self.journal.remove(Kind::Principal, &number.0.to_be_bytes())?;
+            if let Some(principal) = inner.principals.get(&number) {
+                self.store_ending(principal)?;
+            }
             removed.extend(inner.remove_principal(number));
         }
         self.forget_old(&mut inner)?;
         Ok((execution, removed))
+    }
+
+    /// The end of an execution is on record, and its processes are gone.
+    ///
+    /// # Errors
+    /// [`Error::State`].
+    pub fn settle(&self, id: &ExecutionId) -> Result<(), Error> {
+        let mut inner = self.write();
+        let Some(mut execution) = inner.executions.get(id).map(|e| Execution::clone(e)) else {
+            return Ok(());
+        };
+        let Some(ended) = execution.ended.as_mut().filter(|ended| ended.unsettled) else {
+            return Ok(());
+        };
+        ended.unsettled = false;
+        self.store_execution(&execution)?;
+        inner.insert_execution(execution);
+        Ok(())
     }
 
     /// Forgets the oldest of too many ended executions.
@@ -461,7 +538,7 @@ impl Inner {
         self.inodes.insert(principal.identity, Inode::Identity(number));
         self.by_token.insert(principal.token.clone(), principal.directory);
         let ended = self.executions.get(&principal.execution).is_none_or(|e| e.ended.is_some());
-        if ended {
+        if ended || principal.ending {
             return principal;
         }
         match &principal.membership {
@@ -608,7 +685,12 @@ mod tests {
             outputs: None,
             isolation: None,
             redact: crate::redact::Level::All,
+            ending: false,
         }
+    }
+
+    fn over() -> Ended {
+        Ended { at: Timestamp::UNIX_EPOCH, reason: "ended".into(), unsettled: true }
     }
 
     /// An agent that runs and has one file, for tests of those who serve it.
@@ -660,12 +742,56 @@ mod tests {
         }
         let next = Registry::open(Journal::open(&state));
         assert!(next.next_principal().unwrap() > number);
-        let (_, members) = next.end(&one.execution, Timestamp::UNIX_EPOCH, "ended").unwrap();
+        let (_, members) = next.end(&one.execution, over()).unwrap();
         assert_eq!(members.len(), 1);
         assert_eq!(next.by_cgroup(41), None);
         assert_eq!(next.principal(number), None);
         assert_eq!(next.inode(one.directory), Some(Inode::Directory(number)));
         assert_eq!(Registry::open(Journal::open(&state)).by_cgroup(41), None);
+    }
+
+    #[test]
+    fn what_was_being_ended_is_told_to_the_next_worker_until_it_is_done() {
+        let state = State::create().unwrap();
+        let registry = Registry::open(Journal::open(&state));
+        registry.start(execution("run-1")).unwrap();
+        for id in ["alone", "cut-short"] {
+            registry.start(Execution { implicit: true, ..execution(id) }).unwrap();
+        }
+        let one = registry.register(principal(&registry, "run-1", 41)).unwrap().number;
+        let two = registry.register(principal(&registry, "run-1", 42)).unwrap().number;
+        let three = registry.register(principal(&registry, "alone", 43)).unwrap().number;
+        let unfinished = |registry: &Registry| {
+            let mut left = registry.take_unfinished();
+            left.principals.sort_by_key(|p| p.number);
+            let numbers: Vec<_> = left.principals.iter().map(|p| p.number).collect();
+            let names =
+                |ids: &[ExecutionId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+            (numbers, names(&left.ended), names(&left.deserted))
+        };
+        let next = || Registry::open(Journal::open(&state));
+        assert_eq!(unfinished(&next()), (vec![], vec![], vec!["cut-short".to_owned()]));
+
+        registry.unregister(one).unwrap();
+        let seen = next();
+        assert_eq!((seen.by_cgroup(41), seen.by_cgroup(42)), (None, Some(two)));
+        let cut_short = vec!["cut-short".to_owned()];
+        assert_eq!(unfinished(&seen), (vec![one], vec![], cut_short.clone()));
+        assert_eq!(unfinished(&seen), (vec![], vec![], vec![]), "given once");
+        registry.forget(one).unwrap();
+        registry.forget(two).unwrap();
+        assert_eq!(next().by_cgroup(42), Some(two), "one that is registered is not forgotten");
+
+        registry.end(&"run-1".parse().unwrap(), over()).unwrap();
+        assert_eq!(unfinished(&next()), (vec![two], vec!["run-1".to_owned()], cut_short.clone()));
+        registry.forget(two).unwrap();
+        registry.settle(&"run-1".parse().unwrap()).unwrap();
+        assert_eq!(unfinished(&next()), (vec![], vec![], cut_short));
+
+        registry.unregister(three).unwrap();
+        registry.forget(three).unwrap();
+        let deserted = vec!["alone".to_owned(), "cut-short".to_owned()];
+        assert_eq!(unfinished(&next()), (vec![], vec![], deserted));
     }
 
     #[test]
@@ -678,7 +804,7 @@ mod tests {
         assert_eq!(first, again);
         let other = Execution { chain: "other".into(), ..execution("run-1") };
         assert!(matches!(registry.start(other), Err(Error::Conflict { .. })));
-        registry.end(&first.id, Timestamp::UNIX_EPOCH, "ended").unwrap();
+        registry.end(&first.id, over()).unwrap();
         assert!(matches!(registry.start(execution("run-1")), Err(Error::Ended { .. })));
         let late = principal(&registry, "run-1", 7);
         assert!(matches!(registry.register(late), Err(Error::Ended { .. })));
@@ -708,7 +834,7 @@ mod tests {
         registry.update(&id, |e| drop(e.pins.insert("key".into(), pin("bb")))).unwrap();
         assert_eq!(registry.holders("aa").len(), 1);
         assert_eq!(registry.holders("bb"), std::slice::from_ref(&id));
-        registry.end(&id, Timestamp::UNIX_EPOCH, "ended").unwrap();
+        registry.end(&id, over()).unwrap();
         assert!(!registry.is_held("bb"));
         assert!(!Registry::open(Journal::open(&state)).is_held("bb"));
     }
