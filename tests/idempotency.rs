@@ -4,6 +4,8 @@
 mod common;
 
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use common::{Home, LIMIT, may_mount, text, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -165,4 +167,33 @@ fn no_more_keys_are_kept_than_fit() {
     assert_eq!(edit(256, "other").0, 409);
     let (status, again, _) = edit(0, "other");
     assert_eq!((status, again), (200, false));
+}
+
+#[test]
+fn a_change_by_the_command_line_is_made_once_while_workers_die() {
+    if !may_mount() {
+        return;
+    }
+    let home = home();
+    let (killed, enough) = (AtomicUsize::new(0), 8);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while killed.load(Ordering::Acquire) < enough {
+                std::thread::park_timeout(Duration::from_millis(100));
+                kill(Pid::from_raw(home.worker_pid()), Signal::SIGKILL).unwrap();
+                killed.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        let mut number = 0;
+        while killed.load(Ordering::Acquire) < enough {
+            let output =
+                home.run_with(&["secret", "set", &format!("CHANGED_{number}")], "a-value-of-it");
+            let told = String::from_utf8_lossy(&output.stderr);
+            // Where a worker died in the middle, nobody can know.
+            let unknown = told.contains("look whether it took effect");
+            assert!(output.status.success() || unknown, "{told}");
+            number += 1;
+        }
+        assert!(number > 0);
+    });
 }

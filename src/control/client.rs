@@ -1,10 +1,11 @@
 //! The command line's side of the control socket: blocking, one request a connection.
 //!
-//! Invariant: a request that may be repeated is, while the worker is being replaced; any other is
-//! sent once. Bodies of requests and answers are wiped. Danger: a daemon that is gone must be told
+//! Invariant: what is asked while the worker is being replaced is asked again where that does nothing
+//! twice: the verb says so, or takes an `Idempotency-Key`. Any other is sent once. Bodies of requests and answers are wiped. Danger: a daemon that is gone must be told
 //! from one that is busy.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
+use super::once::UNANSWERED;
+use super::route::Method;
+use super::verbs;
 use crate::proto::{Code, Confirm, Done, Problem, Value, wire};
 use crate::secret::SecretBytes;
 
@@ -37,6 +41,8 @@ pub struct Client {
 enum Failure {
     /// The connection broke before an answer.
     Broken(io::Error),
+    /// It broke when the request was in work, and what came of it cannot be told.
+    Lost(io::Error),
     /// Nobody listens.
     Nobody(io::Error),
     /// The daemon's own answer.
@@ -80,7 +86,7 @@ impl Client {
         self.repeat(true, |client| client.once("GET", &path, &[]))
     }
 
-    /// Asks with `POST`, once.
+    /// Asks with `POST`.
     ///
     /// # Errors
     /// The daemon's problem, or that it cannot be reached.
@@ -90,7 +96,45 @@ impl Client {
         body: &Q,
     ) -> Result<A, Problem> {
         let body = encoded(body)?;
-        self.repeat(false, |client| client.once("POST", path, &body))
+        let route = verbs::table().iter().find(|r| r.method == Method::Post && r.path == path);
+        match route {
+            Some(route) if route.idempotent => {
+                self.repeat(true, |client| client.once("POST", path, &body))
+            }
+            Some(route) if route.kept => self.post_under_a_key(path, &body),
+            _ => self.repeat(false, |client| client.once("POST", path, &body)),
+        }
+    }
+
+    /// Asks under a key, so that it is done once however often it is asked.
+    fn post_under_a_key<A: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<A, Problem> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)
+            .map_err(|_| Problem::new(Code::Internal, "the kernel gives no random bytes"))?;
+        let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let broken = Cell::new(None);
+        self.repeat(true, |client| {
+            let asked = client.ask("POST", path, body, Some(ANSWER_WAIT), Some(&key));
+            match asked {
+                // Nothing was done; a locked vault knows no keys.
+                Err(Failure::Told(problem)) if problem.code == Code::Locked => {
+                    client.once("POST", path, body)
+                }
+                Err(Failure::Told(problem)) if problem.code == Code::Conflict => {
+                    // Begun by a worker that died: whether it took effect nobody knows.
+                    let unknown = problem.detail.contains(UNANSWERED);
+                    match broken.take().filter(|_| unknown) {
+                        Some(error) => Err(Failure::Lost(error)),
+                        None => Err(Failure::Told(problem)),
+                    }
+                }
+                Err(Failure::Broken(error)) => {
+                    broken.set(Some(io::Error::from(error.kind())));
+                    Err(Failure::Broken(error))
+                }
+                other => other,
+            }
+        })
     }
 
     /// Asks with `POST`, again where the worker is being replaced: for what may be done twice.
@@ -116,7 +160,7 @@ impl Client {
         body: &Q,
     ) -> Result<A, Problem> {
         let body = encoded(body)?;
-        self.repeat(true, |client| client.ask("POST", path, &body, None))
+        self.repeat(true, |client| client.ask("POST", path, &body, None, None))
     }
 
     /// Follows a stream of lines until it ends or `each` returns false.
@@ -130,7 +174,7 @@ impl Client {
         each: impl FnMut(&str) -> bool,
     ) -> Result<(), Problem> {
         let path = with_query(path, query)?;
-        let (_, body) = self.send("GET", &path, &[], None).map_err(|f| self.problem(f))?;
+        let (_, body) = self.send("GET", &path, &[], None, None).map_err(|f| self.problem(f))?;
         self.lines(body, each)
     }
 
@@ -145,7 +189,7 @@ impl Client {
         each: impl FnMut(&str) -> bool,
     ) -> Result<(), Problem> {
         let body = encoded(request)?;
-        let (_, body) = self.send("POST", path, &body, None).map_err(|f| self.problem(f))?;
+        let (_, body) = self.send("POST", path, &body, None, None).map_err(|f| self.problem(f))?;
         self.lines(body, each)
     }
 
@@ -208,6 +252,11 @@ impl Client {
                 format!("the daemon at {} gave no answer: {error}", self.socket.display()),
             )
             .with_hint("strongroom status tells whether it is well; then try again"),
+            Failure::Lost(error) => Problem::new(
+                Code::Unavailable,
+                format!("the daemon's worker died while it did this: {error}"),
+            )
+            .with_hint("look whether it took effect before you try again"),
         }
     }
 
@@ -217,7 +266,7 @@ impl Client {
         path: &str,
         body: &[u8],
     ) -> Result<A, Failure> {
-        self.ask(method, path, body, Some(ANSWER_WAIT))
+        self.ask(method, path, body, Some(ANSWER_WAIT), None)
     }
 
     fn ask<A: DeserializeOwned>(
@@ -226,8 +275,9 @@ impl Client {
         path: &str,
         body: &[u8],
         wait: Option<Duration>,
+        key: Option<&str>,
     ) -> Result<A, Failure> {
-        let (_, mut reader) = self.send(method, path, body, wait)?;
+        let (_, mut reader) = self.send(method, path, body, wait, key)?;
         let answer = read_all(&mut reader).map_err(Failure::Broken)?;
         wire::from_bytes(&answer).map_err(|problem| Failure::Told(Box::new(problem)))
     }
@@ -239,14 +289,16 @@ impl Client {
         path: &str,
         body: &[u8],
         wait: Option<Duration>,
+        key: Option<&str>,
     ) -> Result<(u16, Body), Failure> {
         let mut stream = UnixStream::connect(&self.socket).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => Failure::Broken(e),
             _ => Failure::Nobody(e),
         })?;
         stream.set_read_timeout(wait).map_err(Failure::Broken)?;
+        let key = key.map(|key| format!("idempotency-key: {key}\r\n")).unwrap_or_default();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: strongroom\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: strongroom\r\nconnection: close\r\n{key}\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );

@@ -24,6 +24,7 @@ pub mod verbs;
 
 pub use api::{Api, Claim, Claimed, Gone, Lines, Outcome, Texts};
 
+pub use once::UNANSWERED;
 pub use role::{Caller, Roles};
 pub use route::{Needs, Route};
 pub use server::{Limits, Server};

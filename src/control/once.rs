@@ -13,6 +13,9 @@ use super::api::{Api, Claimed, Outcome};
 /// The longest `Idempotency-Key`, in bytes.
 const MAX_IDEMPOTENCY_KEY_BYTES: usize = 128;
 
+/// What is told of a request that was begun under its key, and not answered.
+pub const UNANSWERED: &str = "the request with this Idempotency-Key was begun, and not answered";
+
 /// A request under a key that is in work; one that panics is not begun again.
 pub(super) struct Held<'a> {
     pub(super) api: &'a dyn Api,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::control::{Caller, Claim, Claimed, Outcome};
+use crate::control::{Caller, Claim, Claimed, Outcome, UNANSWERED};
 use crate::execution::journal::Kind;
 use crate::proto::{Code, Problem};
 use crate::vault::crypto;
@@ -59,11 +59,9 @@ impl Entry {
                 Err(Problem::new(Code::Busy, "a request with this Idempotency-Key is in work")
                     .with_hint("try again in a moment: it is answered then"))
             }
-            State::Begun | State::Lost => Err(Problem::new(
-                Code::Conflict,
-                "the request with this Idempotency-Key was begun, and not answered",
-            )
-            .with_hint(look)),
+            State::Begun | State::Lost => {
+                Err(Problem::new(Code::Conflict, UNANSWERED).with_hint(look))
+            }
             State::TooLong => Err(Problem::new(
                 Code::Conflict,
                 "the request with this Idempotency-Key was done; its answer was too long to be kept",

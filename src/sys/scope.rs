@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::cgroup::{Cgroup, hierarchy_root};
 use super::pidfd::PidFd;
-use super::proc;
+use super::{proc, process};
 
 /// Below the scope: the groups of agents. The holder stays beside them.
 const AGENTS: &str = "agents";
@@ -33,14 +33,16 @@ pub fn obtain(unit: &str, limit: Duration) -> io::Result<PathBuf> {
     if is_populated(&dir) {
         return agents_of(&dir);
     }
-    let mut holder = Command::new("systemd-run")
+    let mut command = Command::new("systemd-run");
+    command
         .args(["--quiet", "--scope", "--collect", "--slice=system.slice", "--unit", unit])
         .args(["--property=Delegate=yes", "--description=Agents of strongroom", "--"])
         .args(["sleep", "infinity"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
+        .stderr(Stdio::null());
+    // The worker keeps TERM from itself; the holder is to end by it.
+    let mut holder = process::begin_afresh(&mut command, false).spawn()?;
     let deadline = Instant::now() + limit;
     loop {
         // It becomes the holder once it has been moved there.
