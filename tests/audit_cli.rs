@@ -78,7 +78,7 @@ fn an_event_that_is_spelt_wrong_is_an_error_and_not_an_empty_answer() {
         let misspelt = home.run(&["audit", verb, "--event", "secret_acessed"]);
         assert_eq!(misspelt.status.code(), Some(2), "{}", text(&misspelt));
         let said = text(&misspelt);
-        assert!(said.contains("a similar value exists: 'secret_accessed'"), "{said}");
+        assert!(said.contains("\nhint: did you mean `secret_accessed`? known here: "), "{said}");
         assert!(said.contains("vault_unlocked"), "all that there are: {said}");
     }
     let never = home.run(&["audit", "query", "--event", "drill"]);

@@ -391,3 +391,22 @@ fn a_vault_of_a_newer_format_and_one_that_was_altered_are_refused() {
     std::fs::write(&vault, &newest).unwrap();
     home.ok(&["up"]);
 }
+
+#[test]
+fn a_command_line_that_is_not_understood() {
+    let _kept = Kept("command-line");
+    let home = Home::new();
+    let cases: [(&[&str], &str, &str); 6] = [
+        (&["scan", "--format", "sarf", "."], "'sarf'", "did you mean `sarif`? known here: json, "),
+        (&["audit", "query", "--event", "q8"], "'q8' for '--event", "known here: agent_started, "),
+        (&["scan", "--formt", "json"], "'--formt'", "did you mean `--format`?"),
+        (&["events", "lst"], "'lst'", "did you mean `list`?"),
+        (&["secret", "set"], "missing: <NAME>", "strongroom secret set"),
+        (&["run", "--no-redact", "--redact", "off", "--", "true"], "cannot be used with", "--help"),
+    ];
+    for (args, what, hint) in cases {
+        let refused = home.run(args);
+        assert_eq!(text(&refused).lines().count(), 2, "{args:?}: {}", text(&refused));
+        told(&refused, 2, &[what], &[hint]);
+    }
+}

@@ -22,6 +22,7 @@ mod scan;
 mod secret;
 mod serve;
 mod setup;
+mod usage;
 mod value;
 mod version;
 
@@ -378,7 +379,10 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _printed = error.print();
+            match usage::told(&error) {
+                Some((what, hint)) => eprintln!("error: {what}\nhint: {hint}"),
+                None => drop(error.print()),
+            }
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };
