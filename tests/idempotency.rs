@@ -197,3 +197,49 @@ fn a_change_by_the_command_line_is_made_once_while_workers_die() {
         assert!(number > 0);
     });
 }
+
+#[test]
+fn a_launch_whose_worker_dies_is_undone_and_made_again() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let (killed, enough) = (AtomicUsize::new(0), 8);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while killed.load(Ordering::Acquire) < enough {
+                std::thread::park_timeout(Duration::from_millis(100));
+                kill(Pid::from_raw(home.worker_pid()), Signal::SIGKILL).unwrap();
+                killed.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        while killed.load(Ordering::Acquire) < enough {
+            let output = home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
+            assert!(output.status.success(), "{}", text(&output));
+            assert!(!output.stdout.is_empty());
+        }
+    });
+    // Also of what was undone nothing runs on.
+    wait_until("all ends", LIMIT, || home.json(&["status"])["executions"] == 0);
+    let ids = |event| {
+        let records = home.records(event).into_iter();
+        let mut ids: Vec<_> =
+            records.map(|r| r["execution"].as_str().unwrap().to_owned()).collect();
+        ids.sort();
+        ids
+    };
+    let has_ended = || {
+        let ended = ids("execution_ended");
+        ids("execution_started").iter().all(|id| ended.contains(id))
+    };
+    wait_until("each end is on record", LIMIT, has_ended);
+    let ended = ids("execution_ended");
+    assert!(ended.windows(2).all(|pair| pair[0] != pair[1]), "twice: {ended:?}");
+
+    for (launch, told) in [("0123", "32 hex digits"), (&"AB".repeat(16), "32 hex digits")] {
+        let body = json!({"secrets": ["OPENAI_API_KEY"], "how": "attach", "launch": launch});
+        let (status, _, problem) = post(&home, "/v1/agents", None, &body);
+        assert_eq!(status, 422, "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");
+    }
+}

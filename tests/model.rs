@@ -13,7 +13,7 @@ use strongroom::catalog::scope::Scope;
 use strongroom::catalog::secret::{Binding, NewVersion, Secret, Stage};
 use strongroom::clock::Timestamp;
 use strongroom::execution::journal::Journal;
-use strongroom::execution::principal::{Execution, Pin};
+use strongroom::execution::principal::{Ended, Execution, Pin};
 use strongroom::execution::registry::Registry;
 use strongroom::execution::state::State;
 use strongroom::rotation::plan::{self, Rules, Step};
@@ -254,6 +254,10 @@ fn time(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
+fn ended(at: Timestamp, reason: &str) -> Ended {
+    Ended { at, reason: reason.to_owned(), unsettled: false }
+}
+
 fn value(number: u32) -> Vec<u8> {
     format!("value of version {number}").into_bytes()
 }
@@ -452,7 +456,7 @@ fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
         }
         Act::End(index) => {
             if let Some(id) = model.holds.keys().nth(*index).cloned() {
-                parts.registry.end(&id.parse().unwrap(), time(now), "ended").unwrap();
+                parts.registry.end(&id.parse().unwrap(), ended(time(now), "ended")).unwrap();
                 model.holds.remove(&id);
             }
         }
@@ -513,7 +517,7 @@ fn perform(act: &Act, parts: &mut Parts, model: &mut Model, round: usize) {
             }
             // Ended before the commit. All of them are taken for exposed, as readers in a loop are.
             for id in std::mem::take(&mut model.holds).into_keys() {
-                parts.registry.end(&id.parse().unwrap(), time(now), "revoked:KEY").unwrap();
+                parts.registry.end(&id.parse().unwrap(), ended(time(now), "revoked:KEY")).unwrap();
             }
             if !parts.store(secret, batch) {
                 return;

@@ -232,7 +232,7 @@ fn launch(
             context.client().post("/v1/tickets/redeem", &request)
         }
         None => {
-            let request = proto::AgentLaunch {
+            let request = |launch| proto::AgentLaunch {
                 chain: args.chain.clone(),
                 agent: args.agent.clone(),
                 environment: args.env.clone(),
@@ -240,17 +240,27 @@ fn launch(
                 secrets: args.secrets.clone(),
                 deliver: args.deliver.clone(),
                 workspace: None,
-                secrets_path,
+                secrets_path: secrets_path.clone(),
                 how: proto::How::Cgroup,
                 as_user: args.as_user.clone(),
-                exe,
+                exe: exe.clone(),
                 keep_background: args.keep_background,
-                isolation,
+                isolation: isolation.clone(),
                 pid: None,
                 deadline: None,
                 labels: BTreeMap::new(),
+                launch: Some(launch),
             };
-            context.client().post("/v1/agents", &request)
+            let client = context.client();
+            let undo = |launch| {
+                let end = proto::AgentEnd { launch, status: None, keep_background: false };
+                match client.post_again::<_, proto::AgentEnded>("/v1/agents/end", &end) {
+                    Err(problem) if problem.code != proto::Code::NotFound => Err(problem),
+                    // It came to nothing, or is undone.
+                    _ => Ok(()),
+                }
+            };
+            client.post_or_undo("/v1/agents", request, undo)
         }
     })
 }

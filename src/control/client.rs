@@ -106,12 +106,37 @@ impl Client {
         }
     }
 
+    /// Asks for what `ask` makes of a random id of 32 hex digits. Where no answer came, what may have
+    /// been done under that id is undone, and asked for under another.
+    ///
+    /// # Errors
+    /// The daemon's problem, or that it cannot be reached.
+    pub fn post_or_undo<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        ask: impl Fn(String) -> Q,
+        undo: impl Fn(String) -> Result<(), Problem>,
+    ) -> Result<A, Problem> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let id = random_id()?;
+            let body = encoded(&ask(id.clone()))?;
+            let broken = Cell::new(false);
+            let answer = self.repeat(false, |client| {
+                let asked = client.once("POST", path, &body);
+                broken.set(matches!(asked, Err(Failure::Broken(_))));
+                asked
+            });
+            match answer {
+                Err(_) if broken.get() && Instant::now() < deadline => undo(id)?,
+                other => return other,
+            }
+        }
+    }
+
     /// Asks under a key, so that it is done once however often it is asked.
     fn post_under_a_key<A: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<A, Problem> {
-        let mut random = [0; 16];
-        getrandom::fill(&mut random)
-            .map_err(|_| Problem::new(Code::Internal, "the kernel gives no random bytes"))?;
-        let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = random_id()?;
         let broken = Cell::new(None);
         self.repeat(true, |client| {
             let asked = client.ask("POST", path, body, Some(ANSWER_WAIT), Some(&key));
@@ -326,6 +351,13 @@ impl Client {
         });
         Err(Failure::Told(Box::new(problem)))
     }
+}
+
+fn random_id() -> Result<String, Problem> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|_| Problem::new(Code::Internal, "the kernel gives no random bytes"))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn encoded<Q: Serialize>(body: &Q) -> Result<zeroize::Zeroizing<Vec<u8>>, Problem> {

@@ -473,7 +473,8 @@ fn chain_verbs() -> Vec<Route> {
             "Makes the peer, or a stopped child of it, the agent's process.",
             |a, w, q| a.agent_attach(w, q),
         )
-        .unkept(),
+        .unkept()
+        .idempotent(),
         post(
             "agent end",
             "/v1/agents/end",

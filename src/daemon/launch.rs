@@ -51,6 +51,7 @@ pub(super) struct Wanted<'a> {
     pub(super) isolation: Option<&'a proto::Isolation>,
     pub(super) deadline: Option<Duration>,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) launch: Option<&'a str>,
     pub(super) right: Right,
 }
 
@@ -199,6 +200,7 @@ impl Daemon {
                 isolation: req.isolation.as_ref(),
                 deadline: req.deadline.map(|p| p.0),
                 labels: req.labels.clone(),
+                launch: req.launch.as_deref(),
                 right,
             },
             user_of(who.peer.uid),
@@ -470,7 +472,10 @@ impl Daemon {
             }
             None => (Membership::Tree { root: process_ref(&peer).map_err(gone)? }, None),
         };
-        let launch = crypto::hex(&random::<16>()?);
+        let launch = match wanted.launch {
+            Some(launch) => self.launch_id(launch)?,
+            None => crypto::hex(&random::<16>()?),
+        };
         let lifeline = match wanted.how {
             How::Cgroup | How::MovePeer => Some(process_ref(&peer).map_err(gone)?),
             How::Attach => None,
@@ -517,6 +522,24 @@ impl Daemon {
             self.end_principal(&principal, Duration::ZERO)?;
         }
         finished
+    }
+
+    /// An id that whoever launches has chosen.
+    fn launch_id(&self, text: &str) -> Result<String, Problem> {
+        let is_hex =
+            text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !is_hex {
+            return Err(Problem::new(
+                Code::Invalid,
+                "a launch's id is 32 hex digits, in lower case",
+            )
+            .with_hint("take 128 random bits, or leave it out"));
+        }
+        if self.registry.has_launch(text) {
+            return Err(Problem::new(Code::Conflict, "a launch has this id already")
+                .with_hint("take 128 random bits, or leave it out"));
+        }
+        Ok(text.to_owned())
     }
 
     /// The last steps of a launch: the record, then the values that go by environment, then the move.

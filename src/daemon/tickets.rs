@@ -180,6 +180,7 @@ impl Daemon {
                 isolation: req.isolation.as_ref(),
                 deadline: None,
                 labels: BTreeMap::new(),
+                launch: None,
                 right: Right::Ticket,
             },
             ticket.user.clone(),

@@ -472,6 +472,11 @@ impl Registry {
         self.read().principals.get(&number).cloned()
     }
 
+    /// Whether a registered principal is of this launch.
+    pub fn has_launch(&self, launch: &str) -> bool {
+        self.read().principals.values().any(|p| p.launch == launch)
+    }
+
     /// Principals of an execution, by number.
     pub fn principals_of(&self, id: &ExecutionId) -> Vec<Arc<Principal>> {
         let inner = self.read();

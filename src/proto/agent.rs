@@ -76,6 +76,10 @@ pub struct AgentLaunch {
     /// Labels for an implicit execution.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The launch's id, 128 random bits as 32 hex digits; none: the daemon chooses. Who chooses it can
+    /// end a launch whose answer did not come, and launch anew.
+    #[serde(default)]
+    pub launch: Option<String>,
 }
 
 impl Request for AgentLaunch {

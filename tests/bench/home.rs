@@ -166,6 +166,7 @@ impl Home {
                 pid: None,
                 deadline: None,
                 labels: BTreeMap::new(),
+                launch: None,
             };
             let _launched: proto::AgentLaunched = client.post("/v1/agents", &launch).unwrap();
         }

@@ -63,6 +63,7 @@ fn launch(home: &Home, id: &str) -> proto::AgentLaunched {
         pid: None,
         deadline: None,
         labels: BTreeMap::new(),
+        launch: None,
     };
     home.client().post("/v1/agents", &launch).unwrap()
 }
