@@ -89,9 +89,14 @@ fn the_clock_does_not_tell_a_right_guess_from_a_wrong_one() {
     command.args(["--", "/usr/bin/python3"]).arg(guesser);
     let rounds = std::env::var("STRONGROOM_ROUNDS").unwrap_or_else(|_| "150".to_owned());
     command.arg(rounds);
-    // Another letter, so that it looks like the same kind of text.
+    // Another character of the same kind: what is looked at as base64 takes longer than a sign does,
+    // whatever is held back.
     let wrong = |value: &str, at: usize| {
-        let last = if value.as_bytes()[at - 1].is_ascii_alphanumeric() { 'q' } else { '+' };
+        let last = match value.as_bytes()[at - 1] {
+            byte if byte.is_ascii_alphanumeric() => 'q',
+            b';' => ',',
+            _ => ';',
+        };
         format!("{}{last}", &value[..at - 1])
     };
     for (value, at) in
@@ -115,13 +120,7 @@ fn the_clock_does_not_tell_a_right_guess_from_a_wrong_one() {
                 // below 0.7.
                 false => (0.15..=0.85).contains(&share),
             };
-            // The redactor's own work differs where it is the whole of what is done (SECURITY.md says
-            // so), the more the slower the build.
-            let bounds = match operation {
-                "write" | "pread" if !is_guessable => 0.5..=2.0,
-                _ => 0.75..=1.33,
-            };
-            assert!(is_alike || bounds.contains(&ratio), "{operation}: {told}");
+            assert!(is_alike || (0.75..=1.33).contains(&ratio), "{operation}: {told}");
             compared += 1;
         }
     }

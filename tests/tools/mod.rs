@@ -3,11 +3,12 @@
 
 pub(crate) mod disk;
 
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 
-use crate::common::{Home, text};
+use crate::common::{Home, LIMIT, text, wait_until};
 
 /// The interpreter of the system: a user's own may be out of reach for other users.
 const PYTHON: &str = "/usr/bin/python3";
@@ -65,19 +66,34 @@ pub(crate) fn has(program: &str) -> bool {
     found
 }
 
-/// A process that a test talks to line by line; killed when dropped.
+/// A process that a test talks to line by line; killed when dropped. One that does not answer within
+/// [`LIMIT`] fails the test.
 pub(crate) struct Talker {
     child: Child,
     input: Option<ChildStdin>,
-    output: Lines<BufReader<ChildStdout>>,
+    output: Receiver<String>,
 }
 
 impl Talker {
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().unwrap()).lines();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (said, output) = channel();
+        // Ends with the pipe, or when nobody listens any more.
+        std::thread::spawn(move || {
+            let _heard = lines.map_while(Result::ok).try_for_each(|line| said.send(line));
+        });
         Self { child, input, output }
+    }
+
+    /// What it prints next; none when it has closed its output.
+    fn heard(&mut self) -> Option<String> {
+        match self.output.recv_timeout(LIMIT) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("no line from {} in {LIMIT:?}", self.id()),
+        }
     }
 
     /// Starts a Python script outside every execution.
@@ -98,7 +114,7 @@ impl Talker {
 
     /// The next line that it prints.
     pub(crate) fn line(&mut self) -> String {
-        self.output.next().expect("the process ended without a line").unwrap()
+        self.heard().expect("the process ended without a line")
     }
 
     /// Sends it a line; it may have ended.
@@ -122,9 +138,13 @@ impl Talker {
     /// Closes its input and waits; what it still printed, and whether it succeeded.
     pub(crate) fn end(mut self) -> (Vec<String>, bool) {
         self.input = None;
-        let rest = self.output.by_ref().map(Result::unwrap).collect();
-        let status = self.child.wait().unwrap();
-        (rest, status.success())
+        let rest = std::iter::from_fn(|| self.heard()).collect();
+        let mut status = None;
+        wait_until("the process ends", LIMIT, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        (rest, status.is_some_and(|status| status.success()))
     }
 }
 

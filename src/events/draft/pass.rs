@@ -14,6 +14,29 @@ use super::super::emit::{Emit, Segment};
 use super::{CHUNK_BYTES, Draft, Store, within};
 
 impl Draft {
+    /// Everything that was written, as it was written, piece by piece.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or what `each` says.
+    pub(super) fn each_chunk(
+        &self,
+        store: &dyn Store,
+        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut buffer = Zeroizing::new(vec![0; CHUNK_BYTES]);
+        let mut at = 0;
+        while at < self.len {
+            let size = within(self.len, at).min(CHUNK_BYTES);
+            let chunk = &mut buffer[..size];
+            chunk.fill(0);
+            self.read_base(store, at, chunk, true)?;
+            self.overlay.read(at, chunk);
+            each(chunk)?;
+            at += size as u64;
+        }
+        Ok(())
+    }
+
     /// Ranges that are hidden and were changed or are not known any more: what is left of them stays
     /// hidden.
     pub(super) fn forced(&self, store: &dyn Store) -> io::Result<Vec<(u64, u64)>> {
@@ -52,16 +75,9 @@ impl Draft {
         new.generation = self.generation + 1;
         new.requests = self.requests;
         new.is_flushed = self.is_flushed;
-        let mut buffer = Zeroizing::new(vec![0; CHUNK_BYTES]);
-        let mut at = 0;
-        while at < self.len {
-            let size = within(self.len, at).min(CHUNK_BYTES);
-            let chunk = &mut buffer[..size];
-            chunk.fill(0);
-            self.read_base(source, at, chunk, true)?;
-            self.overlay.read(at, chunk);
+        self.each_chunk(source, &mut |chunk| {
             let mut emit = Emit {
-                out: Vec::with_capacity(size + 64),
+                out: Vec::with_capacity(chunk.len() + 64),
                 stored: new.stored,
                 at: new.streamed - new.redactor.held() as u64,
                 ranges: &mut new.ranges,
@@ -72,16 +88,16 @@ impl Draft {
             new.redactor.push(chunk, &mut emit);
             let out = emit.out;
             if out.is_empty() {
-                target.pretend_write(new.stored, size);
+                target.pretend_write(new.stored, chunk.len());
             }
             target.write_at(new.stored, &out)?;
             new.stored += out.len() as u64;
-            at += size as u64;
-            new.streamed = at;
+            new.streamed += chunk.len() as u64;
             if new.ranges.are_many() {
                 new.ranges.pack(target)?;
             }
-        }
+            Ok(())
+        })?;
         new.len = new.streamed;
         let reached = new.streamed - new.redactor.held() as u64;
         new.forced = forced;

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::redact::{Redactor, Sink, View};
 
 use super::super::ranges::Part;
-use super::{CHUNK_BYTES, Draft, Nothing, Store, TAIL_BYTES, read_exactly, within};
+use super::{Draft, Nothing, Store, TAIL_BYTES, read_exactly, within};
 
 /// What a hidden byte looks like to writers.
 pub(super) const HIDDEN: u8 = b'*';
@@ -31,17 +31,10 @@ impl Draft {
         view: &Arc<View>,
     ) -> io::Result<bool> {
         let mut search = Redactor::new(view.clone(), self.level);
-        let mut buffer = Zeroizing::new(vec![0; CHUNK_BYTES]);
-        let mut at = 0;
-        while at < self.len {
-            let size = within(self.len, at).min(CHUNK_BYTES);
-            let chunk = &mut buffer[..size];
-            chunk.fill(0);
-            self.read_base(store, at, chunk, true)?;
-            self.overlay.read(at, chunk);
+        self.each_chunk(store, &mut |chunk| {
             search.push(chunk, &mut Nothing);
-            at += size as u64;
-        }
+            Ok(())
+        })?;
         let is_begun = search.held() as u64 > self.given_back();
         Ok(is_begun || search.in_range() || search.counts().next().is_some())
     }
