@@ -115,7 +115,7 @@ pub(super) fn up(context: &Context) -> Outcome {
 pub(super) fn start(context: &Context) -> Result<proto::Health, Failure> {
     require_vault(context)?;
     let paths = &context.paths;
-    if keeper::is_served(&paths.runtime_dir) {
+    if keeper::stays_served(&paths.runtime_dir) {
         return Err(keeper_failure(&keeper::Error::AlreadyServing {
             runtime_dir: paths.runtime_dir.clone(),
         })

@@ -55,6 +55,8 @@ pub mod worker_status {
 pub const KEY_BOX_BYTES: usize = 4096;
 /// How long a worker may take to stop before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a keeper that was killed may hold on to what it had.
+const DYING_LIMIT: Duration = Duration::from_millis(500);
 /// A worker that lived shorter than this died at its start.
 const SHORT_LIFE: Duration = Duration::from_millis(200);
 /// The longest pause between two starts.
@@ -310,16 +312,7 @@ fn news_pipe() -> io::Result<(io::PipeReader, io::PipeWriter)> {
 
 /// What each worker holds locked from its start to its certain end.
 pub fn worker_lock(runtime_dir: &Path, limit: Duration) -> io::Result<Flock<File>> {
-    let path = runtime_dir.join("worker.lock");
-    let deadline = Instant::now() + limit;
-    loop {
-        let file = File::options().write(true).create(true).truncate(false).open(&path)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((_, errno)) if Instant::now() >= deadline => return Err(errno.into()),
-            Err(_) => std::thread::park_timeout(Duration::from_millis(5)),
-        }
-    }
+    lock_within(&runtime_dir.join("worker.lock"), limit)
 }
 
 /// A worker outlives its killed keeper by a moment; two must never serve.
@@ -511,23 +504,44 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(prepare)
 }
 
-/// One daemon a home. The lock goes with the keeper's death, however it dies.
+/// One daemon a home. The lock goes with the keeper's death, however it dies; the kernel may take a
+/// moment over one that was killed, and whoever asks whether this home is served holds it for as long.
 fn lock(runtime_dir: &Path) -> Result<Flock<File>, Error> {
     let path = runtime_dir.join("keeper.lock");
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|source| Error::Prepare { path, source })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| Error::AlreadyServing { runtime_dir: runtime_dir.to_owned() })
+    lock_within(&path, DYING_LIMIT).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => Error::AlreadyServing { runtime_dir: runtime_dir.to_owned() },
+        _ => Error::Prepare { path, source },
+    })
+}
+
+fn lock_within(path: &Path, limit: Duration) -> io::Result<Flock<File>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let file = File::options().write(true).create(true).truncate(false).open(path)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, errno)) if Instant::now() >= deadline => return Err(errno.into()),
+            Err(_) => std::thread::park_timeout(Duration::from_millis(5)),
+        }
+    }
 }
 
 /// Whether a keeper holds the lock of this home.
 pub fn is_served(runtime_dir: &Path) -> bool {
     let Ok(file) = File::open(runtime_dir.join("keeper.lock")) else { return false };
     Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+}
+
+/// The same, of a keeper that is not about to be gone.
+pub fn stays_served(runtime_dir: &Path) -> bool {
+    let deadline = Instant::now() + DYING_LIMIT;
+    while is_served(runtime_dir) {
+        if Instant::now() >= deadline {
+            return true;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    false
 }
 
 fn listen(socket: &Path) -> Result<UnixListener, Error> {
