@@ -248,6 +248,8 @@ fn a_handler_that_panics_answers_eio_raises_an_alarm_and_costs_no_thread() {
         return;
     }
     let mut served = Served::new("strongroom-panic");
+    // Beside those that serve: two of the program, and the one that reads its input.
+    wait_until("all of its threads", LIMIT, || served.threads() >= THREADS + 3);
     let threads = served.threads();
     let attempts = THREADS as u64 * 5;
     for _ in 0..attempts {
