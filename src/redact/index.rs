@@ -8,11 +8,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::detect::Detector;
+use super::detect::{self, Detector};
 use super::lens::{self, Search};
 use super::part::{Hit, Part, Text};
 use super::prefixed::Prefixed;
 use crate::secret::SecretBytes;
+use crate::sys::base64::{Bytes, STRETCH_BYTES};
 
 /// The longest name in a marker, in bytes.
 const MAX_NAME_BYTES: usize = 64;
@@ -161,6 +162,8 @@ pub struct View {
     others: Others,
     longest: usize,
     numbers: bool,
+    /// What values and tokens are made of, if all are long enough to hold a stretch of it.
+    made_of: Option<Bytes>,
     detector: Arc<Detector>,
 }
 
@@ -202,8 +205,12 @@ impl View {
         let prefixed = layers.iter().map(|layer| layer.parts.prefixed.longest()).max();
         let longest = longest.max(prefixed.unwrap_or(0));
         let numbers = all().any(Part::has_numbers);
+        let plain = || layers.iter().map(|layer| &layer.parts.plain);
+        let is_long = plain().all(|part| part.shortest_anywhere() >= STRETCH_BYTES);
+        let made_of =
+            is_long.then(|| Bytes::of(|b| detect::is_token(b) || plain().any(|part| part.uses(b))));
         let detector = Detector::usual();
-        Self { layers, names, others, longest, numbers, detector }
+        Self { layers, names, others, longest, numbers, made_of, detector }
     }
 
     /// Without any value: formats alone.
@@ -224,6 +231,12 @@ impl View {
 
     pub(super) fn has_numbers(&self) -> bool {
         self.numbers
+    }
+
+    /// The bytes that every value that is found anywhere, and every token, has a stretch of, if there
+    /// are such.
+    pub(super) fn made_of(&self) -> Option<&Bytes> {
+        self.made_of.as_ref()
     }
 
     /// The longest range that one needle may take, with line breaks in it.

@@ -2,7 +2,8 @@
 //! formats, also in base64 of base64, in one line or several.
 //!
 //! Runs of at least 16 characters are decoded at each of the four alignments, and what comes out is
-//! searched as the text itself is. Invariant: the work is at most a constant for each character (three
+//! searched as the text itself is, but for what holds no stretch of bytes that secrets are made of: at
+//! most alignments of most runs. Invariant: the work is at most a constant for each character (three
 //! bytes of the first depth, nine of the second), so nothing passes unseen because it is much. Danger:
 //! a run that is cut may go on; what of its end could begin a secret waits.
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@ use super::lens::{Search, is_base64};
 use super::masks::{Masks, bits, run_ends};
 use super::needle::reserve;
 use super::part::{Hit, Text};
+use crate::sys::base64::{self, ALIGNMENTS, Bytes, len_of, shift};
 use crate::sys::simd::Set;
 
 /// Shorter runs are not decoded.
@@ -24,8 +26,6 @@ const DEPTH_MAX: usize = 2;
 /// Characters before what is undecided that tell how long the runs in them are, and what stands before
 /// a token, at the second depth too.
 const BACK_BYTES: usize = BACK_CHARS;
-/// Where in a group of four characters the first byte may begin.
-const ALIGNMENTS: usize = 4;
 /// Between two decoded runs: neither base64, nor part of a token or an armour, nor the name of what
 /// follows.
 const SEPARATOR: &[u8] = b"\n\"\0";
@@ -47,6 +47,15 @@ struct Run<'a> {
 pub(super) struct Look<'a> {
     pub search: &'a dyn Search,
     pub detector: &'a Detector,
+    /// All that is found has a stretch of these, if that is known.
+    pub made_of: Option<&'a Bytes>,
+}
+
+impl Look<'_> {
+    /// At which alignments there may be something in what was decoded of so many characters.
+    fn gate(&self, bits: &[u8], chars: usize) -> [bool; ALIGNMENTS] {
+        self.made_of.map_or([true; ALIGNMENTS], |set| base64::stretches(bits, chars, set))
+    }
 }
 
 /// What is found.
@@ -98,6 +107,7 @@ impl Found {
 #[derive(Default)]
 pub(super) struct Nested {
     masks: Masks<1>,
+    bits: Bits,
     /// Of runs that something follows, for each depth.
     batches: [Batch; DEPTH_MAX],
     /// Of the run at the text's end, and of lines, for each depth.
@@ -125,9 +135,37 @@ struct Segment {
 
 #[derive(Default)]
 struct Room {
-    stream: Zeroizing<Vec<u8>>,
+    bits: Bits,
     decoded: Zeroizing<Vec<u8>>,
     masks: Masks<1>,
+}
+
+/// The bits of a run; room that is used again.
+#[derive(Default)]
+struct Bits {
+    bytes: Zeroizing<Vec<u8>>,
+    /// So many bytes have been written to.
+    used: usize,
+}
+
+impl Bits {
+    fn of(&mut self, chars: &[u8]) -> &[u8] {
+        let len = base64::room_of(chars.len());
+        if self.bytes.len() < len {
+            let more = len - self.bytes.len();
+            reserve(&mut self.bytes, more);
+            self.bytes.resize(len, 0);
+        }
+        self.used = self.used.max(len);
+        let bits = &mut self.bytes[..len];
+        base64::bits_of(chars, bits);
+        bits
+    }
+
+    fn forget(&mut self) {
+        super::wipe(&mut self.bytes[..self.used]);
+        self.used = 0;
+    }
 }
 
 /// The first character that has a part in a byte of what is decoded, and the one after the last.
@@ -162,12 +200,12 @@ impl Nested {
                 });
             }
         };
-        let (rooms, room) = (&mut self.rooms, &mut self.detector);
+        let (rooms, room, bits) = (&mut self.rooms, &mut self.detector, &mut self.bits);
         let [outer, inner] = &mut self.batches;
         runs(text, &mut self.masks, &mut |start, end| {
             let chars = &text.bytes[start..end];
             if end < text.bytes.len() {
-                outer.add(chars, start);
+                outer.add(bits.of(chars), chars.len(), start, look);
                 return;
             }
             let from = text.from.saturating_sub(start);
@@ -180,7 +218,8 @@ impl Nested {
         outer.find(look, room, &mut |found| report(found));
         let whole = Text { bytes: &outer.bytes, from: 0, at: 0, end: true };
         runs(whole, &mut outer.masks, &mut |start, end| {
-            inner.add(&outer.bytes[start..end], start);
+            let chars = &outer.bytes[start..end];
+            inner.add(bits.of(chars), chars.len(), start, look);
         });
         inner.find(look, room, &mut |found| {
             if let Some(Segment { start, from, .. }) = outer.segment(found.range().0) {
@@ -188,6 +227,7 @@ impl Nested {
             }
         });
         [outer, inner].into_iter().for_each(Batch::forget);
+        bits.forget();
         self.chains.each(text, &mut |chain| {
             let run = Run {
                 chars: chain.chars,
@@ -213,28 +253,18 @@ fn in_text(found: Found, chain: &Chain<'_>) -> Found {
 }
 
 impl Batch {
-    /// Decodes a run, whose first character is `from`, at each alignment.
-    fn add(&mut self, chars: &[u8], from: usize) {
-        let whole = chars.len() * 6 / 8;
-        reserve(&mut self.bytes, ALIGNMENTS * (whole + 2 * SEPARATOR.len()));
-        let begin = self.bytes.len();
-        bits_of(chars, &mut self.bytes);
-        // The bits behind the last whole byte are needed until all is shifted.
-        let stream = begin + whole + SEPARATOR.len().max(self.bytes.len() - begin - whole);
-        self.bytes.resize(stream, 0);
-        self.segments.push(Segment { start: begin, end: begin + whole, from });
-        for alignment in 1..ALIGNMENTS {
-            let start = self.bytes.len();
-            let len = len_of(chars.len() - alignment);
+    /// Adds the decoded bits of a run of so many characters, the first of which is `from`, at each
+    /// alignment where there may be something.
+    fn add(&mut self, bits: &[u8], chars: usize, from: usize, look: Look<'_>) {
+        let gate = look.gate(bits, chars);
+        for alignment in (0..ALIGNMENTS.min(chars)).filter(|alignment| gate[*alignment]) {
+            let (start, len) = (self.bytes.len(), len_of(chars - alignment));
+            reserve(&mut self.bytes, len + SEPARATOR.len());
             self.bytes.resize(start + len, 0);
-            let (stream, room) = self.bytes.split_at_mut(start);
-            shift(&stream[begin..], alignment, &mut room[..len]);
+            shift(bits, alignment, &mut self.bytes[start..]);
             self.bytes.extend_from_slice(SEPARATOR);
             self.segments.push(Segment { start, end: start + len, from: from + alignment });
         }
-        let rest = &mut self.bytes[begin + whole..stream];
-        rest.fill(0);
-        rest[..SEPARATOR.len()].copy_from_slice(SEPARATOR);
     }
 
     /// The segment with this byte of the batch.
@@ -275,10 +305,9 @@ impl Batch {
 
 impl Room {
     fn forget(&mut self) {
-        for bytes in [&mut self.stream, &mut self.decoded] {
-            super::wipe(bytes);
-            bytes.clear();
-        }
+        self.bits.forget();
+        super::wipe(&mut self.decoded);
+        self.decoded.clear();
     }
 }
 
@@ -327,58 +356,6 @@ fn runs(text: Text<'_>, masks: &mut Masks<1>, each: &mut dyn FnMut(usize, usize)
     }
 }
 
-/// The six bits of a character, for each place in a group of four.
-const BITS: [[u32; 256]; 4] = {
-    let mut bits = [[0; 256]; 4];
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_";
-    let mut at = 0;
-    while at < alphabet.len() {
-        let digit = if at < 64 { at } else { at - 2 } as u32;
-        let mut place = 0;
-        while place < 4 {
-            bits[place][alphabet[at] as usize] = digit << (26 - 6 * place);
-            place += 1;
-        }
-        at += 1;
-    }
-    bits
-};
-
-/// Whole bytes of as many characters.
-fn len_of(chars: usize) -> usize {
-    chars * 6 / 8
-}
-
-/// All bits of `chars` (RFC 4648, both alphabets), and at least one byte of zeros behind them.
-fn bits_of(chars: &[u8], out: &mut Vec<u8>) {
-    let start = out.len();
-    let (groups, rest) = chars.as_chunks::<4>();
-    out.resize(start + 3 * groups.len() + 4, 0);
-    let (places, last) = out[start..].as_chunks_mut::<3>();
-    let bits = |place: usize, byte: u8| BITS[place][usize::from(byte)];
-    for (group, place) in groups.iter().zip(&mut *places) {
-        let sum = bits(0, group[0]) | bits(1, group[1]) | bits(2, group[2]) | bits(3, group[3]);
-        let [bytes @ .., _] = sum.to_be_bytes();
-        *place = bytes;
-    }
-    let sum = rest.iter().enumerate().fold(0, |sum, (place, byte)| sum | bits(place, *byte));
-    let [bytes @ .., _] = sum.to_be_bytes();
-    places[groups.len()] = bytes;
-    last.fill(0);
-}
-
-/// What `stream` is when its first characters are left out.
-fn shift(stream: &[u8], chars: usize, out: &mut [u8]) {
-    let (skip, bits) = (chars * 6 / 8, chars * 6 % 8);
-    if bits == 0 {
-        return out.copy_from_slice(&stream[skip..][..out.len()]);
-    }
-    let pairs = stream[skip..].iter().zip(&stream[skip + 1..]);
-    for (to, (high, low)) in out.iter_mut().zip(pairs) {
-        *to = high << bits | low >> (8 - bits);
-    }
-}
-
 fn decode(
     rooms: &mut [Room],
     run: Run<'_>,
@@ -387,18 +364,25 @@ fn decode(
     each: &mut dyn FnMut(Part),
 ) {
     let Some((room, deeper)) = rooms.split_first_mut() else { return };
-    room.stream.clear();
-    reserve(&mut room.stream, run.chars.len() + 4);
-    bits_of(run.chars, &mut room.stream);
-    for alignment in 0..run.chars.len().min(ALIGNMENTS) {
+    let bits = room.bits.of(run.chars);
+    let gate = look.gate(bits, run.chars.len());
+    for (alignment, is_open) in gate.into_iter().enumerate().take(run.chars.len()) {
         let len = len_of(run.chars.len() - alignment);
         room.decoded.clear();
         reserve(&mut room.decoded, len);
         room.decoded.resize(len, 0);
-        shift(&room.stream, alignment, &mut room.decoded);
+        shift(bits, alignment, &mut room.decoded);
         let decoded = room.decoded.as_slice();
         let first = |byte: usize| alignment + first(byte);
         let after = |byte: usize| alignment + after(byte);
+        let ends_inside =
+            || look.made_of.is_none_or(|set| decoded.last().is_some_and(|b| set.has(*b)));
+        if !is_open && !(run.is_open && ends_inside()) {
+            if run.is_open {
+                each(Part::Open(first(len)));
+            }
+            continue;
+        }
         let mut report = |hit: Hit| {
             if hit.weak {
             } else if hit.end <= decoded.len() {
@@ -407,7 +391,7 @@ fn decode(
                 each(Part::Open(first(hit.start)));
             }
         };
-        let Look { search, detector } = look;
+        let Look { search, detector, .. } = look;
         search.find(Text { bytes: decoded, from: 0, at: 0, end: false }, &mut report);
         if run.is_cut {
             search.cut_off(decoded, 0).into_iter().for_each(report);
@@ -441,30 +425,5 @@ fn decode(
                 }
             });
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_those_of_base64_also_of_a_part() {
-        use base64ct::{Base64UrlUnpadded, Encoding};
-        for len in 0..40_u8 {
-            let bytes: Vec<u8> = (0..len).map(|n| n.wrapping_mul(91).wrapping_add(200)).collect();
-            let chars = Base64UrlUnpadded::encode_string(&bytes);
-            let mut stream = Vec::new();
-            bits_of(chars.as_bytes(), &mut stream);
-            assert_eq!(stream[..bytes.len()], bytes);
-            for skipped in 0..chars.len().min(4) {
-                let mut out = vec![0; len_of(chars.len() - skipped)];
-                shift(&stream, skipped, &mut out);
-                let part = &chars.as_bytes()[skipped..];
-                let mut expected = Vec::new();
-                bits_of(part, &mut expected);
-                assert_eq!(out, expected[..out.len()]);
-            }
-        }
     }
 }

@@ -97,6 +97,8 @@ pub(super) struct Part {
     /// Which bytes occur in any needle.
     alphabet: Vec<bool>,
     longest: usize,
+    /// Of those that are not only looked for between bytes that are no part of a word.
+    shortest_anywhere: usize,
     numbers: bool,
 }
 
@@ -190,6 +192,7 @@ impl Part {
     fn empty() -> Self {
         Self {
             alphabet: vec![false; 256],
+            shortest_anywhere: usize::MAX,
             pairs: vec![0; 1 << 10],
             seed: Self::new_seed(),
             ..Self::default()
@@ -239,6 +242,9 @@ impl Part {
         self.own_bytes += bytes.len();
         self.numbers |= literal && bytes.iter().all(u8::is_ascii_digit);
         self.longest = self.longest.max(bytes.len());
+        if !boundary {
+            self.shortest_anywhere = self.shortest_anywhere.min(bytes.len());
+        }
         for byte in bytes {
             self.alphabet[usize::from(*byte)] = true;
         }
@@ -389,6 +395,16 @@ impl Part {
     /// Bytes of the longest needle.
     pub(super) fn longest(&self) -> usize {
         self.longest
+    }
+
+    /// Bytes of the shortest needle that may stand inside of a word.
+    pub(super) fn shortest_anywhere(&self) -> usize {
+        self.shortest_anywhere
+    }
+
+    /// Whether a byte occurs in any needle.
+    pub(super) fn uses(&self, byte: u8) -> bool {
+        self.alphabet[usize::from(byte)]
     }
 
     /// Whether some value is a number.

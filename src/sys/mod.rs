@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod alloc;
+pub mod base64;
 pub mod bloom;
 pub mod cgroup;
 pub mod descriptor;

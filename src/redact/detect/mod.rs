@@ -33,6 +33,11 @@ use crate::config::{self, Redaction};
 pub use pattern::BadPattern;
 pub(super) use within::Token;
 
+/// Whether tokens are made of a byte.
+pub(super) const fn is_token(byte: u8) -> bool {
+    class::is_token(byte)
+}
+
 /// The rule of text that looks random.
 pub const HIGH_ENTROPY: &str = "high-entropy";
 /// The rule of text that looks random after a word that tells.

@@ -287,7 +287,8 @@ impl Redactor {
             lens.forget();
         }
         if self.level == Level::All {
-            let look = nested::Look { search: &plain, detector: self.view.detector() };
+            let (detector, made_of) = (self.view.detector(), self.view.made_of());
+            let look = nested::Look { search: &plain, detector, made_of };
             let tokens = &mut self.scratch.tokens;
             let nested = self.scratch.nested.find(text, look, &mut |found| match found {
                 nested::Found::Hit(hit) => hits.push(hit),
