@@ -192,6 +192,15 @@
 //! remembered. Verbs whose answers hold a value, a key or a ticket, streams, and those of agents take no
 //! key (400).
 //!
+//! The command line does this by itself, so that a worker that dies or is replaced fails no command: what
+//! may be done twice is asked again, a change is asked again under its key, and a launch is undone by the
+//! id that the launcher chose for it (`launch`) and made anew. Redeeming a ticket, unlocking, and what
+//! reveals a value or a key are asked once.
+//!
+//! An agent or an execution whose end had begun is in the runtime state until its processes are gone and
+//! the end is on record: the next worker ends and records it, once, and whoever asks again waits for that.
+//! An execution that `run` made for a launch which was cut short ends as well.
+//!
 //! # The output of `run`
 //!
 //! The agent's stdout and stderr go through the worker: what its chain's agents can see is hidden by
