@@ -377,7 +377,7 @@ fn decode(
         let after = |byte: usize| alignment + after(byte);
         let ends_inside =
             || look.made_of.is_none_or(|set| decoded.last().is_some_and(|b| set.has(*b)));
-        if !is_open && !(run.is_open && ends_inside()) {
+        if !(is_open || run.is_open && ends_inside()) {
             if run.is_open {
                 each(Part::Open(first(len)));
             }
