@@ -1,8 +1,8 @@
 //! The command line's side of the control socket: blocking, one request a connection.
 //!
 //! Invariant: what is asked while the worker is being replaced is asked again where that does nothing
-//! twice: the verb says so, or takes an `Idempotency-Key`. Any other is sent once. Bodies of requests and answers are wiped. Danger: a daemon that is gone must be told
-//! from one that is busy.
+//! twice: the verb says so, or takes an `Idempotency-Key`. Any other is sent once. Bodies of requests
+//! and answers are wiped. Danger: a daemon that is gone must be told from one that is busy.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
@@ -141,9 +141,12 @@ impl Client {
         self.repeat(true, |client| {
             let asked = client.ask("POST", path, body, Some(ANSWER_WAIT), Some(&key));
             match asked {
-                // Nothing was done; a locked vault knows no keys.
+                // A locked vault knows no keys. Nothing was done, unless an earlier worker had begun.
                 Err(Failure::Told(problem)) if problem.code == Code::Locked => {
-                    client.once("POST", path, body)
+                    match broken.take() {
+                        Some(error) => Err(Failure::Lost(error)),
+                        None => client.once("POST", path, body),
+                    }
                 }
                 Err(Failure::Told(problem)) if problem.code == Code::Conflict => {
                     // Begun by a worker that died: whether it took effect nobody knows.

@@ -1,8 +1,8 @@
 //! The end of agents and executions: the view is empty first, then the processes end.
 //!
 //! Invariant: what could not be ended is named; what one worker began to end, the next one ends and
-//! records. Danger: a process that ignores TERM, or forks faster
-//! than it is counted, and goes on with an agent's descriptors.
+//! records. Danger: a process that ignores TERM, or forks faster than it is counted, and goes on with an
+//! agent's descriptors.
 #![forbid(unsafe_code)]
 
 use std::panic::AssertUnwindSafe;
