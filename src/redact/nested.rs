@@ -364,6 +364,12 @@ fn decode(
     each: &mut dyn FnMut(Part),
 ) {
     let Some((room, deeper)) = rooms.split_first_mut() else { return };
+    // Whether it will be long enough is not known yet: what is found must wait for that.
+    let is_short = run.chars.len() < RUN_BYTES_MIN;
+    let mut each = |part: Part| match part {
+        Part::Found(found) if is_short => each(Part::Open(found.range().0)),
+        part => each(part),
+    };
     let bits = room.bits.of(run.chars);
     let gate = look.gate(bits, run.chars.len());
     for (alignment, is_open) in gate.into_iter().enumerate().take(run.chars.len()) {

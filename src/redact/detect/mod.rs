@@ -537,4 +537,4 @@ impl Detector {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -50,6 +50,12 @@ fn make(template: &str, seed: u64) -> (String, Vec<String>) {
     (text, parts)
 }
 
+/// One of the table's examples, made up anew for each number.
+pub(in crate::redact) fn example(number: u64) -> String {
+    let all: Vec<_> = rules::all().flat_map(|rule| rule.yes.iter().chain(rule.no)).collect();
+    make(all[number as usize % all.len()], number).0
+}
+
 fn view() -> Arc<View> {
     Arc::new(View::empty())
 }

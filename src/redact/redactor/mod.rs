@@ -8,6 +8,8 @@
 //! a bare number becomes a string.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod dense;
 mod state;
 mod stretch;
 #[cfg(test)]

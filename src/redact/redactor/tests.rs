@@ -8,13 +8,19 @@ use proptest::prelude::*;
 use super::super::{Collect, Index, Others, Value, redact};
 use super::*;
 
-fn view(values: &[&[u8]]) -> Arc<View> {
+pub(super) fn view(values: &[&[u8]]) -> Arc<View> {
     let index = Index::build(values.iter().zip(0..).map(|(bytes, id)| Value { id, bytes }));
     let names = (0..).zip(values).map(|(id, _)| (id, format!("N{id}").into())).collect();
     Arc::new(View::new(&Arc::new(index), names, Others::Unseen))
 }
 
-fn in_pieces(view: &Arc<View>, level: Level, text: &[u8], pieces: &[usize], save: bool) -> Vec<u8> {
+pub(super) fn in_pieces(
+    view: &Arc<View>,
+    level: Level,
+    text: &[u8],
+    pieces: &[usize],
+    save: bool,
+) -> Vec<u8> {
     let mut redactor = Redactor::new(view.clone(), level);
     let mut out = Collect(Vec::new());
     let (mut at, mut turn) = (0, 0);
