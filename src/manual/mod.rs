@@ -290,7 +290,7 @@
 //! **How much.** `[events] redact` is `"all"` (the default), `"formats"` or `"values"`, for agents
 //! that are launched from then on. There is no `"off"`.
 //!
-//! **A slow store. At most half of the mount's threads carry out requests of events; the rest go to
+//! **A slow store.** At most half of the mount's threads carry out requests of events; the rest go to
 //! a bounded pool, and whatever is not done after `[events] patience` (20 s) gets `EIO`. Such a request
 //! may still be carried out when the store answers again.
 //!
@@ -322,7 +322,7 @@
 //! at least 16 bytes that look random. Each of these also as base64 (three alignments, both alphabets), base32, hex (also `\x..` and with colons),
 //! UTF-16 and its base64, and, where it differs, in the escapes of JSON (once, twice, ASCII, `\/`,
 //! HTML-safe), URLs (each set of reserved characters, forms, twice), POSIX shell, SQL, CSV, Python, Go
-//! and XML. Hex, base32 and the digits of percent escapes in either case. A form shorter than 8 bytes is not looked for.
+//! and XML, and quoted-printable (not across its soft line breaks). Hex, base32 and the digits of percent escapes in either case. A form shorter than 8 bytes is not looked for.
 //!
 //! Characters of base64 that a value shares with its neighbours (up to four bits of its first and of
 //! its last byte) stay at levels `values` and `formats`, where a line that ends there must not wait for

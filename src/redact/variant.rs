@@ -49,6 +49,7 @@ pub(super) enum Form {
     PercentUnreserved,
     PythonBytes,
     PythonRepr,
+    QuotedPrintable,
     ShellAnsi,
     ShellBackslash,
     ShellDouble,
@@ -109,6 +110,7 @@ const SPECIAL_FORMS: &[Form] = &[
     Form::PythonRepr,
     Form::PythonBytes,
     Form::GoQuoted,
+    Form::QuotedPrintable,
     Form::XmlText,
     Form::XmlQuot,
     Form::XmlApos,
@@ -232,6 +234,7 @@ pub(super) fn encode(form: Form, bytes: &[u8], out: &mut Vec<u8>) {
         Form::PercentUnreserved => percent(bytes, unreserved, out),
         Form::PythonBytes => quoted(bytes, b'\'', Unprintable::ByteAscii, out),
         Form::PythonRepr => quoted(bytes, b'\'', Unprintable::Byte, out),
+        Form::QuotedPrintable => quoted_printable(bytes, out),
         Form::ShellAnsi => quoted(bytes, b'\'', Unprintable::Octal, out),
         Form::ShellBackslash => {
             for b in bytes {
@@ -354,6 +357,19 @@ fn form_encoded(bytes: &[u8], out: &mut Vec<u8>) {
                 out.push(b'%');
                 hex(*b, LOWER, out);
             }
+        }
+    }
+}
+
+/// Quoted-printable (RFC 2045, 6.7) without soft line breaks.
+fn quoted_printable(bytes: &[u8], out: &mut Vec<u8>) {
+    for b in bytes {
+        match b {
+            b'=' | 0..=8 | 11 | 12 | 14..=31 | 127.. => {
+                out.push(b'=');
+                hex(*b, UPPER, out);
+            }
+            b => out.push(*b),
         }
     }
 }
@@ -544,11 +560,13 @@ mod tests {
             (Form::PythonRepr, r#"a/b+c"d\'e\\f\n<&> $é~*"#),
             (Form::PythonBytes, r#"a/b+c"d\'e\\f\n<&> $\xc3\xa9~*"#),
             (Form::GoQuoted, r#"a/b+c\"d'e\\f\n<&> $é~*"#),
+            (Form::QuotedPrintable, "a/b+c\"d'e\\f\n<&> $=C3=A9~*"),
             (Form::XmlText, "a/b+c\"d'e\\f\n&lt;&amp;&gt; $é~*"),
             (Form::XmlQuot, "a/b+c&quot;d&#39;e\\f\n&lt;&amp;&gt; $é~*"),
         ] {
             assert_eq!(text(form, value.as_bytes()), expected, "{form:?}");
         }
+        assert_eq!(text(Form::QuotedPrintable, b"k=1\t\x7f\r\n"), "k=3D1\t=7F\r\n");
         assert_eq!(text(Form::Base32, b"foobar"), "mzxw6ytbo");
         assert_eq!(text(Form::HexColon, b"\x01\xab"), "01:ab");
         assert_eq!(text(Form::Utf16, b"ab"), "a\0b");
