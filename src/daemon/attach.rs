@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::config::Permission;
 use crate::control::Caller;
 use crate::execution::principal::{Membership, Principal};
-use crate::execution::registry::process_ref;
+use crate::execution::process::ProcessRef;
 use crate::proto::{self, Code, Problem};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::pidfd::PidFd;
@@ -113,7 +113,7 @@ impl Daemon {
             None => peer,
             Some(pid) => self.stopped_child(&peer, pid)?,
         };
-        let reference = process_ref(&process).map_err(gone)?;
+        let reference = ProcessRef::of(&process).map_err(gone)?;
         let pid = reference.pid;
         // A launcher that waits for its child is its lifeline already.
         if principal.lifeline.is_none() {

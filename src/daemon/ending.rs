@@ -16,8 +16,9 @@ use crate::audit::record::Event;
 use crate::config::Permission;
 use crate::control::Caller;
 use crate::execution::id::ExecutionId;
-use crate::execution::principal::{Ended, Execution, Membership, Principal, ProcessRef};
-use crate::execution::registry::{Unfinished, find_process};
+use crate::execution::principal::{Ended, Execution, Membership, Principal};
+use crate::execution::process::ProcessRef;
+use crate::execution::registry::Unfinished;
 use crate::identity::Facts;
 use crate::identity::attestor::{Attestor, PrincipalNumber, TreeAttestor};
 use crate::proto::{self, Problem};
@@ -115,7 +116,7 @@ impl Daemon {
             }
             Membership::Tree { root } => {
                 let mut left = end_tree(root, grace);
-                if !principal.keep_background && find_process(root).is_none() {
+                if !principal.keep_background && root.find().is_none() {
                     left.extend(self.end_orphans(principal));
                 }
                 left
@@ -300,7 +301,7 @@ impl Daemon {
             Membership::Cgroup { path, .. } => {
                 Cgroup::open(path).map_or(true, |group| group.empty_within(Duration::ZERO))
             }
-            Membership::Tree { root } => find_process(root).is_none(),
+            Membership::Tree { root } => root.find().is_none(),
         }
     }
 }
@@ -336,7 +337,7 @@ pub(super) fn end_tree(root: &ProcessRef, grace: Duration) -> Vec<String> {
             .filter(PidFd::is_alive)
             .collect()
     };
-    if find_process(root).is_none() {
+    if root.find().is_none() {
         return Vec::new();
     }
     for (signal, limit) in [(Signal::SIGTERM, grace), (Signal::SIGKILL, KILL_LIMIT)] {

@@ -17,8 +17,9 @@ use crate::clock::Timestamp;
 use crate::config::Permission;
 use crate::control::Caller;
 use crate::execution::id::ExecutionId;
-use crate::execution::principal::{Execution, Membership, Pin, ProcessRef};
-use crate::execution::registry::{self, process_ref};
+use crate::execution::principal::{Execution, Membership, Pin};
+use crate::execution::process::ProcessRef;
+use crate::execution::registry;
 use crate::proto::{self, Code, Problem};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::pidfd::PidFd;
@@ -100,7 +101,7 @@ impl Daemon {
         };
         let pid = u32::try_from(pid).map_err(|_| missing())?;
         let pidfd = PidFd::open(pid).map_err(|_| missing())?;
-        let process = process_ref(&pidfd).map_err(|_| missing())?;
+        let process = ProcessRef::of(&pidfd).map_err(|_| missing())?;
         let ids = proc::status_ids(pid).map_err(|_| missing())?;
         if ids.ruid != who.peer.uid && who.peer.uid != 0 {
             return Err(missing());

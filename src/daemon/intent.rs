@@ -13,7 +13,7 @@ use crate::catalog::secret::{Secret, Stage};
 use crate::clock::Timestamp;
 use crate::execution::exposure::Channel;
 use crate::execution::journal::Kind;
-use crate::execution::principal::ProcessRef;
+use crate::execution::process::ProcessRef;
 use crate::proto::{Code, Problem};
 use crate::secret::SecretBytes;
 use crate::vault::crypto;

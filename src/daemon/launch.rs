@@ -14,7 +14,9 @@ use crate::control::Caller;
 use crate::execution::exposure::{Channel, Exposure};
 use crate::execution::id::ExecutionId;
 use crate::execution::principal::{Execution, File, Membership, Pin, Principal};
-use crate::execution::registry::{self, SecretInode, process_ref};
+use crate::execution::process::ProcessRef;
+use crate::execution::registry;
+use crate::execution::roster::SecretInode;
 use crate::fs::tree::{AGENTS_NAME, EVENTS_NAME, FIRST_RANDOM};
 use crate::proto::{self, Code, Hold, How, Problem, Value};
 use crate::secret::SecretBytes;
@@ -470,14 +472,14 @@ impl Daemon {
                 };
                 (membership, Some(group))
             }
-            None => (Membership::Tree { root: process_ref(&peer).map_err(gone)? }, None),
+            None => (Membership::Tree { root: ProcessRef::of(&peer).map_err(gone)? }, None),
         };
         let launch = match wanted.launch {
             Some(launch) => self.launch_id(launch)?,
             None => crypto::hex(&random::<16>()?),
         };
         let lifeline = match wanted.how {
-            How::Cgroup | How::MovePeer => Some(process_ref(&peer).map_err(gone)?),
+            How::Cgroup | How::MovePeer => Some(ProcessRef::of(&peer).map_err(gone)?),
             How::Attach => None,
         };
         let definition_uids = self

@@ -14,7 +14,6 @@ use nix::sys::signal::Signal;
 use zeroize::Zeroizing;
 
 use crate::execution::principal::Principal;
-use crate::execution::registry::find_process;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::pidfd::PidFd;
 use crate::sys::proc::{self, Stat};
@@ -74,7 +73,7 @@ pub(super) fn descended(
 ) -> Vec<Stray> {
     let mut roots: HashMap<u32, &str> = HashMap::new();
     for (id, ended) in ended {
-        let launchers = ended.launchers.iter().filter(|p| find_process(p).is_some());
+        let launchers = ended.launchers.iter().filter(|p| p.find().is_some());
         roots.extend(launchers.map(|p| (p.pid, id.as_str())));
         let Some(groups) = root.and_then(|root| std::fs::read_dir(root.join(id)).ok()) else {
             continue;

@@ -6,5 +6,7 @@ pub mod handles;
 pub mod id;
 pub mod journal;
 pub mod principal;
+pub mod process;
 pub mod registry;
+pub mod roster;
 pub mod state;

@@ -15,6 +15,7 @@ use crate::identity::attestor::PrincipalNumber;
 use crate::redact::Level;
 
 use super::id::ExecutionId;
+use super::process::ProcessRef;
 
 /// Superseded files that a principal keeps for handles that are open.
 const MAX_EARLIER: usize = 64;
@@ -78,17 +79,6 @@ pub struct Ended {
     /// Processes of it may still live, and its end may not be on record.
     #[serde(default)]
     pub unsettled: bool,
-}
-
-/// A process as later workers can find it again.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ProcessRef {
-    /// Its id, meaningless without the rest.
-    pub pid: u32,
-    /// Inode of its pidfd, unique until the next boot; 0 where the kernel gives none.
-    pub unique_id: u64,
-    /// Start time in clock ticks since boot.
-    pub start_ticks: u64,
 }
 
 /// How a principal's processes are told.

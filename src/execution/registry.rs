@@ -1,25 +1,23 @@
 //! Executions and principals: in the runtime state first, in memory for speed.
 //!
 //! Invariant: a principal is found exactly while its execution runs; the moment an execution ends,
-//! none of its processes is anybody, whatever descriptors they hold. Lock order: `inner`, then the
+//! none of its processes is anybody, whatever descriptors they hold. Lock order: `roster`, then the
 //! journal's own.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use serde::{Deserialize, Serialize};
-
-use crate::clock::Timestamp;
 use crate::identity::attestor::{Members, PrincipalNumber};
 use crate::sys::pidfd::PidFd;
-use crate::sys::proc;
 
 use super::exposure::Ledger;
 use super::id::ExecutionId;
 use super::journal::{self, Journal, Kind};
-use super::principal::{Ended, Execution, Membership, Principal, ProcessRef};
+use super::principal::{Ended, Execution, Principal};
+use super::process::ProcessRef;
+use super::roster::{Inode, Roster, SecretInode};
 
 /// Ended executions that are kept for `execution list`.
 const KEPT_ENDED: usize = 1_000;
@@ -54,47 +52,6 @@ pub enum Error {
     },
 }
 
-/// What an inode of the journal stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SecretInode {
-    /// The vault's record of the value, in hex.
-    pub value: String,
-    /// Owner.
-    pub uid: u32,
-    /// Owner's group.
-    pub gid: u32,
-    /// Exact size.
-    pub size_bytes: u64,
-    /// When the version was made.
-    pub created_at: Timestamp,
-}
-
-/// What an inode number is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Inode {
-    /// A principal's directory.
-    Directory(PrincipalNumber),
-    /// A principal's `.identity`.
-    Identity(PrincipalNumber),
-    /// A version as a file of one owner.
-    Secret(Arc<SecretInode>),
-}
-
-#[derive(Default)]
-struct Inner {
-    executions: BTreeMap<ExecutionId, Arc<Execution>>,
-    principals: HashMap<PrincipalNumber, Arc<Principal>>,
-    by_cgroup: HashMap<u64, PrincipalNumber>,
-    by_path: BTreeMap<PathBuf, PrincipalNumber>,
-    by_root: HashMap<u32, (PrincipalNumber, Arc<PidFd>)>,
-    by_token: HashMap<String, u64>,
-    inodes: HashMap<u64, Inode>,
-    secret_inodes: HashMap<(String, u32), u64>,
-    /// Running executions that are pinned to a value.
-    held: HashMap<String, BTreeSet<ExecutionId>>,
-    next_number: u64,
-}
-
 /// What an earlier worker had begun to end, and died over.
 #[derive(Debug, Default)]
 pub struct Unfinished {
@@ -110,7 +67,7 @@ pub struct Unfinished {
 pub struct Registry {
     journal: Arc<Journal>,
     ledger: Ledger,
-    inner: RwLock<Inner>,
+    roster: RwLock<Roster>,
     /// Processes that were asked for at the last turn, held.
     watched: Mutex<HashMap<ProcessRef, PidFd>>,
     unfinished: Mutex<Unfinished>,
@@ -120,11 +77,11 @@ impl Registry {
     /// Reads what earlier workers registered.
     pub fn open(journal: Journal) -> Self {
         let journal = Arc::new(journal);
-        let mut inner = Inner { next_number: 1, ..Inner::default() };
+        let mut roster = Roster { next_number: 1, ..Roster::default() };
         for (_, value) in journal.all(Kind::Execution) {
             match serde_json::from_slice::<Execution>(&value) {
                 Ok(execution) => {
-                    inner.insert_execution(execution);
+                    roster.insert_execution(execution);
                 }
                 Err(_) => tracing::error!("an execution in the runtime state does not parse"),
             }
@@ -133,16 +90,17 @@ impl Registry {
             if let (Ok(number), Ok(secret)) =
                 (<[u8; 8]>::try_from(key), serde_json::from_slice::<SecretInode>(&value))
             {
-                inner.insert_secret_inode(u64::from_be_bytes(number), secret);
+                roster.insert_secret_inode(u64::from_be_bytes(number), secret);
             }
         }
         let mut unfinished = Unfinished::default();
         for (_, value) in journal.all(Kind::Principal) {
             match serde_json::from_slice::<Principal>(&value) {
                 Ok(principal) => {
-                    inner.next_number = inner.next_number.max(principal.number.0.saturating_add(1));
-                    let principal = inner.insert_principal(principal);
-                    if !inner.principals.contains_key(&principal.number) {
+                    roster.next_number =
+                        roster.next_number.max(principal.number.0.saturating_add(1));
+                    let principal = roster.insert_principal(principal);
+                    if !roster.principals.contains_key(&principal.number) {
                         unfinished.principals.push(Principal::clone(&principal));
                     }
                 }
@@ -152,10 +110,10 @@ impl Registry {
         if let Some(number) = journal.get(Kind::Fact, b"next-principal")
             && let Ok(number) = <[u8; 8]>::try_from(number)
         {
-            inner.next_number = inner.next_number.max(u64::from_be_bytes(number));
+            roster.next_number = roster.next_number.max(u64::from_be_bytes(number));
         }
-        let populated: HashSet<_> = inner.principals.values().map(|p| &p.execution).collect();
-        for execution in inner.executions.values() {
+        let populated: HashSet<_> = roster.principals.values().map(|p| &p.execution).collect();
+        for execution in roster.executions.values() {
             match &execution.ended {
                 Some(ended) if ended.unsettled => unfinished.ended.push(execution.id.clone()),
                 None if execution.implicit && !populated.contains(&execution.id) => {
@@ -166,7 +124,7 @@ impl Registry {
         }
         let ledger = Ledger::open(journal.clone());
         let (watched, unfinished) = (Mutex::default(), Mutex::new(unfinished));
-        Self { journal, ledger, inner: RwLock::new(inner), watched, unfinished }
+        Self { journal, ledger, roster: RwLock::new(roster), watched, unfinished }
     }
 
     /// What an earlier worker had begun to end; given once.
@@ -179,12 +137,12 @@ impl Registry {
         &self.journal
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Roster> {
+        self.roster.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
-        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Roster> {
+        self.roster.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which of these processes have ended. Those that live are held until they are not asked for any
@@ -197,7 +155,7 @@ impl Registry {
             if held.contains_key(process) || ended.contains(process) {
                 continue;
             }
-            let pidfd = watched.remove(process).or_else(|| find_process(process));
+            let pidfd = watched.remove(process).or_else(|| process.find());
             match pidfd.filter(PidFd::is_alive) {
                 Some(pidfd) => {
                     held.insert(process.clone(), pidfd);
@@ -232,8 +190,8 @@ impl Registry {
     /// # Errors
     /// See [`Error`].
     pub fn start(&self, execution: Execution) -> Result<(Arc<Execution>, bool), Error> {
-        let mut inner = self.write();
-        if let Some(existing) = inner.executions.get(&execution.id) {
+        let mut roster = self.write();
+        if let Some(existing) = roster.executions.get(&execution.id) {
             if let Some(ended) = &existing.ended {
                 return Err(Error::Ended {
                     id: execution.id.clone(),
@@ -252,7 +210,7 @@ impl Registry {
             return Ok((existing.clone(), false));
         }
         self.store_execution(&execution)?;
-        Ok((inner.insert_execution(execution), true))
+        Ok((roster.insert_execution(execution), true))
     }
 
     fn store_execution(&self, execution: &Execution) -> Result<(), Error> {
@@ -269,16 +227,16 @@ impl Registry {
         id: &ExecutionId,
         change: impl FnOnce(&mut Execution),
     ) -> Result<Arc<Execution>, Error> {
-        let mut inner = self.write();
+        let mut roster = self.write();
         let existing =
-            inner.executions.get(id).ok_or_else(|| Error::Unknown { id: id.to_string() })?;
+            roster.executions.get(id).ok_or_else(|| Error::Unknown { id: id.to_string() })?;
         if let Some(ended) = &existing.ended {
             return Err(Error::Ended { id: id.clone(), reason: ended.reason.clone() });
         }
         let mut changed = Execution::clone(existing);
         change(&mut changed);
         self.store_execution(&changed)?;
-        Ok(inner.insert_execution(changed))
+        Ok(roster.insert_execution(changed))
     }
 
     /// A number for a principal to be.
@@ -286,10 +244,10 @@ impl Registry {
     /// # Errors
     /// [`Error::State`].
     pub fn next_principal(&self) -> Result<PrincipalNumber, Error> {
-        let mut inner = self.write();
-        let number = inner.next_number;
+        let mut roster = self.write();
+        let number = roster.next_number;
         self.journal.put(Kind::Fact, b"next-principal", &(number + 1).to_be_bytes())?;
-        inner.next_number = number + 1;
+        roster.next_number = number + 1;
         Ok(PrincipalNumber(number))
     }
 
@@ -298,8 +256,8 @@ impl Registry {
     /// # Errors
     /// See [`Error`].
     pub fn register(&self, principal: Principal) -> Result<Arc<Principal>, Error> {
-        let mut inner = self.write();
-        match inner.executions.get(&principal.execution) {
+        let mut roster = self.write();
+        match roster.executions.get(&principal.execution) {
             None => return Err(Error::Unknown { id: principal.execution.to_string() }),
             Some(execution) => {
                 if let Some(ended) = &execution.ended {
@@ -312,7 +270,7 @@ impl Registry {
         }
         let value = serde_json::to_vec(&principal).map_err(|_| journal::Error::TooLong)?;
         self.journal.put(Kind::Principal, &principal.number.0.to_be_bytes(), &value)?;
-        Ok(inner.insert_principal(principal))
+        Ok(roster.insert_principal(principal))
     }
 
     /// Changes a registered principal, but for what it is found by.
@@ -324,14 +282,14 @@ impl Registry {
         number: PrincipalNumber,
         change: impl FnOnce(&mut Principal),
     ) -> Result<Option<Arc<Principal>>, Error> {
-        let mut inner = self.write();
-        let Some(existing) = inner.principals.get(&number) else { return Ok(None) };
+        let mut roster = self.write();
+        let Some(existing) = roster.principals.get(&number) else { return Ok(None) };
         let mut changed = Principal::clone(existing);
         change(&mut changed);
         let value = serde_json::to_vec(&changed).map_err(|_| journal::Error::TooLong)?;
         self.journal.put(Kind::Principal, &number.0.to_be_bytes(), &value)?;
         let changed = Arc::new(changed);
-        inner.principals.insert(number, changed.clone());
+        roster.principals.insert(number, changed.clone());
         Ok(Some(changed))
     }
 
@@ -341,10 +299,10 @@ impl Registry {
     /// # Errors
     /// [`Error::State`].
     pub fn unregister(&self, number: PrincipalNumber) -> Result<Option<Arc<Principal>>, Error> {
-        let mut inner = self.write();
-        let Some(principal) = inner.principals.get(&number) else { return Ok(None) };
+        let mut roster = self.write();
+        let Some(principal) = roster.principals.get(&number) else { return Ok(None) };
         self.store_ending(principal)?;
-        Ok(inner.remove_principal(number))
+        Ok(roster.remove_principal(number))
     }
 
     fn store_ending(&self, principal: &Principal) -> Result<(), Error> {
@@ -364,8 +322,8 @@ impl Registry {
     /// # Errors
     /// [`Error::State`].
     pub fn forget(&self, number: PrincipalNumber) -> Result<(), Error> {
-        let inner = self.write();
-        if inner.principals.contains_key(&number) {
+        let roster = self.write();
+        if roster.principals.contains_key(&number) {
             return Ok(());
         }
         Ok(self.journal.remove(Kind::Principal, &number.0.to_be_bytes())?)
@@ -380,9 +338,9 @@ impl Registry {
         id: &ExecutionId,
         ended: Ended,
     ) -> Result<(Arc<Execution>, Vec<Arc<Principal>>), Error> {
-        let mut inner = self.write();
+        let mut roster = self.write();
         let existing =
-            inner.executions.get(id).ok_or_else(|| Error::Unknown { id: id.to_string() })?;
+            roster.executions.get(id).ok_or_else(|| Error::Unknown { id: id.to_string() })?;
         if existing.ended.is_some() {
             return Ok((existing.clone(), Vec::new()));
         }
@@ -390,17 +348,17 @@ impl Registry {
         execution.ended = Some(ended);
         // The end is stored first: a successor that reads it drops the principals as well.
         self.store_execution(&execution)?;
-        let execution = inner.insert_execution(execution);
+        let execution = roster.insert_execution(execution);
         let members: Vec<_> =
-            inner.principals.values().filter(|p| p.execution == *id).map(|p| p.number).collect();
+            roster.principals.values().filter(|p| p.execution == *id).map(|p| p.number).collect();
         let mut removed = Vec::new();
         for number in members {
-            if let Some(principal) = inner.principals.get(&number) {
+            if let Some(principal) = roster.principals.get(&number) {
                 self.store_ending(principal)?;
             }
-            removed.extend(inner.remove_principal(number));
+            removed.extend(roster.remove_principal(number));
         }
-        self.forget_old(&mut inner)?;
+        self.forget_old(&mut roster)?;
         Ok((execution, removed))
     }
 
@@ -409,8 +367,8 @@ impl Registry {
     /// # Errors
     /// [`Error::State`].
     pub fn settle(&self, id: &ExecutionId) -> Result<(), Error> {
-        let mut inner = self.write();
-        let Some(mut execution) = inner.executions.get(id).map(|e| Execution::clone(e)) else {
+        let mut roster = self.write();
+        let Some(mut execution) = roster.executions.get(id).map(|e| Execution::clone(e)) else {
             return Ok(());
         };
         let Some(ended) = execution.ended.as_mut().filter(|ended| ended.unsettled) else {
@@ -418,13 +376,13 @@ impl Registry {
         };
         ended.unsettled = false;
         self.store_execution(&execution)?;
-        inner.insert_execution(execution);
+        roster.insert_execution(execution);
         Ok(())
     }
 
     /// Forgets the oldest of too many ended executions.
-    fn forget_old(&self, inner: &mut Inner) -> Result<(), Error> {
-        let mut ended: Vec<_> = inner
+    fn forget_old(&self, roster: &mut Roster) -> Result<(), Error> {
+        let mut ended: Vec<_> = roster
             .executions
             .values()
             .filter_map(|e| e.ended.as_ref().map(|ended| (ended.at, e.id.clone())))
@@ -435,7 +393,7 @@ impl Registry {
         ended.sort();
         for (_, id) in ended.drain(..ended.len() - KEPT_ENDED) {
             self.journal.remove(Kind::Execution, id.as_str().as_bytes())?;
-            inner.executions.remove(&id);
+            roster.executions.remove(&id);
         }
         Ok(())
     }
@@ -447,13 +405,13 @@ impl Registry {
     /// [`Error::State`].
     pub fn secret_inode(&self, secret: SecretInode, fresh: u64) -> Result<u64, Error> {
         let key = (secret.value.clone(), secret.uid);
-        let mut inner = self.write();
-        if let Some(inode) = inner.secret_inodes.get(&key) {
+        let mut roster = self.write();
+        if let Some(inode) = roster.secret_inodes.get(&key) {
             return Ok(*inode);
         }
         let value = serde_json::to_vec(&secret).map_err(|_| journal::Error::TooLong)?;
         self.journal.put(Kind::Inode, &fresh.to_be_bytes(), &value)?;
-        inner.insert_secret_inode(fresh, secret);
+        roster.insert_secret_inode(fresh, secret);
         Ok(fresh)
     }
 
@@ -479,9 +437,9 @@ impl Registry {
 
     /// Principals of an execution, by number.
     pub fn principals_of(&self, id: &ExecutionId) -> Vec<Arc<Principal>> {
-        let inner = self.read();
+        let roster = self.read();
         let mut found: Vec<_> =
-            inner.principals.values().filter(|p| p.execution == *id).cloned().collect();
+            roster.principals.values().filter(|p| p.execution == *id).cloned().collect();
         found.sort_by_key(|p| p.number);
         found
     }
@@ -509,107 +467,17 @@ impl Registry {
     }
 }
 
-impl Inner {
-    fn insert_execution(&mut self, execution: Execution) -> Arc<Execution> {
-        if let Some(old) = self.executions.get(&execution.id).cloned() {
-            for pin in old.pins.values() {
-                if let Some(holders) = self.held.get_mut(&pin.value) {
-                    holders.remove(&old.id);
-                    if holders.is_empty() {
-                        self.held.remove(&pin.value);
-                    }
-                }
-            }
-        }
-        if execution.ended.is_none() {
-            for pin in execution.pins.values() {
-                self.held.entry(pin.value.clone()).or_default().insert(execution.id.clone());
-            }
-        }
-        let execution = Arc::new(execution);
-        self.executions.insert(execution.id.clone(), execution.clone());
-        execution
-    }
-
-    fn insert_secret_inode(&mut self, number: u64, secret: SecretInode) {
-        self.secret_inodes.insert((secret.value.clone(), secret.uid), number);
-        self.inodes.insert(number, Inode::Secret(Arc::new(secret)));
-    }
-
-    fn insert_principal(&mut self, principal: Principal) -> Arc<Principal> {
-        let number = principal.number;
-        let principal = Arc::new(principal);
-        self.inodes.insert(principal.directory, Inode::Directory(number));
-        self.inodes.insert(principal.identity, Inode::Identity(number));
-        self.by_token.insert(principal.token.clone(), principal.directory);
-        let ended = self.executions.get(&principal.execution).is_none_or(|e| e.ended.is_some());
-        if ended || principal.ending {
-            return principal;
-        }
-        match &principal.membership {
-            Membership::Cgroup { id, below, .. } => {
-                self.by_cgroup.insert(*id, number);
-                self.by_path.insert(below.clone(), number);
-            }
-            Membership::Tree { root } => {
-                // A root that is gone, or another process under its id, roots nothing.
-                if let Some(pidfd) = find_process(root) {
-                    self.by_root.insert(root.pid, (number, Arc::new(pidfd)));
-                }
-            }
-        }
-        self.principals.insert(number, principal.clone());
-        principal
-    }
-
-    fn remove_principal(&mut self, number: PrincipalNumber) -> Option<Arc<Principal>> {
-        let principal = self.principals.remove(&number)?;
-        match &principal.membership {
-            Membership::Cgroup { id, below, .. } => {
-                self.by_cgroup.remove(id);
-                self.by_path.remove(below);
-            }
-            Membership::Tree { root } => {
-                self.by_root.remove(&root.pid);
-            }
-        }
-        Some(principal)
-    }
-}
-
-/// The process that `process` names, if it still lives.
-pub fn find_process(process: &ProcessRef) -> Option<PidFd> {
-    let pidfd = PidFd::open(process.pid).ok()?;
-    let stat = proc::Stat::read(process.pid).ok()?;
-    let same_start = stat.start_ticks == process.start_ticks;
-    let same_id =
-        process.unique_id == 0 || pidfd.unique_id().is_ok_and(|id| id == process.unique_id);
-    (same_start && same_id && pidfd.is_alive()).then_some(pidfd)
-}
-
-/// What later workers need to find a process again.
-///
-/// # Errors
-/// When it is gone.
-pub fn process_ref(pidfd: &PidFd) -> std::io::Result<ProcessRef> {
-    let pid = pidfd.pid()?;
-    let stat = proc::Stat::read(pid)?;
-    // Asked again after the reading: the id was this process's all along.
-    pidfd.pid()?;
-    Ok(ProcessRef { pid, unique_id: pidfd.unique_id()?, start_ticks: stat.start_ticks })
-}
-
 impl Members for Registry {
     fn by_cgroup(&self, cgroup_id: u64) -> Option<PrincipalNumber> {
         self.read().by_cgroup.get(&cgroup_id).copied()
     }
 
     fn by_cgroup_path(&self, path: &Path) -> Option<PrincipalNumber> {
-        let inner = self.read();
-        if inner.by_path.is_empty() {
+        let roster = self.read();
+        if roster.by_path.is_empty() {
             return None;
         }
-        path.ancestors().find_map(|ancestor| inner.by_path.get(ancestor).copied())
+        path.ancestors().find_map(|ancestor| roster.by_path.get(ancestor).copied())
     }
 
     fn by_root(&self, pid: u32) -> Option<PrincipalNumber> {
@@ -633,250 +501,4 @@ impl std::fmt::Debug for Registry {
 pub(crate) use tests::fixture;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::execution::principal::{File, Pin};
-    use crate::execution::state::State;
-    use std::collections::BTreeMap;
-
-    fn execution(id: &str) -> Execution {
-        Execution {
-            id: id.parse().unwrap(),
-            chain: "deploy-pipeline".into(),
-            environment: Some("prod".into()),
-            user: "ci".into(),
-            uid: 1000,
-            workspace: "host".into(),
-            labels: BTreeMap::new(),
-            started_at: Timestamp::UNIX_EPOCH,
-            deadline: None,
-            owner: None,
-            implicit: false,
-            definition_digest: String::new(),
-            pins: BTreeMap::new(),
-            ended: None,
-        }
-    }
-
-    fn principal(registry: &Registry, id: &str, cgroup: u64) -> Principal {
-        let number = registry.next_principal().unwrap();
-        Principal {
-            number,
-            execution: id.parse().unwrap(),
-            chain: "deploy-pipeline".into(),
-            agent: "Deployer".into(),
-            environment: Some("prod".into()),
-            user: "ci".into(),
-            login_uid: None,
-            workspace: "host".into(),
-            uid: 1000,
-            gid: 1000,
-            uids: vec![1001],
-            token: format!("{cgroup:032x}"),
-            directory: 1 << 20 | cgroup << 1,
-            identity: 1 << 20 | cgroup << 1 | 1,
-            membership: Membership::Cgroup {
-                id: cgroup,
-                path: format!("/sys/fs/cgroup/strongroom/{id}/{cgroup}").into(),
-                below: format!("/strongroom/{id}/{cgroup}").into(),
-            },
-            files: BTreeMap::new(),
-            earlier: Vec::new(),
-            started_at: Timestamp::UNIX_EPOCH,
-            launch: String::new(),
-            lifeline: None,
-            keep_background: false,
-            events_folder: String::new(),
-            outputs: None,
-            isolation: None,
-            redact: crate::redact::Level::All,
-            ending: false,
-        }
-    }
-
-    fn over() -> Ended {
-        Ended { at: Timestamp::UNIX_EPOCH, reason: "ended".into(), unsettled: true }
-    }
-
-    /// An agent that runs and has one file, for tests of those who serve it.
-    pub(crate) fn fixture(registry: &Registry) -> (Arc<Principal>, File) {
-        registry.start(execution("run-1")).unwrap();
-        let value = "00".repeat(16);
-        let secret = SecretInode {
-            value: value.clone(),
-            uid: 1000,
-            gid: 1000,
-            size_bytes: 9,
-            created_at: Timestamp::UNIX_EPOCH,
-        };
-        let file = File {
-            inode: registry.secret_inode(secret, 1 << 40).unwrap(),
-            secret: "11".repeat(16),
-            key: "KEY".into(),
-            scope: "org".into(),
-            environment: None,
-            version: 1,
-            value,
-            size_bytes: 9,
-            created_at: Timestamp::UNIX_EPOCH,
-            expires_at: None,
-            access_log_enabled: true,
-            floating: false,
-        };
-        let mut one = principal(registry, "run-1", 41);
-        one.files.insert("KEY".into(), file.clone());
-        (registry.register(one).unwrap(), file)
-    }
-
-    #[test]
-    fn a_principal_is_found_while_its_execution_runs_and_by_the_next_worker() {
-        let state = State::create().unwrap();
-        let registry = Registry::open(Journal::open(&state));
-        registry.start(execution("run-1")).unwrap();
-        let one = principal(&registry, "run-1", 41);
-        let number = registry.register(one.clone()).unwrap().number;
-        for registry in [&registry, &Registry::open(Journal::open(&state))] {
-            assert_eq!(registry.by_cgroup(41), Some(number));
-            assert_eq!(registry.by_cgroup(42), None);
-            assert_eq!(
-                registry.by_cgroup_path(Path::new("/strongroom/run-1/41/docker/x")),
-                Some(number)
-            );
-            assert_eq!(registry.by_cgroup_path(Path::new("/strongroom/run-1/410")), None);
-            assert_eq!(registry.directory(&one.token), Some(one.directory));
-        }
-        let next = Registry::open(Journal::open(&state));
-        assert!(next.next_principal().unwrap() > number);
-        let (_, members) = next.end(&one.execution, over()).unwrap();
-        assert_eq!(members.len(), 1);
-        assert_eq!(next.by_cgroup(41), None);
-        assert_eq!(next.principal(number), None);
-        assert_eq!(next.inode(one.directory), Some(Inode::Directory(number)));
-        assert_eq!(Registry::open(Journal::open(&state)).by_cgroup(41), None);
-    }
-
-    #[test]
-    fn what_was_being_ended_is_told_to_the_next_worker_until_it_is_done() {
-        let state = State::create().unwrap();
-        let registry = Registry::open(Journal::open(&state));
-        registry.start(execution("run-1")).unwrap();
-        for id in ["alone", "cut-short"] {
-            registry.start(Execution { implicit: true, ..execution(id) }).unwrap();
-        }
-        let one = registry.register(principal(&registry, "run-1", 41)).unwrap().number;
-        let two = registry.register(principal(&registry, "run-1", 42)).unwrap().number;
-        let three = registry.register(principal(&registry, "alone", 43)).unwrap().number;
-        let unfinished = |registry: &Registry| {
-            let mut left = registry.take_unfinished();
-            left.principals.sort_by_key(|p| p.number);
-            let numbers: Vec<_> = left.principals.iter().map(|p| p.number).collect();
-            let names =
-                |ids: &[ExecutionId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
-            (numbers, names(&left.ended), names(&left.deserted))
-        };
-        let next = || Registry::open(Journal::open(&state));
-        assert_eq!(unfinished(&next()), (vec![], vec![], vec!["cut-short".to_owned()]));
-
-        registry.unregister(one).unwrap();
-        let seen = next();
-        assert_eq!((seen.by_cgroup(41), seen.by_cgroup(42)), (None, Some(two)));
-        let cut_short = vec!["cut-short".to_owned()];
-        assert_eq!(unfinished(&seen), (vec![one], vec![], cut_short.clone()));
-        assert_eq!(unfinished(&seen), (vec![], vec![], vec![]), "given once");
-        registry.forget(one).unwrap();
-        registry.forget(two).unwrap();
-        assert_eq!(next().by_cgroup(42), Some(two), "one that is registered is not forgotten");
-
-        registry.end(&"run-1".parse().unwrap(), over()).unwrap();
-        assert_eq!(unfinished(&next()), (vec![two], vec!["run-1".to_owned()], cut_short.clone()));
-        registry.forget(two).unwrap();
-        registry.settle(&"run-1".parse().unwrap()).unwrap();
-        assert_eq!(unfinished(&next()), (vec![], vec![], cut_short));
-
-        registry.unregister(three).unwrap();
-        registry.forget(three).unwrap();
-        let deserted = vec!["alone".to_owned(), "cut-short".to_owned()];
-        assert_eq!(unfinished(&next()), (vec![], vec![], deserted));
-    }
-
-    #[test]
-    fn a_repeated_start_is_the_same_execution_and_a_different_one_is_refused() {
-        let registry = Registry::open(Journal::open(&State::create().unwrap()));
-        let (first, is_new) = registry.start(execution("run-1")).unwrap();
-        assert!(is_new);
-        let (again, is_new) = registry.start(execution("run-1")).unwrap();
-        assert!(!is_new);
-        assert_eq!(first, again);
-        let other = Execution { chain: "other".into(), ..execution("run-1") };
-        assert!(matches!(registry.start(other), Err(Error::Conflict { .. })));
-        registry.end(&first.id, over()).unwrap();
-        assert!(matches!(registry.start(execution("run-1")), Err(Error::Ended { .. })));
-        let late = principal(&registry, "run-1", 7);
-        assert!(matches!(registry.register(late), Err(Error::Ended { .. })));
-    }
-
-    #[test]
-    fn a_value_is_held_while_an_execution_that_is_pinned_to_it_runs() {
-        let state = State::create().unwrap();
-        let registry = Registry::open(Journal::open(&state));
-        let pin = |value: &str| Pin {
-            version: 1,
-            value: value.into(),
-            size_bytes: 1,
-            created_at: Timestamp::UNIX_EPOCH,
-            generation: 0,
-        };
-        for id in ["run-1", "run-2"] {
-            let mut one = execution(id);
-            one.pins.insert("key".into(), pin("aa"));
-            registry.start(one).unwrap();
-        }
-        for registry in [&registry, &Registry::open(Journal::open(&state))] {
-            assert_eq!(registry.holders("aa").len(), 2);
-            assert!(!registry.is_held("bb"));
-        }
-        let id: ExecutionId = "run-1".parse().unwrap();
-        registry.update(&id, |e| drop(e.pins.insert("key".into(), pin("bb")))).unwrap();
-        assert_eq!(registry.holders("aa").len(), 1);
-        assert_eq!(registry.holders("bb"), std::slice::from_ref(&id));
-        registry.end(&id, over()).unwrap();
-        assert!(!registry.is_held("bb"));
-        assert!(!Registry::open(Journal::open(&state)).is_held("bb"));
-    }
-
-    #[test]
-    fn a_process_that_ended_is_told_and_one_that_is_not_asked_for_is_not_held() {
-        let registry = Registry::open(Journal::open(&State::create().unwrap()));
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let of = |pid| process_ref(&PidFd::open(pid).unwrap()).unwrap();
-        let (own, other) = (of(std::process::id()), of(child.id()));
-        let held = || registry.watched.lock().unwrap().len();
-        for _ in 0..2 {
-            assert!(registry.ended_of([&own, &other, &own].into_iter()).is_empty());
-            assert_eq!(held(), 2);
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(registry.ended_of([&own, &other].into_iter()), HashSet::from([other.clone()]));
-        assert_eq!(registry.ended_of([&other].into_iter()), HashSet::from([other]));
-        assert_eq!(held(), 0);
-    }
-
-    #[test]
-    fn one_version_and_owner_has_one_inode_for_ever() {
-        let state = State::create().unwrap();
-        let registry = Registry::open(Journal::open(&state));
-        let secret = |uid| SecretInode {
-            value: "aa".into(),
-            uid,
-            gid: 0,
-            size_bytes: 3,
-            created_at: Timestamp::UNIX_EPOCH,
-        };
-        assert_eq!(registry.secret_inode(secret(1), 5000).unwrap(), 5000);
-        assert_eq!(registry.secret_inode(secret(1), 5001).unwrap(), 5000);
-        assert_eq!(registry.secret_inode(secret(2), 5002).unwrap(), 5002);
-        let next = Registry::open(Journal::open(&state));
-        assert_eq!(next.secret_inode(secret(1), 5003).unwrap(), 5000);
-    }
-}
+mod tests;
