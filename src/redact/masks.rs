@@ -12,20 +12,8 @@ pub(super) struct Masks<const N: usize> {
     from: usize,
 }
 
-/// For each byte, whether it and those before it make a run of `LEN` (at most 64) bytes that are all
-/// set. `before` is the mask of the 64 bytes before.
-pub(super) fn run_ends<const LEN: usize>(before: u64, mask: u64) -> u64 {
-    let mut ends = u128::from(mask) << 64 | u128::from(before);
-    let mut have = 1;
-    while have < LEN {
-        let step = have.min(LEN - have);
-        ends &= ends << step;
-        have += step;
-    }
-    (ends >> 64) as u64
-}
-
-/// The same for one mask after the other of a text, `LEN` a power of two from 2 to 64.
+/// For one mask after the other of a text, which bytes end a run of `LEN` (2 to 64) bytes that are all
+/// set.
 #[derive(Default)]
 pub(super) struct Runs<const LEN: usize> {
     /// Of the mask before, what ends a run of 1, 2, 4, ... bytes.
@@ -35,12 +23,16 @@ pub(super) struct Runs<const LEN: usize> {
 impl<const LEN: usize> Runs<LEN> {
     #[inline]
     pub(super) fn ends(&mut self, mask: u64) -> u64 {
-        let mut ends = mask;
-        for step in 0..LEN.ilog2() as usize {
-            let by = 1 << step;
-            let moved = ends << by | self.before[step] >> (u64::BITS - by);
-            self.before[step] = ends;
+        let (mut ends, mut have) = (mask, 1);
+        for before in &mut self.before {
+            let by = have.min(LEN - have);
+            if by == 0 {
+                break;
+            }
+            let moved = ends << by | *before >> (BLOCK_BYTES - by);
+            *before = ends;
             ends &= moved;
+            have += by;
         }
         ends
     }
@@ -81,6 +73,22 @@ impl<const N: usize> Masks<N> {
             let before = number.checked_sub(1).map(|number| &self.words[number]);
             (self.from + at, before, &self.words[number], inside)
         })
+    }
+
+    /// The masks of the 64 bytes from `at` on.
+    #[inline]
+    pub(super) fn window(&self, at: usize) -> [u64; N] {
+        let at = at - self.from;
+        let (number, bit) = (at / BLOCK_BYTES, at % BLOCK_BYTES);
+        let Some(first) = self.words.get(number) else { return [0; N] };
+        let mut window = *first;
+        if bit > 0 {
+            let next = self.words.get(number + 1).unwrap_or(&[0; N]);
+            for (mask, next) in window.iter_mut().zip(next) {
+                *mask = *mask >> bit | next << (BLOCK_BYTES - bit);
+            }
+        }
+        window
     }
 
     /// Where the run of a set's bytes ends that begins at `at`; `at` itself if there is none.
@@ -138,23 +146,31 @@ mod tests {
             let text: Vec<u8> = (0..2000_u32)
                 .map(|n| if n.wrapping_mul(0x9e37_79b9) >> 24 < sparse { b' ' } else { b'x' })
                 .collect();
-            let (mut masks, mut before, mut found) = (Masks::default(), 0, Vec::new());
-            let (mut sixteen, mut two) = (Runs::<16>::default(), Runs::<2>::default());
+            let (mut masks, mut found) = (Masks::default(), [vec![], vec![], vec![]]);
+            let (mut sixteen, mut fifteen, mut two) =
+                (Runs::<16>::default(), Runs::<15>::default(), Runs::<2>::default());
             masks.fill(&text, from, &[Set::of(b"x")]);
             for (at, [mask]) in masks.each() {
-                let ends = run_ends::<16>(before, mask);
-                assert_eq!(sixteen.ends(mask), ends);
-                assert_eq!(two.ends(mask), run_ends::<2>(before, mask));
-                found.extend(bits(ends).map(|bit| at + bit));
-                before = mask;
+                let ends = [two.ends(mask), fifteen.ends(mask), sixteen.ends(mask)];
+                for (found, ends) in found.iter_mut().zip(ends) {
+                    found.extend(bits(ends).map(|bit| at + bit));
+                }
             }
             let is_set = |b: &&u8| **b == b'x';
-            let is_run = |end: &usize| text[end + 1 - 16..=*end].iter().all(|b| is_set(&b));
-            assert_eq!(found, (from + 15..text.len()).filter(is_run).collect::<Vec<_>>());
+            for (found, len) in found.iter().zip([2, 15, 16]) {
+                let is_run = |end: &usize| text[end + 1 - len..=*end].iter().all(|b| is_set(&b));
+                let expected: Vec<_> = (from + len - 1..text.len()).filter(is_run).collect();
+                assert_eq!(*found, expected, "{len}");
+            }
             for at in from..=text.len() {
                 let after = text[at..].iter().take_while(is_set).count();
                 let before = text[from..at].iter().rev().take_while(is_set).count();
                 assert_eq!(masks.run_end(0, at), at + after, "{sparse} {from} {at}");
+                let [window] = masks.window(at);
+                for bit in 0..BLOCK_BYTES {
+                    let is_there = text.get(at + bit).is_some_and(|b| is_set(&b));
+                    assert_eq!(window >> bit & 1 == 1, is_there, "{sparse} {from} {at} {bit}");
+                }
                 assert_eq!(masks.run_start(0, at), at - before, "{sparse} {from} {at}");
                 let to = text.len().min(at + at % 200);
                 let mut count = 0;

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::chain::{BACK_CHARS, Chain, Chains};
 use super::detect::{self, Detector};
 use super::lens::{Search, is_base64};
-use super::masks::{Masks, bits, run_ends};
+use super::masks::{Masks, Runs, bits};
 use super::needle::reserve;
 use super::part::{Hit, Text};
 use crate::sys::base64::{self, ALIGNMENTS, Bytes, len_of, shift};
@@ -335,9 +335,9 @@ fn runs(text: Text<'_>, masks: &mut Masks<1>, each: &mut dyn FnMut(usize, usize)
             each(begun, done);
         }
     }
-    let (mut before, mut ends_before) = (0, 0);
+    let (mut long, mut ends_before) = (Runs::<RUN_BYTES_MIN>::default(), 0);
     for (at, [mask]) in masks.each() {
-        let ends = run_ends::<RUN_BYTES_MIN>(before, mask);
+        let ends = long.ends(mask);
         // The sixteenth character of each run.
         for bit in bits(ends & !(ends << 1 | ends_before >> 63)) {
             if at + bit >= done + RUN_BYTES_MIN - 1 {
@@ -346,7 +346,7 @@ fn runs(text: Text<'_>, masks: &mut Masks<1>, each: &mut dyn FnMut(usize, usize)
                 each(start, done);
             }
         }
-        (before, ends_before) = (mask, ends);
+        ends_before = ends;
     }
     if !text.end && done < len {
         let start = masks.run_start(0, len).max(done);
@@ -372,7 +372,7 @@ fn decode(
     };
     let bits = room.bits.of(run.chars);
     let gate = look.gate(bits, run.chars.len());
-    for (alignment, is_open) in gate.into_iter().enumerate().take(run.chars.len()) {
+    for (alignment, may_hold) in gate.into_iter().enumerate().take(run.chars.len()) {
         let len = len_of(run.chars.len() - alignment);
         room.decoded.clear();
         reserve(&mut room.decoded, len);
@@ -383,7 +383,7 @@ fn decode(
         let after = |byte: usize| alignment + after(byte);
         let ends_inside =
             || look.made_of.is_none_or(|set| decoded.last().is_some_and(|b| set.has(*b)));
-        if !(is_open || run.is_open && ends_inside()) {
+        if !(may_hold || run.is_open && ends_inside()) {
             if run.is_open {
                 each(Part::Open(first(len)));
             }

@@ -7,7 +7,7 @@
 
 use std::sync::LazyLock;
 
-use crate::redact::masks::{Masks, bits, run_ends};
+use crate::redact::masks::{Masks, Runs, bits};
 use crate::sys::simd::{BLOCK_BYTES, Set};
 
 /// Shorter runs hold no secret of a known format.
@@ -235,7 +235,7 @@ impl Run {
 }
 
 /// Masks of a text, by [`SETS`].
-pub(super) type Marks = Masks<8>;
+pub(super) type Marks = Masks<10>;
 
 /// What of those is which.
 pub(super) const OF_TOKEN: usize = 0;
@@ -248,9 +248,11 @@ pub(super) const OF_BODY: usize = 5;
 pub(super) const OF_PERCENT: usize = 6;
 /// What passwords have, and names do not.
 pub(super) const OF_SPECIAL: usize = 7;
+pub(super) const OF_COLON: usize = 8;
+pub(super) const OF_DOT: usize = 9;
 
 /// What a scan looks for by masks.
-const SETS: [Set; 8] = [
+const SETS: [Set; 10] = [
     Set::of_table(&TABLE, TOKEN),
     Set::of_table(&TABLE, ALNUM),
     Set::of_table(&TABLE, STRIKING),
@@ -267,11 +269,18 @@ const SETS: [Set; 8] = [
     },
     Set::of(b"%"),
     Set::of(b"!#$%*+?@^~"),
+    Set::of(b":"),
+    Set::of(b"."),
 ];
 
 /// Whether a byte of a set is in `from..to`.
 pub(super) fn has(marks: &Marks, set: usize, from: usize, to: usize) -> bool {
     marks.blocks(from, to).any(|(_, _, masks, inside)| masks[set] & inside != 0)
+}
+
+/// How many bytes of a set are in `from..to`.
+pub(super) fn count(marks: &Marks, set: usize, from: usize, to: usize) -> u32 {
+    marks.blocks(from, to).map(|(_, _, masks, inside)| (masks[set] & inside).count_ones()).sum()
 }
 
 /// Which kinds of bytes a part of a text has.
@@ -328,10 +337,9 @@ pub(super) fn runs(text: &Text<'_>, marks: &mut Marks, found: &mut Vec<Run>) {
             found.push(Run { start: 0, end: done, is_open });
         }
     }
-    let (mut before, mut ends_before) = (0, 0);
+    let (mut long, mut ends_before) = (Runs::<RUN_BYTES_MIN>::default(), 0);
     for (at, masks) in marks.each() {
-        let mask = masks[OF_TOKEN];
-        let ends = run_ends::<RUN_BYTES_MIN>(before, mask);
+        let ends = long.ends(masks[OF_TOKEN]);
         // The last byte of each, if it were no longer.
         for bit in bits(ends & !(ends << 1 | ends_before >> 63)) {
             if at + bit >= done + RUN_BYTES_MIN - 1 {
@@ -340,7 +348,7 @@ pub(super) fn runs(text: &Text<'_>, marks: &mut Marks, found: &mut Vec<Run>) {
                 found.push(Run { start, end: done, is_open: text.is_cut(done) });
             }
         }
-        (before, ends_before) = (mask, ends);
+        ends_before = ends;
     }
     let last = marks.run_start(OF_TOKEN, len);
     if !text.end && done <= last && last < len {

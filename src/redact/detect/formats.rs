@@ -16,11 +16,13 @@ use super::class::{
 use super::jwt::jwt;
 use super::pattern::{DECIDING_BYTES, Match};
 use super::pem::{self, Begin, Place, Reach};
+use super::quick::{Quick, quick};
 use super::random::{is_placeholder, is_varied, is_wordy};
 use super::rules::Coded;
 use super::value::Scheming;
 use super::{Compiled, Detector, Look};
 use crate::redact::masks::bits;
+use crate::sys::simd::BLOCK_BYTES;
 
 /// How a token goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +77,43 @@ pub(super) struct Formats {
     pub open: Option<(Option<usize>, Going)>,
 }
 
+/// What became of a place.
+enum Taken {
+    Nothing,
+    /// It is undecided, or goes on.
+    Open,
+    Token,
+}
+
+impl Formats {
+    /// Takes what a place is; a token ends at `at`.
+    fn take(
+        &mut self,
+        start: usize,
+        rule: Option<usize>,
+        outcome: Outcome,
+        at: &mut usize,
+    ) -> Taken {
+        match outcome {
+            Outcome::Maybe => {
+                self.undecided = start;
+                Taken::Open
+            }
+            Outcome::No => Taken::Nothing,
+            Outcome::Yes { end, going, open } => {
+                self.tokens.push(Token { start, end, rule, continues: false, going });
+                *at = end;
+                if !open {
+                    return Taken::Token;
+                }
+                self.undecided = end;
+                self.open = Some((rule, going));
+                Taken::Open
+            }
+        }
+    }
+}
+
 /// What a place is.
 pub(super) enum Outcome {
     Maybe,
@@ -82,17 +121,26 @@ pub(super) enum Outcome {
     Yes { end: usize, going: Going, open: bool },
 }
 
-/// Calls `each` with the places `from..to` of a run where a token can begin, and whether the value of a
-/// parameter or a header can: behind what is no letter or digit, or is an escape.
+/// What can begin at a place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begins {
+    /// What begins with what a pattern does.
+    pub head: bool,
+    /// The value of a parameter or a header.
+    pub value: bool,
+}
+
+/// Calls `each` with the places `from..to` of a run where something can begin: behind what is no letter
+/// or digit, or is an escape.
 #[inline]
 pub(super) fn each_place(
     look: Look<'_>,
     run: &Run,
     from: usize,
     to: usize,
-    mut each: impl FnMut(usize, bool) -> ControlFlow<()>,
+    mut each: impl FnMut(usize, Begins) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
-    let Look { text, marks, .. } = look;
+    let Look { text, marks, heads, .. } = look;
     let may_open = run.may_open(text);
     for (block, before, masks, inside) in marks.blocks(from, to) {
         let before = |set: usize| before.map_or(0, |masks| masks[set]);
@@ -114,7 +162,9 @@ pub(super) fn each_place(
             let near = (run.start + ESCAPE_BYTES_MAX + 1).saturating_sub(block);
             places |= if near < 64 { inside & ((1 << near) - 1) } else { inside };
         }
-        for bit in bits(places) {
+        let head = heads.get(block / BLOCK_BYTES).copied().unwrap_or(u64::MAX);
+        let value = !(plain & after_body);
+        for bit in bits(places & (head | value)) {
             let place = block + bit;
             let is_plain = plain >> bit & 1 == 1;
             if !is_plain {
@@ -124,7 +174,7 @@ pub(super) fn each_place(
                     continue;
                 }
             }
-            each(place, !is_plain || after_body >> bit & 1 == 0)?;
+            each(place, Begins { head: head >> bit & 1 == 1, value: value >> bit & 1 == 1 })?;
         }
     }
     ControlFlow::Continue(())
@@ -164,6 +214,15 @@ impl Detector {
         for run in runs {
             // Armours before the run, and inside it.
             let mut here = run.start.max(at);
+            if here == run.start
+                && begins.peek().is_none_or(|begin| *begin >= run.end)
+                && let Some(quick) = quick(look, run)
+            {
+                if !self.in_quick(look, run, quick, &mut at, &mut found) {
+                    return found;
+                }
+                continue;
+            }
             while let Some(begin) = begins.next_if(|b| *b < run.end) {
                 if begin < at {
                     continue;
@@ -252,6 +311,30 @@ impl Detector {
         true
     }
 
+    /// Looks at the places of a run that masks leave; false when one is undecided.
+    fn in_quick(
+        &self,
+        look: Look<'_>,
+        run: &Run,
+        quick: Quick,
+        at: &mut usize,
+        found: &mut Formats,
+    ) -> bool {
+        for bit in bits(quick.heads | quick.values) {
+            let place = run.start + bit;
+            let has = |mask: u64| mask >> bit & 1 == 1;
+            let begins = Begins { head: has(quick.heads), value: has(quick.values) };
+            let (rule, outcome) = self.at(look, run, place, begins, &mut Scheming::Unseen);
+            match found.take(place, rule, outcome, at) {
+                Taken::Nothing => {}
+                Taken::Open => return false,
+                // What is left of the run is another one.
+                Taken::Token => return self.in_run(look, run, *at, run.end, at, found),
+            }
+        }
+        true
+    }
+
     /// Looks at the places `from..to` of a run; false when one is undecided.
     fn in_run(
         &self,
@@ -267,27 +350,16 @@ impl Detector {
         if run.start == 0 || from > run.start {
             scheme = Scheming::Perhaps;
         }
-        let whole = each_place(look, run, from, to, |place, at_value| {
+        let whole = each_place(look, run, from, to, |place, begins| {
             if place < here {
                 return ControlFlow::Continue(());
             }
-            let (rule, outcome) = self.at(look, run, place, at_value, &mut scheme);
-            match outcome {
-                Outcome::Maybe => {
-                    found.undecided = place;
-                    return ControlFlow::Break(());
-                }
-                Outcome::No => {}
-                Outcome::Yes { end, going, open } => {
-                    let token = Token { start: place, end, rule, continues: false, going };
-                    found.tokens.push(token);
-                    *at = end;
-                    if open {
-                        found.undecided = end;
-                        found.open = Some((rule, going));
-                        return ControlFlow::Break(());
-                    }
-                    here = end;
+            let (rule, outcome) = self.at(look, run, place, begins, &mut scheme);
+            match found.take(place, rule, outcome, at) {
+                Taken::Nothing => {}
+                Taken::Open => return ControlFlow::Break(()),
+                Taken::Token => {
+                    here = *at;
                     scheme = Scheming::Perhaps;
                 }
             }
@@ -303,19 +375,20 @@ impl Detector {
         look: Look<'_>,
         run: &Run,
         at: usize,
-        at_value: bool,
+        begins: Begins,
         scheme: &mut Scheming,
     ) -> (Option<usize>, Outcome) {
-        let bytes = look.text.bytes;
-        let first = bytes[at];
-        let second = bytes.get(at + 1);
-        if second.is_none_or(|second| self.pairs[usize::from(first)].has(*second)) {
-            match self.headed(look.text, at, first, second.copied()) {
-                (_, Outcome::No) => {}
-                found => return found,
+        if begins.head {
+            let bytes = look.text.bytes;
+            let (first, second) = (bytes[at], bytes.get(at + 1).copied());
+            if second.is_none_or(|second| self.pairs[usize::from(first)].has(second)) {
+                match self.headed(look.text, at, first, second) {
+                    (_, Outcome::No) => {}
+                    found => return found,
+                }
             }
         }
-        if at_value { self.value(look, run, at, scheme) } else { (None, Outcome::No) }
+        if begins.value { self.value(look, run, at, scheme) } else { (None, Outcome::No) }
     }
 
     /// What begins at a place by its first two bytes.

@@ -10,8 +10,10 @@ use super::class::{
     is_token,
 };
 use super::label::{self, Label};
+use super::quick::{self, Quick};
 use super::random::{self, ENTROPY_BYTES_MIN, KEYWORD_BYTES_MIN};
 use super::{Detector, Look};
+use crate::redact::masks::bits;
 
 /// So many bytes of a run are judged as one, and held back for it at most.
 pub(super) const BLOCK_BYTES: usize = 256;
@@ -151,6 +153,18 @@ impl Detector {
             let may_open = run.may_open(text);
             let start = if may_open { text.token_start(run.start, run.end) } else { run.start };
             let mut here = start.max(at);
+            while quiet.next_if(|(_, end)| *end <= here).is_some() {}
+            if here == run.start
+                && run.end <= limit
+                && quick::is_short(run)
+                && quiet.peek().is_none_or(|(start, _)| *start >= run.end)
+                && let Some(quick) = quick::quick(look, run)
+            {
+                if !self.guess_quick(look, run, quick, &mut found) {
+                    return found;
+                }
+                continue;
+            }
             let ways = Ways {
                 may_escape: may_open || class::has(marks, OF_PERCENT, run.start, run.end),
                 may_be_long: run.is_open || run.end - run.start >= ENTROPY_BYTES_MIN,
@@ -172,6 +186,24 @@ impl Detector {
             at = at.max(here);
         }
         found
+    }
+
+    /// Judges what begins in a run at the places that masks leave; false if one is undecided.
+    fn guess_quick(&self, look: Look<'_>, run: &Run, quick: Quick, found: &mut Guesses) -> bool {
+        let mut places = quick.keywords;
+        // In running text, or after a name, which does not tell.
+        if places & 1 == 1 && !quick.may_strike && look.names.borrow_mut().is_none_at(run.start) {
+            places &= !1;
+        }
+        let ways = Ways { may_escape: false, may_be_long: false, limit: run.end };
+        for bit in bits(places) {
+            match self.guess(look, run, run.start + bit, ways, found) {
+                Some(next) if next < run.end => {}
+                Some(_) => break,
+                None => return false,
+            }
+        }
+        true
     }
 
     /// Judges what begins at a place; where to go on, or none if it is undecided or goes on.

@@ -6,6 +6,8 @@
 use super::class::{Text, is_url_safe};
 use super::formats::{Class, Going, Outcome};
 
+/// What every one begins with: a brace and a quote.
+pub(super) const HEAD: &[u8] = b"eyJ";
 /// The longest first part of a JWT that is held back.
 const JWT_HEAD_BYTES_MAX: usize = 400;
 /// The shortest second part.
@@ -43,7 +45,7 @@ fn decoded(value: &[u8]) -> Vec<u8> {
 pub(super) fn jwt(text: &Text<'_>, at: usize) -> Outcome {
     let bytes = &text.bytes[at..];
     let known = bytes.len().min(3);
-    if bytes[..known] != b"eyJ"[..known] {
+    if bytes[..known] != HEAD[..known] {
         return Outcome::No;
     }
     let maybe = |here: usize| {
@@ -72,5 +74,5 @@ pub(super) fn jwt(text: &Text<'_>, at: usize) -> Outcome {
     if len < JWT_BODY_BYTES_MIN {
         return if body.len() > len { Outcome::No } else { maybe(head + 1 + len) };
     }
-    if body.starts_with(b"eyJ") || names_algorithm() { yes() } else { Outcome::No }
+    if body.starts_with(HEAD) || names_algorithm() { yes() } else { Outcome::No }
 }

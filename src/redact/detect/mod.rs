@@ -14,6 +14,7 @@ mod jwt;
 mod label;
 mod pattern;
 mod pem;
+mod quick;
 mod random;
 mod rules;
 mod url;
@@ -29,6 +30,7 @@ use self::pattern::Pattern;
 use self::rules::{Coded, How};
 use super::Level;
 use crate::config::{self, Redaction};
+use crate::sys::simd::{self, Heads};
 
 pub use pattern::BadPattern;
 pub(super) use within::Token;
@@ -216,6 +218,7 @@ impl BadRules {
 #[derive(Default)]
 pub struct Room {
     marks: class::Marks,
+    heads: Vec<u64>,
     runs: Vec<class::Run>,
     names: label::Names,
 }
@@ -226,6 +229,8 @@ struct Look<'a> {
     text: &'a Text<'a>,
     runs: &'a [class::Run],
     marks: &'a class::Marks,
+    /// Where something may begin as patterns do.
+    heads: &'a [u64],
     names: &'a RefCell<label::Names>,
 }
 
@@ -273,7 +278,8 @@ pub struct Detector {
     patterns: Vec<Compiled>,
     /// Patterns by their first byte, in the table's order.
     heads: Vec<Vec<Head>>,
-    /// The first two bytes that some pattern begins with.
+    /// What patterns and coded formats begin with, and its first two bytes.
+    all_heads: Heads,
     pairs: Box<[class::Pairs; 256]>,
     /// Words in names, by their first byte, with the patterns of the values.
     words: Vec<Vec<(&'static str, usize)>>,
@@ -327,6 +333,7 @@ impl Detector {
             coded: [None; rules::CODED],
             patterns: Vec::new(),
             heads: vec![Vec::new(); 256],
+            all_heads: Heads::of([]),
             pairs: Box::new([class::Pairs::default(); 256]),
             words: vec![Vec::new(); 256],
             word_pairs: vec![class::Pairs::default(); 256],
@@ -385,6 +392,16 @@ impl Detector {
         for (all, more) in detector.heads.iter_mut().zip(heads) {
             all.extend(more);
         }
+        let on = detector.heads.iter().flatten();
+        let patterns = on.map(|head| detector.patterns[head.pattern].pattern.head());
+        let jwt = detector.coded(Coded::Jwt).map(|_| jwt::HEAD);
+        let all: Vec<_> = patterns.chain(jwt).collect();
+        for head in &all {
+            if let [first, second, ..] = head {
+                detector.pairs[usize::from(*first)].add(*second);
+            }
+        }
+        detector.all_heads = Heads::of(all);
         Ok(detector)
     }
 
@@ -421,9 +438,8 @@ impl Detector {
                     None => (0..=255).for_each(|second| self.word_pairs[first].add(second)),
                 }
             }
-        } else if let [first, second, ..] = pattern.head() {
+        } else if let [first, _, ..] = pattern.head() {
             self.heads[usize::from(*first)].push(Head::new(pattern.head(), number));
-            self.pairs[usize::from(*first)].add(*second);
         }
         self.patterns.push(Compiled { pattern, rule, labels });
     }
@@ -441,8 +457,6 @@ impl Detector {
             Coded::TelegramToken => self.telegram = bare("AA[A-Za-z0-9_-]{33}")?,
             Coded::DiscordToken => self.discord = bare("[A-Za-z0-9_-]{27,38}")?,
             Coded::PrivateKey => self.private_key = Some(rule).filter(|_| on),
-            // What every one begins with, a brace and a quote in base64.
-            Coded::Jwt if on => self.pairs[usize::from(b'e')].add(b'y'),
             _ => {}
         }
         Ok(())
@@ -473,9 +487,11 @@ impl Detector {
         let text = Text { before, bytes: text, end };
         let room = &mut *room;
         class::runs(&text, &mut room.marks, &mut room.runs);
+        simd::heads(text.bytes, &self.all_heads, &mut room.heads);
         room.names.are_of(self.number);
         let names = RefCell::new(std::mem::take(&mut room.names));
-        let look = Look { text: &text, runs: &room.runs, marks: &room.marks, names: &names };
+        let Room { marks, heads, runs, .. } = &*room;
+        let look = Look { text: &text, runs, marks, heads, names: &names };
         let formats = self.formats(look, open.format);
         let mut limit = formats.undecided;
         let mut parts = Vec::new();

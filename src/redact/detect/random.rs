@@ -7,7 +7,7 @@
 use memchr::{memchr_iter, memchr2};
 
 use super::class::{
-    self, Kinds, Marks, is_alnum, is_any_base64, is_base64, is_hex, is_url_safe, shannon,
+    self, Kinds, Marks, OF_DIGIT, is_alnum, is_any_base64, is_base64, is_hex, is_url_safe, shannon,
 };
 
 /// Shorter text is not random enough by itself.
@@ -274,7 +274,7 @@ pub(super) fn is_striking(text: &[u8], marks: &Marks, from: usize, to: usize) ->
     let Kinds { lower, upper, special, .. } = class::kinds(marks, from, to);
     let value = &text[from..to];
     (lower && upper || special)
-        && value.iter().filter(|b| b.is_ascii_digit()).nth(1).is_some()
+        && class::count(marks, OF_DIGIT, from, to) >= 2
         && class::changes(marks, from, to) >= CHANGES_MIN
         && !is_hex_number(value)
 }
@@ -424,8 +424,18 @@ fn is_path(run: &[u8]) -> bool {
         return false;
     }
     let parts = || run.split(|b| *b == b'/').filter(|part| part.len() >= 2);
-    let least = parts().count().div_ceil(2);
-    least == 0 || parts().filter(|part| is_wordy(part)).nth(least - 1).is_some()
+    // More of them that are none decide as well.
+    let all = parts().count();
+    let (mut words, mut others) = (0, 0);
+    parts().all(|part| {
+        if is_wordy(part) {
+            words += 1;
+        } else {
+            others += 1;
+        }
+        words < all.div_ceil(2) && others <= all / 2
+    });
+    words >= all.div_ceil(2)
 }
 
 /// Whether base64 begins as something public does.

@@ -16,7 +16,7 @@ use super::url::{is_url_user, url_password};
 use super::{Detector, Look};
 
 /// Values of `user:password` and of parameters are at least as long.
-const VALUE_BYTES_MIN: usize = 12;
+pub(super) const VALUE_BYTES_MIN: usize = 12;
 
 /// Whether the `://` of a URL stands in a run, before a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use super::formats::{Going, Outcome, each_place};
 use super::pem::{self, Begin};
 use super::value::Scheming;
 use super::{Detector, Look, Room};
+use crate::sys::simd;
 
 /// A token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,9 +40,11 @@ impl Detector {
     ) -> usize {
         let text = Text { before: &[], bytes, end };
         class::runs(&text, &mut room.marks, &mut room.runs);
+        simd::heads(bytes, &self.all_heads, &mut room.heads);
         room.names.are_of(self.number);
         let names = RefCell::new(std::mem::take(&mut room.names));
-        let look = Look { text: &text, runs: &room.runs, marks: &room.marks, names: &names };
+        let Room { marks, heads, runs, .. } = &*room;
+        let look = Look { text: &text, runs, marks, heads, names: &names };
         let mut undecided = bytes.len();
         if let Some(rule) = self.private_key {
             for begin in memmem::find_iter(bytes, pem::BEGIN).filter(|begin| *begin >= from) {
@@ -62,8 +65,8 @@ impl Detector {
             }
         }
         for run in &room.runs {
-            let look = each_place(look, run, run.start.max(from), run.end, |place, at_value| {
-                match self.at(look, run, place, at_value, &mut Scheming::Perhaps) {
+            let look = each_place(look, run, run.start.max(from), run.end, |place, begins| {
+                match self.at(look, run, place, begins, &mut Scheming::Perhaps) {
                     (_, Outcome::Maybe) => {
                         undecided = undecided.min(place);
                         return ControlFlow::Break(());
