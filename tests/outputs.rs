@@ -2,12 +2,18 @@
 #![forbid(unsafe_code)]
 
 mod common;
+mod tools;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tools::disk::Disk;
 
 use common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 
@@ -222,14 +228,166 @@ fn a_worker_that_dies_over_the_search_leaves_it_to_the_next() {
             assert_eq!(output.status.code(), Some(125), "{}", text(&output));
             assert!(text(&output).contains("out/f40 held OPENAI_API_KEY"), "{}", text(&output));
         }
-        wait_until("all are on record", LIMIT, || {
-            let found = home.records("output_found");
-            let mut files: Vec<_> =
-                found.iter().filter_map(|r| r["reason"].as_str()).map(str::to_owned).collect();
-            files.sort();
-            files.dedup();
-            // Each round has its own; a file that was on record before may be so twice.
-            files.len() == 40 && found.len() >= 40 * (round + 1)
-        });
+        let on_record = || reasons(&home);
+        wait_until("all are on record", LIMIT, || on_record().len() >= 40 * (round + 1));
+        // Each round has its own, and each file is there once.
+        let mut names = on_record();
+        names.dedup();
+        assert_eq!(on_record().len(), 40 * (round + 1), "{:?}", on_record());
+        assert_eq!(names.len(), 40, "{names:?}");
     }
+}
+
+/// What records say of outputs, sorted.
+fn reasons(home: &Home) -> Vec<String> {
+    let found = home.records("output_found");
+    let mut reasons: Vec<_> =
+        found.iter().map(|r| r["reason"].as_str().unwrap().to_owned()).collect();
+    reasons.sort();
+    reasons
+}
+
+/// An agent that has written all of this when `done` is there, and ends when `end` is.
+fn held(home: &Home, dir: &Path, script: &str) -> Child {
+    let (done, end) = (home.dir.path().join("done"), home.dir.path().join("end"));
+    for file in [&done, &end] {
+        let _absent = fs::remove_file(file);
+    }
+    let wait = format!(
+        "{script}; sync; : > {}; while ! [ -e {} ]; do sleep 0.02; done",
+        done.display(),
+        end.display()
+    );
+    let child = home
+        .command(&["run", "--chain", "deploy-pipeline", "--agent", "TestRunner", "--env", "prod"])
+        .arg("--secrets-path")
+        .arg(home.dir.path().join("view"))
+        .args(["--", "sh", "-c", &wait])
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("all is written", LIMIT, || fs::exists(&done).unwrap());
+    child
+}
+
+fn let_end(home: &Home) {
+    fs::write(home.dir.path().join("end"), "").unwrap();
+}
+
+/// The worker, found while it still answers.
+fn worker(home: &Home) -> Pid {
+    Pid::from_raw(home.worker_pid())
+}
+
+#[test]
+fn what_is_replaced_is_on_record_before_and_once_although_a_worker_dies_between_the_two() {
+    if !may_mount() || !tools::has("fsfreeze") || !tools::has("mkfs.ext4") {
+        return;
+    }
+    let home = Home::deployed();
+    assert!(apply(&home, &["out"], Some("redact")).status.success());
+    let disk = Disk::made(&home, home.dir.path().join("disk"));
+    let dir = disk.0.clone();
+    let child = held(&home, &dir, LEAK);
+    let worker = worker(&home);
+    // No file can be made there, and none take the place of another.
+    disk.freeze();
+    let_end(&home);
+    wait_until("the first finding", LIMIT, || !home.records("output_found").is_empty());
+    kill(worker, Signal::SIGKILL).unwrap();
+    disk.thaw();
+    let output = child.wait_with_output().unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("out/deep/log held OPENAI_API_KEY, 1 times"), "{told}");
+    assert!(told.contains("out/.hidden held DATABASE_URL, 1 times"), "{told}");
+    assert!(!told.contains("not searched"), "{told}");
+    let log = fs::read_to_string(dir.join("out/deep/log")).unwrap();
+    assert_eq!(log, "key=[REDACTED:OPENAI_API_KEY]\n");
+    assert_eq!(reasons(&home), ["out/.hidden: redact", "out/deep/log: redact"]);
+    let left =
+        fs::read_dir(dir.join("out")).unwrap().chain(fs::read_dir(dir.join("out/deep")).unwrap());
+    assert_eq!(left.count(), 4, "what the first worker had begun is gone");
+}
+
+#[test]
+fn a_finding_whose_file_was_replaced_when_its_worker_died_is_told_and_recorded_once() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    assert!(apply(&home, &["out"], Some("redact")).status.success());
+    // The second file takes the search its time.
+    let leak = "key=$(cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY); mkdir out; \
+        echo $key > out/f1; yes 'some line of what was built' | head -c 16000000 > out/f2; \
+        echo $key >> out/f2";
+    for round in 1.. {
+        let dir = home.dir.path().join(format!("work{round}"));
+        fs::create_dir(&dir).unwrap();
+        let child = held(&home, &dir, leak);
+        let worker = worker(&home);
+        let_end(&home);
+        let is_redacted =
+            |name: &str| fs::read_to_string(dir.join(name)).unwrap().contains("[REDACTED:");
+        wait_until("the first file", LIMIT, || is_redacted("out/f1"));
+        kill(worker, Signal::SIGSTOP).unwrap();
+        let came_in_time = !is_redacted("out/f2");
+        kill(worker, Signal::SIGKILL).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output);
+        assert_eq!(output.status.code(), Some(0), "{told}");
+        for file in ["out/f1", "out/f2"] {
+            assert!(told.contains(&format!("{file} held OPENAI_API_KEY, 1 times")), "{told}");
+            assert!(is_redacted(file));
+        }
+        let all = ["out/f1: redact", "out/f2: redact"].map(|reason| vec![reason; round]).concat();
+        assert_eq!(reasons(&home), all);
+        if came_in_time {
+            break;
+        }
+        assert!(round < 20, "the second file is always searched before this test can look");
+    }
+}
+
+fn post(home: &Home, dir: &Path, path: &str, body: &Value) -> Value {
+    let output = Command::new("curl")
+        .args(["-s", "--max-time", "60", "--retry", "5", "--retry-all-errors", "--unix-socket"])
+        .arg(home.socket())
+        .args(["-H", "content-type: application/json", "-d", &body.to_string()])
+        .arg(format!("http://strongroom{path}"))
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)))
+}
+
+#[test]
+fn a_launcher_whose_answer_was_lost_is_told_the_same_again_also_by_the_next_worker() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    assert!(apply(&home, &["out"], Some("fail")).status.success());
+    let dir = home.dir.path().join("work");
+    fs::create_dir_all(dir.join("out")).unwrap();
+    fs::write(dir.join("out/log"), OPENAI).unwrap();
+    let launch = json!({
+        "chain": "deploy-pipeline", "agent": "TestRunner", "environment": "prod", "how": "attach",
+    });
+    let launched = post(&home, &dir, "/v1/agents", &launch);
+    let end = json!({"launch": launched["launch"]});
+    let first = post(&home, &dir, "/v1/agents/end", &end);
+    assert_eq!(first["failed"], true, "{first}");
+    assert_eq!(first["findings"][0]["path"], "out/log", "{first}");
+    fs::remove_file(dir.join("out/log")).unwrap();
+    assert_eq!(post(&home, &dir, "/v1/agents/end", &end), first);
+    let before = home.worker_pid();
+    kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+    wait_until("the next worker", LIMIT, || home.worker_pid() != before);
+    assert_eq!(post(&home, &dir, "/v1/agents/end", &end), first);
+    assert_eq!(reasons(&home), ["out/log: fail"]);
+    let other = post(&home, &dir, "/v1/agents/end", &json!({"launch": "0".repeat(32)}));
+    assert_eq!(other["code"], "not_found", "{other}");
 }

@@ -28,7 +28,7 @@ use crate::sys::pidfd::PidFd;
 use super::Daemon;
 use super::core::record_tag;
 use super::executions::registry_problem;
-use super::outputs::{self, Search};
+use super::outputs::{Search, Searched};
 use super::strays;
 
 /// How long processes get between TERM and KILL.
@@ -49,10 +49,7 @@ impl Daemon {
             Err(problem) => {
                 // An earlier worker may have begun it, or died over the search of what was left.
                 self.finish_endings();
-                match self.search_again(who, &req.launch) {
-                    Some(search) => return outputs::ended(Vec::new(), Some(search.run())),
-                    None => return Err(problem),
-                }
+                return self.searched_of(who, &req.launch).ok_or(problem);
             }
         };
         if req.keep_background || principal.keep_background {
@@ -62,12 +59,12 @@ impl Daemon {
                     p.lifeline = None;
                 })
                 .map_err(|e| registry_problem(&e))?;
-            return outputs::ended(Vec::new(), None);
+            return Ok(Searched::default().ended(Vec::new()));
         }
         let search = self.output_search(&principal, Some(&who.peer));
         let notes = self.end_principal(&principal, GRACE)?;
         self.end_if_implicit(&principal.execution, "main process ended")?;
-        outputs::ended(notes, search.map(Search::run))
+        Ok(search.map(Search::run).unwrap_or_default().ended(notes))
     }
 
     fn end_if_implicit(&self, id: &ExecutionId, reason: &str) -> Result<(), Problem> {

@@ -46,6 +46,7 @@ mod settle;
 mod step;
 mod strays;
 mod tickets;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

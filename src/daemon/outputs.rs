@@ -2,11 +2,12 @@
 //!
 //! Files are opened and changed with the rights of the agent's own user, beneath its launcher's
 //! working directory, through no link and onto no other file system. Invariant: a file is replaced
-//! by one without secrets, or stays as it is; what could not be searched is told, and fails where
-//! findings would; a search that a worker's death interrupts is begun anew by the next. Danger: root that is led to a file which is not the agent's.
+//! by one without secrets, or stays as it is; what is found is on record first, and once; what could
+//! not be searched is told, and fails where findings would; a search that a worker's death interrupts is
+//! begun anew by the next. Danger: root that is led to a file which is not the agent's.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -31,24 +32,28 @@ use crate::control::Caller;
 use crate::events::Outside;
 use crate::execution::journal::{Journal, Kind};
 use crate::execution::principal::{Outputs, Principal};
-use crate::proto::{self, Problem};
+use crate::proto;
 use crate::redact::{self, Level, Redactor, Sink, View};
 use crate::sys::peer::Peer;
 use crate::sys::process;
 
 use super::Daemon;
-use super::core::Core;
+use super::core::{Core, record_tag};
+use super::told::{self, Told};
 
 /// What is read at once.
 const CHUNK_BYTES: usize = 256 << 10;
-/// More records and notes of one agent are only counted.
+/// Of more findings in one agent's outputs it is said that there are more.
 const MAX_TOLD: usize = 1000;
 
 /// A launcher that waits for a search asks the next worker; only then it goes on by itself.
 const LAUNCHERS_FIRST: Duration = Duration::from_secs(10);
 
-/// Agents whose outputs are being searched.
-pub(super) type Searching = Arc<Mutex<HashSet<u64>>>;
+/// One search of an agent's outputs at a time, and what came of it for those that wait.
+type Turn = Arc<Mutex<Option<Searched>>>;
+
+/// Agents whose outputs are being searched, by number.
+pub(super) type Searching = Arc<Mutex<HashMap<u64, Turn>>>;
 
 /// What an agent left, to be searched.
 pub(super) struct Search {
@@ -60,17 +65,21 @@ pub(super) struct Search {
     base: Option<OwnedFd>,
     journal: Arc<Journal>,
     searching: Searching,
+    turn: Turn,
 }
 
 impl Drop for Search {
     fn drop(&mut self) {
         let mut searching = self.searching.lock().unwrap_or_else(PoisonError::into_inner);
-        searching.remove(&self.principal.number.0);
+        // The list's own, and this one.
+        if Arc::strong_count(&self.turn) <= 2 {
+            searching.remove(&self.principal.number.0);
+        }
     }
 }
 
 /// What came of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Searched {
     /// By file and name.
     pub(super) findings: Vec<proto::OutputFinding>,
@@ -78,6 +87,15 @@ pub(super) struct Searched {
     pub(super) unsearched: Vec<String>,
     /// Whether the agent has failed by it.
     pub(super) failed: bool,
+}
+
+/// A search in work.
+struct Course {
+    view: Arc<View>,
+    searched: Searched,
+    told: Told,
+    /// Something could not be recorded.
+    unrecorded: bool,
 }
 
 impl Daemon {
@@ -112,7 +130,9 @@ impl Daemon {
         if let Err(error) = journal.put(Kind::Outputs, &number.to_be_bytes(), &noted) {
             tracing::error!(%error, "a worker that dies now leaves outputs unsearched");
         }
-        self.searching.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+        let mut searching = self.searching.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = searching.entry(number).or_default().clone();
+        drop(searching);
         let place = Place {
             folder: principal.events_folder.clone(),
             chain: principal.chain.clone(),
@@ -134,38 +154,45 @@ impl Daemon {
             base,
             journal,
             searching: self.searching.clone(),
+            turn,
         })
     }
 }
 
 impl Daemon {
-    /// What an earlier worker has left unsearched, but for what is being searched now.
-    fn left_unsearched(&self) -> Vec<Principal> {
-        let searching = self.searching.lock().unwrap_or_else(PoisonError::into_inner);
+    fn left_unsearched(&self) -> impl Iterator<Item = Principal> {
         let left = self.registry.journal().all(Kind::Outputs).into_iter();
-        let left = left.filter_map(|(_, noted)| serde_json::from_slice::<Principal>(&noted).ok());
-        left.filter(|p| !searching.contains(&p.number.0)).collect()
+        left.filter_map(|(_, noted)| serde_json::from_slice::<Principal>(&noted).ok())
     }
 
-    /// The search that a launcher waits for, of an agent that is off the register.
-    pub(super) fn search_again(&self, who: &Caller, launch: &str) -> Option<Search> {
-        let left = self.left_unsearched().into_iter().find(|p| {
+    /// What came of the outputs of an agent that is off the register, for the launcher that waits.
+    pub(super) fn searched_of(&self, who: &Caller, launch: &str) -> Option<proto::AgentEnded> {
+        let left = self.left_unsearched().find(|p| {
             subtle::ConstantTimeEq::ct_eq(p.launch.as_bytes(), launch.as_bytes()).into()
                 && (who.peer.uid == 0 || who.peer.uid == p.uid)
         });
-        self.output_search(&Arc::new(left?), Some(&who.peer))
+        let search = left.and_then(|p| self.output_search(&Arc::new(p), Some(&who.peer)));
+        match search {
+            Some(search) => Some(search.run().ended(Vec::new())),
+            None => told::outcome(self.registry.journal(), who.peer.uid, launch),
+        }
     }
 
-    /// Begins anew what an earlier worker was killed over.
+    /// Begins anew what an earlier worker was killed over, or could not record.
     pub(super) fn search_what_was_left(&self) {
         let served = self.core.clock.now().duration_since(self.started_at);
         let waits = Duration::try_from(served).is_ok_and(|served| served < LAUNCHERS_FIRST);
-        if waits || self.core.seal().is_none() {
+        if waits || self.core.seal().is_none() || self.core.log.fault().is_some() {
             return;
         }
+        told::forget_rest(self.registry.journal());
         for principal in self.left_unsearched() {
+            let searching = self.searching.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_searched = searching.contains_key(&principal.number.0);
+            drop(searching);
             // One that is still there is searched at its end.
-            if self.registry.principals().iter().all(|p| p.number != principal.number)
+            if !is_searched
+                && self.registry.principals().iter().all(|p| p.number != principal.number)
                 && let Some(search) = self.output_search(&Arc::new(principal), None)
             {
                 search.run_later();
@@ -241,31 +268,41 @@ impl Search {
     }
 
     fn search(mut self) -> Searched {
-        let mut searched = Searched::default();
-        match self.view.clone() {
-            Err(refusal) => searched.unsearched.push(format!("the outputs: {refusal}")),
-            Ok(view) => match self.base() {
+        let turn = self.turn.clone();
+        let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(searched) = &*turn {
+            // Somebody else has ended the agent in the same moment.
+            return searched.clone();
+        }
+        let (told, findings) = Told::load(&self.journal, self.principal.number.0);
+        let searched = Searched { findings, ..Searched::default() };
+        let (view, unsearchable) = match self.view.clone() {
+            Ok(view) => (view, None),
+            Err(refusal) => (Arc::new(View::empty()), Some(format!("the outputs: {refusal}"))),
+        };
+        let mut course = Course { view, searched, told, unrecorded: false };
+        match unsearchable {
+            Some(why) => course.searched.unsearched.push(why),
+            None => match self.base() {
                 Err(error) => {
                     let base = self.outputs.base.display();
-                    searched.unsearched.push(format!("{base}: {error}"));
+                    course.searched.unsearched.push(format!("{base}: {error}"));
                 }
                 Ok(base) => {
                     for path in &self.outputs.paths {
-                        self.path(&base, path, &view, &mut searched);
+                        self.path(&base, path, &mut course);
                     }
                 }
             },
         }
+        self.record_unsearched(&mut course);
+        let Course { mut searched, told, unrecorded, .. } = course;
         let found = !searched.findings.is_empty() || !searched.unsearched.is_empty();
         searched.failed = self.outputs.on_finding == OnFinding::Fail && found;
-        self.record(&searched);
-        if matches!(self.view, Err(Refusal::Locked)) {
-            // On record as not searched, and searched when it is unlocked.
-            return searched;
-        }
-        let key = self.principal.number.0.to_be_bytes();
-        if let Err(error) = self.journal.remove(Kind::Outputs, &key) {
-            tracing::warn!(%error, "outputs will be searched again");
+        // Searched again when the vault is unlocked, or records can be written.
+        if !unrecorded && !matches!(self.view, Err(Refusal::Locked)) {
+            told.close(&self.principal, &searched.clone().ended(Vec::new()));
+            *turn = Some(searched.clone());
         }
         searched
     }
@@ -289,7 +326,7 @@ impl Search {
         }
     }
 
-    fn path(&self, base: &OwnedFd, path: &Path, view: &Arc<View>, searched: &mut Searched) {
+    fn path(&self, base: &OwnedFd, path: &Path, course: &mut Course) {
         let path = path.strip_prefix(".").unwrap_or(path);
         let (parent, name) = match (path.parent(), path.file_name()) {
             (Some(parent), Some(name)) => (parent, name),
@@ -299,32 +336,25 @@ impl Search {
         match directory(base, parent_dir.as_os_str()) {
             // An agent that left nothing has left no secret.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => self.unsearched(path, &error, view, searched),
-            Ok(dir) => self.entry(&dir, name, path, view, searched),
+            Err(error) => course.unsearched(path, &error),
+            Ok(dir) => self.entry(&dir, name, path, course),
         }
     }
 
-    fn entry(
-        &self,
-        dir: &OwnedFd,
-        name: &OsStr,
-        path: &Path,
-        view: &Arc<View>,
-        searched: &mut Searched,
-    ) {
+    fn entry(&self, dir: &OwnedFd, name: &OsStr, path: &Path, course: &mut Course) {
         let stat = match nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => return,
-            Err(errno) => return self.unsearched(path, &error(errno), view, searched),
+            Err(errno) => return course.unsearched(path, &error(errno)),
             Ok(stat) => stat,
         };
         let done = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-            SFlag::S_IFDIR => self.below(dir, name, path, view, searched),
-            SFlag::S_IFREG => self.file(dir, name, path, view, searched),
+            SFlag::S_IFDIR => self.below(dir, name, path, course),
+            SFlag::S_IFREG => self.file(dir, name, path, course),
             // Links lead to what is elsewhere; pipes and devices hold nothing.
             _ => Ok(()),
         };
         if let Err(error) = done {
-            self.unsearched(path, &error, view, searched);
+            course.unsearched(path, &error);
         }
     }
 
@@ -333,8 +363,7 @@ impl Search {
         dir: &OwnedFd,
         name: &OsStr,
         path: &Path,
-        view: &Arc<View>,
-        searched: &mut Searched,
+        course: &mut Course,
     ) -> io::Result<()> {
         let inner = directory(dir, name)?;
         let mut listing = nix::dir::Dir::from_fd(directory(dir, name)?).map_err(error)?;
@@ -344,7 +373,7 @@ impl Search {
         }
         names.sort();
         for name in names.into_iter().filter(|name| name != "." && name != "..") {
-            self.entry(&inner, &name, &path.join(&name), view, searched);
+            self.entry(&inner, &name, &path.join(&name), course);
         }
         Ok(())
     }
@@ -354,50 +383,114 @@ impl Search {
         dir: &OwnedFd,
         name: &OsStr,
         path: &Path,
-        view: &Arc<View>,
-        searched: &mut Searched,
+        course: &mut Course,
     ) -> io::Result<()> {
         let mut source = File::from(open(dir, name, OFlag::O_NONBLOCK, Mode::empty())?);
-        let found = pass(&mut source, None, view)?;
+        let about = source.metadata()?;
+        let found = pass(&mut source, None, &course.view)?;
         if found.is_empty() {
             return Ok(());
         }
-        let shown = shown(view, path);
-        for (name, count) in found {
-            searched.findings.push(proto::OutputFinding {
+        // As long as nobody writes to it, it is the same file for the next worker.
+        let of_file = [about.dev(), about.ino(), about.mtime().cast_unsigned()]
+            .into_iter()
+            .chain([about.mtime_nsec().cast_unsigned()])
+            .flat_map(u64::to_le_bytes)
+            .chain(path.as_os_str().as_bytes().iter().copied())
+            .collect::<Vec<u8>>();
+        let shown = shown(&course.view, path);
+        let mut recorded = true;
+        for (name, count) in &found {
+            let tag = self.tag(&[b"found", &of_file, b"\0", name.as_bytes(), &count.to_le_bytes()]);
+            let finding = proto::OutputFinding {
                 path: shown.clone(),
-                name: Some(name).filter(|name| !name.is_empty()),
-                count,
-            });
+                name: Some(name.clone()).filter(|name| !name.is_empty()),
+                count: *count,
+            };
+            recorded &= self.found(tag, finding, course);
+        }
+        if !recorded {
+            return Err(io::Error::other("what was found in it could not be recorded"));
         }
         if self.outputs.on_finding == OnFinding::Redact {
-            replace(dir, name, &mut source, view)?;
+            // Of one file one name: who is killed over it leaves it to the next.
+            let tag = self.tag(&[b"replace", &of_file]);
+            replace(dir, name, (&mut source, &found), &course.view, tag)?;
         }
         Ok(())
     }
 
-    fn unsearched(&self, path: &Path, error: &io::Error, view: &Arc<View>, to: &mut Searched) {
-        to.unsearched.push(format!("{}: {error}", shown(view, path)));
+    /// Names a record about these outputs.
+    fn tag(&self, parts: &[&[u8]]) -> u64 {
+        record_tag(&[&[b"outputs", self.principal.launch.as_bytes()], parts].concat())
     }
 
-    fn record(&self, searched: &Searched) {
-        let principal = &self.principal;
+    /// Takes a finding up, whose file may be replaced if this says so.
+    fn found(&self, tag: u64, finding: proto::OutputFinding, course: &mut Course) -> bool {
+        if course.told.has(tag) {
+            return true;
+        }
         let done = self.outputs.on_finding.word();
-        let found = searched.findings.iter().take(MAX_TOLD).map(|f| {
-            let name = f.name.as_deref();
-            (name, format!("{}: {done}", f.path), Some(f.count))
-        });
-        let missed = searched.unsearched.iter().take(MAX_TOLD);
-        let missed = missed.map(|what| (None, format!("not searched: {what}"), None));
-        for (name, reason, count) in found.chain(missed) {
-            let mut record = self.core.new_record_of(Event::OutputFound, principal);
-            record.secret_key = name;
-            record.via = Some("outputs");
-            record.reason = Some(&reason);
-            record.count = count;
-            if self.core.log.append(&record, 0).is_err() {
-                tracing::error!("what an agent left could not be recorded");
-            }
+        if course.searched.findings.len() >= MAX_TOLD {
+            let reason = format!("more than {MAX_TOLD} findings: {done}");
+            return self.record(self.tag(&[b"more"]), None, &reason, None, course);
+        }
+        let reason = format!("{}: {done}", finding.path);
+        let recorded = self.record(tag, Some(&finding), &reason, Some(finding.count), course);
+        course.searched.findings.push(finding);
+        recorded
+    }
+
+    fn record_unsearched(&self, course: &mut Course) {
+        course.searched.unsearched.truncate(MAX_TOLD);
+        for what in course.searched.unsearched.clone() {
+            let tag = self.tag(&[b"not searched", what.as_bytes()]);
+            self.record(tag, None, &format!("not searched: {what}"), None, course);
+        }
+    }
+
+    /// Puts something on record, unless it is; whether it is now.
+    fn record(
+        &self,
+        tag: u64,
+        finding: Option<&proto::OutputFinding>,
+        reason: &str,
+        count: Option<u64>,
+        course: &mut Course,
+    ) -> bool {
+        if course.told.has(tag) {
+            return true;
+        }
+        let mut record = self.core.new_record_of(Event::OutputFound, &self.principal);
+        record.secret_key = finding.and_then(|finding| finding.name.as_deref());
+        record.via = Some("outputs");
+        record.reason = Some(reason);
+        record.count = count;
+        if let Err(problem) = self.core.record_once(&record, tag) {
+            tracing::error!(%problem, "what an agent left could not be recorded");
+            course.unrecorded = true;
+            return false;
+        }
+        course.told.note(tag, finding);
+        self.core.forget_tag(tag);
+        true
+    }
+}
+
+impl Course {
+    fn unsearched(&mut self, path: &Path, error: &io::Error) {
+        self.searched.unsearched.push(format!("{}: {error}", shown(&self.view, path)));
+    }
+}
+
+impl Searched {
+    /// For whoever ended the agent.
+    pub(super) fn ended(self, notes: Vec<String>) -> proto::AgentEnded {
+        proto::AgentEnded {
+            notes,
+            findings: self.findings,
+            unsearched: self.unsearched,
+            failed: self.failed,
         }
     }
 }
@@ -432,16 +525,25 @@ fn pass(
     }
 }
 
-/// Puts a file without secrets in the place of one with.
-fn replace(dir: &OwnedFd, name: &OsStr, source: &mut File, view: &Arc<View>) -> io::Result<()> {
-    let mut random = [0; 8];
-    crate::vault::crypto::random(&mut random).map_err(|e| io::Error::other(e.to_string()))?;
-    let temporary = PathBuf::from(format!(".strongroom-{:016x}", u64::from_le_bytes(random)));
+/// Puts a file without secrets in the place of one with, whose findings are on record.
+fn replace(
+    dir: &OwnedFd,
+    name: &OsStr,
+    (source, found): (&mut File, &BTreeMap<String, u64>),
+    view: &Arc<View>,
+    tag: u64,
+) -> io::Result<()> {
+    let temporary = PathBuf::from(format!(".strongroom-{tag:016x}"));
     let temporary = temporary.as_os_str();
+    // Of a worker that was killed over it.
+    let _removed = unlinkat(dir, temporary, UnlinkatFlags::NoRemoveDir);
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY;
     let mut file = File::from(open(dir, temporary, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    let changed = || io::Error::other("it was changed meanwhile");
     let replaced = (|| {
-        pass(source, Some(&mut file), view)?;
+        if pass(source, Some(&mut file), view)? != *found {
+            return Err(changed());
+        }
         let old = source.metadata()?;
         let mode = Mode::from_bits_truncate(old.mode() & 0o777);
         nix::sys::stat::fchmod(&file, mode).map_err(error)?;
@@ -449,7 +551,7 @@ fn replace(dir: &OwnedFd, name: &OsStr, source: &mut File, view: &Arc<View>) -> 
         let now =
             nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(error)?;
         if (now.st_dev, now.st_ino) != (old.dev(), old.ino()) {
-            return Err(io::Error::other("it was changed meanwhile"));
+            return Err(changed());
         }
         nix::fcntl::renameat(dir, temporary, dir, name).map_err(error)?;
         if old.nlink() > 1 {
@@ -462,20 +564,4 @@ fn replace(dir: &OwnedFd, name: &OsStr, source: &mut File, view: &Arc<View>) -> 
         let _removed = unlinkat(dir, temporary, UnlinkatFlags::NoRemoveDir);
     }
     replaced
-}
-
-/// What came of the search, for whoever ended the agent.
-pub(super) fn ended(
-    notes: Vec<String>,
-    searched: Option<Searched>,
-) -> Result<proto::AgentEnded, Problem> {
-    let mut searched = searched.unwrap_or_default();
-    searched.findings.truncate(MAX_TOLD);
-    searched.unsearched.truncate(MAX_TOLD);
-    Ok(proto::AgentEnded {
-        notes,
-        findings: searched.findings,
-        unsearched: searched.unsearched,
-        failed: searched.failed,
-    })
 }

@@ -52,8 +52,10 @@ pub enum Kind {
     Alert = 11,
     /// What was asked under an `Idempotency-Key`, by the digest of uid, verb and key.
     Answer = 12,
-    /// An agent whose outputs are still to be searched, by its number.
+    /// An agent whose outputs are still to be searched, or what came of that, by its number.
     Outputs = 13,
+    /// What is on record of outputs that are being searched, by the agent's number and its own.
+    OutputFound = 14,
 }
 
 impl Kind {
@@ -72,6 +74,7 @@ impl Kind {
             11 => Self::Alert,
             12 => Self::Answer,
             13 => Self::Outputs,
+            14 => Self::OutputFound,
             _ => return None,
         })
     }

@@ -381,8 +381,11 @@
 //! `"redact"` (a file without secrets takes its place by rename, with its permission bits), or `"fail"`:
 //! `run` then leaves with 125 where the command itself succeeded, also when something could not be
 //! searched. `run` waits for the search; where the agent ends otherwise it goes on behind.
-//! A worker that dies over it leaves it to the next, which begins it anew (a finding may be on record
-//! twice then); of a locked vault it is on record as not searched, and done when it is unlocked.
+//! Findings are on record before a file is replaced, and once: a worker that dies over it leaves the
+//! search to the next, which begins it anew, records what is not on record yet, and tells `run` of all.
+//! After 1,000 findings of an agent one record says that there are more. What cannot be recorded stays
+//! as it is, is told as not searched, and searched again when records can be written; of a locked
+//! vault it is on record as not searched, and done when it is unlocked.
 //!
 //! `chain run` runs agents with a command in order, in one execution that ends with it. Each command
 //! is the child of a `tee` within the agent, which writes `AGENT.log` through the agent's own mount.
