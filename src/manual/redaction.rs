@@ -3,7 +3,7 @@
 //! What nobody put into the vault is found by how it looks. Three kinds, which never depend on how the
 //! text was cut:
 //!
-//! **Formats** (levels `formats` and `all`): about 160 rules for tokens of model providers, clouds, code
+//! **Formats** (levels `formats` and `all`): about 220 rules for tokens of model providers, clouds, code
 //! hosts, chat, payment, registries, monitoring and other services, and for private keys (PEM, OpenSSH,
 //! PGP and PuTTY; on lines of their own, indented, quoted, behind a log's prefix, with `\n` for line ends or
 //! on one line), JSON web tokens, `scheme://user:PASSWORD@host`, `Basic` and `Bearer`, headers and
@@ -47,7 +47,10 @@
 //! `tests/corpus`: forms of tokens from the providers' documents, in lines of logs, configurations, code,
 //! diffs and transcripts, and ordinary text. It was written by the same hands as the rules, but apart
 //! from them. Measured: tokens of known formats 100 %, keys, JWT and passwords of URLs 100 %, entropy
-//! 99.8 %, keyword 94 %; false hits in 0 % of 759 ordinary texts. In 107 MB of sources of Rust crates: 150
+//! 99.8 %, keyword 94 %; false hits in 0 % of 759 ordinary texts. Of forms that others collected (tokens drawn
+//! from the expressions of the scanner betterleaks, as the crate `kingfisher-rules` 3.0.1 has them; not among
+//! the tests): of 210 kinds of secrets that can be told by themselves 96 % at level `all`, 88 % at `formats`; of 203
+//! that need the provider's name beside them 88 % at `all`. In 107 MB of sources of Rust crates: 150
 //! hits, most of them keys and hashes in tests.
 //!
 //! Speed: the tables of [the manual](super) have the figures of values. Probing alone, of text in the

@@ -193,9 +193,30 @@ impl Detector {
 
     /// Goes through all of the text.
     pub(super) fn formats(&self, look: Look<'_>, open: Option<(Option<usize>, Going)>) -> Formats {
+        let bytes = look.text.bytes;
+        let mut found = Formats { tokens: Vec::new(), undecided: bytes.len(), open: None };
+        let at = self.go_through(look, open, &mut found);
+        if !look.text.end {
+            // The beginning of an armour at the very end, whatever else may begin inside it.
+            let cut = (1..pem::BEGIN.len())
+                .rev()
+                .find(|len| bytes.len() >= at + len && bytes.ends_with(&pem::BEGIN[..*len]));
+            if let Some(len) = cut {
+                found.undecided = found.undecided.min(bytes.len() - len);
+            }
+        }
+        found
+    }
+
+    /// Up to the first place that is undecided; returns where the last token ends.
+    fn go_through(
+        &self,
+        look: Look<'_>,
+        open: Option<(Option<usize>, Going)>,
+        found: &mut Formats,
+    ) -> usize {
         let Look { text, runs, .. } = look;
         let bytes = text.bytes;
-        let mut found = Formats { tokens: Vec::new(), undecided: bytes.len(), open: None };
         let mut at = 0;
         if let Some((rule, going)) = open {
             let (end, next) = self.go_on(text, going);
@@ -206,7 +227,7 @@ impl Detector {
             if let Some(going) = next {
                 found.undecided = end;
                 found.open = Some((rule, going));
-                return found;
+                return end;
             }
             at = end;
         }
@@ -218,8 +239,8 @@ impl Detector {
                 && begins.peek().is_none_or(|begin| *begin >= run.end)
                 && let Some(quick) = quick(look, run)
             {
-                if !self.in_quick(look, run, quick, &mut at, &mut found) {
-                    return found;
+                if !self.in_quick(look, run, quick, &mut at, found) {
+                    return at;
                 }
                 continue;
             }
@@ -227,32 +248,23 @@ impl Detector {
                 if begin < at {
                     continue;
                 }
-                if !self.in_run(look, run, here.max(at), begin, &mut at, &mut found)
-                    || !Self::armour(text, begin, &mut at, &mut found, self.private_key)
+                if !self.in_run(look, run, here.max(at), begin, &mut at, found)
+                    || !Self::armour(text, begin, &mut at, found, self.private_key)
                 {
-                    return found;
+                    return at;
                 }
                 here = run.start.max(begin + 1);
             }
-            if !self.in_run(look, run, here.max(at), run.end, &mut at, &mut found) {
-                return found;
+            if !self.in_run(look, run, here.max(at), run.end, &mut at, found) {
+                return at;
             }
         }
         for begin in begins {
-            if begin >= at && !Self::armour(text, begin, &mut at, &mut found, self.private_key) {
-                return found;
+            if begin >= at && !Self::armour(text, begin, &mut at, found, self.private_key) {
+                return at;
             }
         }
-        if !text.end {
-            // The beginning of an armour at the very end.
-            let cut = (1..pem::BEGIN.len())
-                .rev()
-                .find(|len| bytes.len() >= at + len && bytes.ends_with(&pem::BEGIN[..*len]));
-            if let Some(len) = cut {
-                found.undecided = found.undecided.min(bytes.len() - len);
-            }
-        }
-        found
+        at
     }
 
     /// Where a token ends that goes on at the start, and how it goes on after the end of the text.
@@ -436,8 +448,10 @@ impl Detector {
             Match::Yes { end, goes_on } => {
                 let body = at + compiled.pattern.head().len();
                 let body = &text.bytes[body..end.min(body + DECIDING_BYTES)];
-                let named = !compiled.labels.is_empty();
-                if is_placeholder(body) || !is_varied(body) || (named && is_wordy(body)) {
+                // A name may begin as a token does.
+                let may_be_name =
+                    !compiled.labels.is_empty() || compiled.pattern.last_set().has(b'_');
+                if is_placeholder(body) || !is_varied(body) || (may_be_name && is_wordy(body)) {
                     return Outcome::No;
                 }
                 let going = if goes_on {

@@ -50,6 +50,7 @@ pub(super) const RULES: &[Rule] = &[
             "glffct-[A-Za-z0-9_.-]{20,}",
             "glwt-[A-Za-z0-9_.-]{20,}",
             "GR1348941[A-Za-z0-9_-]{20,}",
+            "_gitlab_session=[0-9a-z]{32}",
         ],
         &[
             "PRIVATE-TOKEN: glpat-<u20>",
@@ -66,8 +67,8 @@ pub(super) const RULES: &[Rule] = &[
         "atlassian-token",
         "Atlassian and Bitbucket tokens",
         &[
-            "ATATT3[A-Za-z0-9_=-]{60,}",
-            "ATCTT3[A-Za-z0-9_=-]{60,}",
+            "ATAT[A-Za-z0-9_=-]{64,}",
+            "ATCT[A-Za-z0-9_=-]{64,}",
             "ATBB[A-Za-z0-9]{32}",
             "ATSTT3[A-Za-z0-9_=-]{60,}",
         ],
@@ -97,14 +98,14 @@ pub(super) const RULES: &[Rule] = &[
     pattern(
         "circleci-token",
         "CircleCI tokens",
-        &["CCIPAT_[A-Za-z0-9]{22}_[0-9a-f]{40}", "CCIPRJ_[A-Za-z0-9]{22}_[0-9a-f]{40}"],
+        &["CCIPAT_[A-Za-z0-9]{22}_[0-9a-z]{40}", "CCIPRJ_[A-Za-z0-9]{22}_[0-9a-f]{40}"],
         &["CCIPAT_<a22>_<h40>", "CCIPRJ_<a22>_<h40>"],
         &["CCIPAT_<a22>"],
     ),
     pattern(
         "buildkite-token",
         "Buildkite tokens",
-        &["bkua_[0-9a-f]{40}", "bkat_[A-Za-z0-9]{60,}"],
+        &["bkua_[a-z0-9]{40,}", "bkst_[A-Za-z0-9]{60,}", "bkat_[A-Za-z0-9]{60,}"],
         &["bkua_<h40>"],
         &["bkua_<h9>"],
     ),
@@ -118,7 +119,12 @@ pub(super) const RULES: &[Rule] = &[
     pattern(
         "sourcegraph-token",
         "Sourcegraph tokens",
-        &["sgp_[0-9a-f]{40}", "sgp_[0-9a-f]{16}_[0-9a-f]{40}", "slk_[0-9a-f]{64}"],
+        &[
+            "sgp_[0-9a-fA-F]{40}",
+            "sgp_local_[0-9a-fA-F]{40}",
+            "sgp_[0-9a-fA-F]{16}_[0-9a-fA-F]{40}",
+            "slk_[0-9a-f]{64}",
+        ],
         &["sgp_<h40>", "sgp_<h16>_<h40>"],
         &["sgp_<h9>"],
     ),
@@ -135,14 +141,14 @@ pub(super) const RULES: &[Rule] = &[
     pattern(
         "jfrog-token",
         "JFrog keys and reference tokens",
-        &["AKCp[A-Za-z0-9]{60,}", "cmVmdGtu[A-Za-z0-9]{50,}"],
+        &["AKCp[A-Za-z0-9]{60,}", "cmVmd[A-Za-z0-9_-]{55,}"],
         &["AKCp<a69>", "cmVmdGtu<a56>"],
         &["AKCp<a9>"],
     ),
     pattern(
         "postman-api-key",
         "Postman keys",
-        &["PMAK-[0-9a-f]{24}-[0-9a-f]{34}"],
+        &["PMAK-[0-9a-f]{24}-[0-9a-f]{34}", "PMAT-[0-9A-Z]{26}"],
         &["PMAK-<h24>-<h34>"],
         &["PMAK-<h24>"],
     ),
@@ -230,7 +236,7 @@ pub(super) const RULES: &[Rule] = &[
     pattern(
         "terraform-token",
         "Terraform Cloud tokens",
-        &["atlasv1\\.[A-Za-z0-9_-]{60,}"],
+        &["atlasv1\\.[A-Za-z0-9_=-]{60,}"],
         &["<a14>.atlasv1.<u67>"],
         &["atlasv1.<u9>"],
     ),
@@ -282,7 +288,7 @@ pub(super) const RULES: &[Rule] = &[
         "tailscale-key",
         "Tailscale keys",
         &[
-            "tskey-[a-z]{3,9}-[A-Za-z0-9]{8,20}-[A-Za-z0-9]{20,}",
+            "tskey-[a-z]{3,9}-[A-Za-z0-9]{6,30}-[A-Za-z0-9]{20,}",
             "tskey-[A-Za-z0-9]{12,24}-[A-Za-z0-9]{20,}",
         ],
         &["tskey-auth-<a17>-<a32>", "tskey-api-<a12>CNTRL-<a32>"],

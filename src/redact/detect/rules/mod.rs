@@ -13,6 +13,7 @@ mod code;
 mod general;
 mod model;
 mod service;
+mod tool;
 
 /// Formats that need more than a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,5 +90,7 @@ const fn coded(id: &'static str, what: &'static str, coded: Coded, yes: Texts, n
 
 /// All of them.
 pub(super) fn all() -> impl Iterator<Item = &'static Rule> {
-    [model::RULES, cloud::RULES, code::RULES, service::RULES, general::RULES].into_iter().flatten()
+    [model::RULES, cloud::RULES, code::RULES, service::RULES, tool::RULES, general::RULES]
+        .into_iter()
+        .flatten()
 }

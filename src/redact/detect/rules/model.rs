@@ -85,7 +85,13 @@ pub(super) const RULES: &[Rule] = &[
         &["HF_TOKEN=hf_<a34>", "api_org_<a34>"],
         &["hf_<a10>", "hf_hub_download_with_progress"],
     ),
-    pattern("groq-api-key", "Groq keys", &["gsk_[A-Za-z0-9]{40,}"], &["gsk_<a52>"], &["gsk_<a12>"]),
+    pattern(
+        "groq-api-key",
+        "Groq keys",
+        &["gsk_[A-Za-z0-9_-]{40,}"],
+        &["gsk_<a52>"],
+        &["gsk_<a12>"],
+    ),
     pattern(
         "xai-api-key",
         "xAI keys",
@@ -96,7 +102,7 @@ pub(super) const RULES: &[Rule] = &[
     pattern(
         "perplexity-api-key",
         "Perplexity keys",
-        &["pplx-[A-Za-z0-9]{40,}"],
+        &["pplx-[A-Za-z0-9_-]{40,}"],
         &["pplx-<a48>"],
         &["pplx-70b-online", "pplx-<a10>"],
     ),
@@ -159,7 +165,7 @@ pub(super) const RULES: &[Rule] = &[
     pattern(
         "tavily-api-key",
         "Tavily keys",
-        &["tvly-[A-Za-z0-9-]{28,}"],
+        &["tvly-[A-Za-z0-9_-]{28,}"],
         &["tvly-<a32>", "tvly-dev-<a32>"],
         &["tvly-<a8>"],
     ),
@@ -180,7 +186,7 @@ pub(super) const RULES: &[Rule] = &[
     pattern(
         "langsmith-api-key",
         "LangSmith keys",
-        &["lsv2_pt_[0-9a-f]{32}_[0-9a-f]{10}", "lsv2_sk_[0-9a-f]{32}_[0-9a-f]{10}"],
+        &["lsv2_pt_[0-9a-fA-F]{32}_[0-9a-fA-F]{10}", "lsv2_sk_[0-9a-fA-F]{32}_[0-9a-fA-F]{10}"],
         &["lsv2_pt_<h32>_<h10>", "lsv2_sk_<h32>_<h10>"],
         &["lsv2_pt_<h12>"],
     ),
