@@ -3,7 +3,7 @@
 //! What is held back for a value of others would be told by the clock: nothing goes to the disk then,
 //! and a later sync has nothing to do. Invariant: a write that is held back costs the store what it
 //! would cost if it were not. Danger: a writer that guesses the beginning of a foreign value byte by
-//! byte, and takes the time. Tested in `tests/events/timing.rs`.
+//! byte, and takes the time. Tested in `tests.rs` and `tests/events/timing.rs`.
 #![forbid(unsafe_code)]
 
 use std::path::Path;

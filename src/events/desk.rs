@@ -149,7 +149,7 @@ impl Events {
         }
         let before = desk.draft.weight();
         let settled = desk.store.modified().and_then(|modified| {
-            desk.draft.settle(&desk.store)?;
+            desk.draft.settle(&desk.store, desk.is_written)?;
             // The time stays that of the last write; set also where it is the same, if it took one.
             match desk.is_written {
                 true => desk.store.set_modified(desk.modified.unwrap_or(modified)),

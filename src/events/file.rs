@@ -536,7 +536,7 @@ impl Events {
         if let Some(kind) = redact::opaque(&head[..len]) {
             self.outside.unchecked(&node.place, &node.shown(), kind);
         }
-        if let Some(modified) = desk.modified {
+        if let Some(modified) = desk.modified.filter(|_| !desk.is_written) {
             desk.store.set_modified(modified).map_err(|e| os(&e))?;
         }
         self.count(desk.draft.weight(), desk.draft.stored_len());

@@ -17,8 +17,15 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag};
 
+#[cfg(test)]
+use super::asked::note;
+
 /// Where files are while they have no name.
 pub(super) const STAGING: &str = ".strongroom";
+
+/// Tells tests what is asked of the file system.
+#[cfg(not(test))]
+fn note(_: &str) {}
 
 /// How stored files look to the orchestrator.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +116,7 @@ fn set_times(
         Some((seconds, nanos)) => TimeSpec::new(seconds, nanos),
         None => TimeSpec::UTIME_OMIT,
     };
+    note("set times");
     nix::sys::stat::futimens(&file, &time(accessed), &time(modified)).map_err(error)
 }
 
@@ -140,6 +148,7 @@ impl Folder {
     }
 
     fn own(&self, fd: impl AsFd, mode: Mode) -> io::Result<()> {
+        note("own");
         if self.look.uid.is_some() || self.look.gid.is_some() {
             let (uid, gid) = (
                 self.look.uid.map(nix::unistd::Uid::from_raw),
@@ -156,6 +165,7 @@ impl Folder {
         // A descriptor of its own also of the root: readers of one would share its place in it.
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY;
+        note("open directory");
         nix::fcntl::openat2(&self.root, path, how(flags, Mode::empty())).map_err(error)
     }
 
@@ -172,6 +182,7 @@ impl Folder {
             return entry(&stat).ok_or_else(|| error(Errno::ENOENT));
         }
         let (parent, name) = self.parent(path)?;
+        note("stat");
         let stat =
             nix::sys::stat::fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(error)?;
         entry(&stat).ok_or_else(|| error(Errno::ENOENT))
@@ -199,6 +210,7 @@ impl Folder {
     /// Makes a directory.
     pub(super) fn make_directory(&self, path: &Path) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
+        note("mkdir");
         nix::sys::stat::mkdirat(&parent, name, Mode::S_IRWXU).map_err(error)?;
         self.own(self.directory(path)?, self.look.directory_mode())
     }
@@ -218,6 +230,7 @@ impl Folder {
 
     /// Makes a new file.
     pub(super) fn create(&self, path: &Path) -> io::Result<Stored> {
+        note("create");
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
         let fd = nix::fcntl::openat2(&self.root, path, how(flags, Mode::S_IRUSR | Mode::S_IWUSR))
             .map_err(error)?;
@@ -227,6 +240,7 @@ impl Folder {
 
     /// Makes a new file that nobody but the daemon reads.
     pub(super) fn create_private(&self, path: &Path) -> io::Result<Stored> {
+        note("create");
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let fd = nix::fcntl::openat2(&self.root, path, how(flags, mode)).map_err(error)?;
@@ -245,6 +259,7 @@ impl Folder {
     }
 
     fn open_file(&self, path: &Path, access: OFlag) -> io::Result<Stored> {
+        note("open");
         let flags = access | OFlag::O_NONBLOCK;
         let fd = nix::fcntl::openat2(&self.root, path, how(flags, Mode::empty())).map_err(error)?;
         let file = File::from(fd);
@@ -259,6 +274,7 @@ impl Folder {
     /// Removes a file.
     pub(super) fn unlink(&self, path: &Path) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
+        note("unlink");
         nix::unistd::unlinkat(&parent, name, nix::unistd::UnlinkatFlags::NoRemoveDir).map_err(error)
     }
 
@@ -271,6 +287,7 @@ impl Folder {
     /// Renames; refuses to replace if `exclusive`.
     pub(super) fn rename(&self, from: &Path, to: &Path, exclusive: bool) -> io::Result<()> {
         let ((old_dir, old), (new_dir, new)) = (self.parent(from)?, self.parent(to)?);
+        note("rename");
         let flags = if exclusive { RenameFlags::RENAME_NOREPLACE } else { RenameFlags::empty() };
         nix::fcntl::renameat2(&old_dir, old, &new_dir, new, flags).map_err(error)
     }
@@ -279,6 +296,7 @@ impl Folder {
     pub(super) fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
         let stored = self.reader(path)?;
         let mode = Mode::from_bits_truncate(mode & 0o777 | self.look.mode);
+        note("set mode");
         nix::sys::stat::fchmod(&stored.0, mode).map_err(error)
     }
 
@@ -334,11 +352,13 @@ pub(super) struct Stored(File);
 impl Stored {
     /// Makes its content durable.
     pub(super) fn sync(&self) -> io::Result<()> {
+        note("sync");
         self.0.sync_data()
     }
 
     /// Its inode number in the store's file system.
     pub(super) fn inode(&self) -> io::Result<u64> {
+        note("stat");
         Ok(self.0.metadata()?.ino())
     }
 
@@ -350,31 +370,37 @@ impl Stored {
 
     /// Fills `buffer` from byte `at` on; fewer bytes at the end.
     pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        note("read");
         FileExt::read_at(&self.0, buffer, at)
     }
 
     /// Fills `buffer`, or fails.
     pub(super) fn read_exactly(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+        note("read");
         self.0.read_exact_at(buffer, at)
     }
 
     /// Writes all of `bytes` at byte `at`.
     pub(super) fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        note("write");
         self.0.write_all_at(bytes, at)
     }
 
     /// Makes it so long.
     pub(super) fn set_len(&self, len: u64) -> io::Result<()> {
+        note("set length");
         self.0.set_len(len)
     }
 
     /// How long it is.
     pub(super) fn len(&self) -> io::Result<u64> {
+        note("stat");
         Ok(self.0.metadata()?.len())
     }
 
     /// Sets its modification time to now.
     pub(super) fn touch(&self) -> io::Result<()> {
+        note("set times");
         let now = nix::sys::time::TimeSpec::UTIME_NOW;
         let same = nix::sys::time::TimeSpec::UTIME_OMIT;
         nix::sys::stat::futimens(&self.0, &same, &now).map_err(error)
@@ -382,6 +408,7 @@ impl Stored {
 
     /// Its modification time, in seconds and nanoseconds since 1970.
     pub(super) fn modified(&self) -> io::Result<(i64, i64)> {
+        note("stat");
         let metadata = self.0.metadata()?;
         Ok((metadata.mtime(), metadata.mtime_nsec()))
     }

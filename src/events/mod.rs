@@ -8,6 +8,8 @@
 //! Invariant: no unredacted byte reaches the store. Lock order: a draft, then `nodes`, `openers`.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod asked;
 mod codec;
 mod decoy;
 mod desk;
@@ -395,3 +397,6 @@ impl std::fmt::Debug for Events {
         f.debug_struct("Events").field("path", &self.folder.path()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

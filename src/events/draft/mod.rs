@@ -34,6 +34,8 @@ use super::ranges::Ranges;
 const CHUNK_BYTES: usize = 256 << 10;
 /// What is read of a stored file's end to find what could be the beginning of a secret.
 const TAIL_BYTES: u64 = 64 << 10;
+/// The longest write that is pretended for what may have been held back.
+const PRETENDED_BYTES: usize = 4 << 10;
 /// Requests of a file that may come again.
 const REQUESTS: usize = 4;
 
@@ -95,6 +97,11 @@ pub(super) struct Draft {
     pub requests: [(u64, u64); REQUESTS],
     /// A close followed the last write.
     pub is_flushed: bool,
+    /// The last line of what was written has no end yet, as far as this worker knows: of such a one a
+    /// part may be held back.
+    is_in_line: bool,
+    /// Bytes of that line that were stored since the file was opened.
+    line: u64,
     /// Markers by name, and how many of them are on record.
     counted: Counts,
     told: Counts,
@@ -135,6 +142,8 @@ impl Draft {
             generation: 0,
             requests: [(0, 0); REQUESTS],
             is_flushed: true,
+            is_in_line: true,
+            line: 0,
             counted: Counts::new(),
             told: Counts::new(),
             ending: Counts::new(),
@@ -294,6 +303,7 @@ impl Draft {
     /// When the store cannot be written; the draft must be read from the runtime state again then.
     pub(super) fn stream(&mut self, store: &dyn Store, bytes: &[u8]) -> io::Result<bool> {
         let at = self.streamed - self.given_back();
+        let held = self.redactor.held() as u64;
         let mut emit = Emit {
             out: Vec::with_capacity(bytes.len() + 64),
             stored: self.stored,
@@ -309,9 +319,8 @@ impl Draft {
         self.forced.retain(|(_, end)| *end > reached);
         self.streamed += bytes.len() as u64;
         self.len = self.streamed;
-        if out.is_empty() {
-            store.pretend_write(self.stored, bytes.len());
-        } else {
+        self.pretend(store, held, bytes.len(), out.is_empty());
+        if !out.is_empty() {
             store.write_at(self.stored, &out)?;
             self.stored += out.len() as u64;
             if self.tail > out.len() as u64 {
@@ -319,8 +328,30 @@ impl Draft {
             }
             self.tail = 0;
             self.ending.clear();
+            self.line = match out.iter().rposition(|byte| *byte == b'\n') {
+                Some(end) => (out.len() - end - 1) as u64,
+                None => self.line + out.len() as u64,
+            };
         }
+        self.is_in_line = bytes.last() != Some(&b'\n');
         Ok(!out.is_empty())
+    }
+
+    /// Does what would be done beside it if the end of what is stored had been held back, or had not:
+    /// of a line that has no end yet, what is written now would have been written before, or what was
+    /// written before would be now. `held` bytes were held before, and of `len` new ones something is
+    /// stored unless `is_all_held`.
+    fn pretend(&self, store: &dyn Store, held: u64, len: usize, is_all_held: bool) {
+        let short = len.min(PRETENDED_BYTES);
+        let before = self.stored - self.line.min(self.stored);
+        if is_all_held {
+            store.pretend_write(self.stored + held, len);
+        }
+        if self.is_in_line {
+            // It would begin where the line does, or it would go on with it.
+            let at = if is_all_held || held == 0 { before } else { self.stored + held };
+            store.pretend_write(at, short);
+        }
     }
 
     /// Bytes of the base that the redactor holds, as far as writers see them as such.
@@ -347,27 +378,39 @@ impl Draft {
         self.operations += 1;
     }
 
-    /// Decides about what is held, and stores it behind the rest; more may follow all the same.
+    /// Decides about what is held, and stores it behind the rest; more may follow all the same. The end
+    /// of what was written since the file was opened is stored once more where nothing was held.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub(super) fn settle(&mut self, store: &dyn Store) -> io::Result<()> {
+    pub(super) fn settle(&mut self, store: &dyn Store, is_written: bool) -> io::Result<()> {
         let (out, _, counts) = self.ending();
         self.ending = counts;
-        let mut now = vec![0; within(self.tail, 0)];
-        if self.stored_len() == store.len()? {
-            read_exactly(store, self.stored, &mut now)?;
-            if now == out {
-                // Not touched: its times stay.
-                store.pretend_write(1, 1);
-                return Ok(());
-            }
+        let len = store.len()?;
+        let from = if self.tail > 0 { self.stored } else { self.stored.saturating_sub(1) };
+        let mut now = Zeroizing::new(vec![0; within(self.stored_len(), from)]);
+        let is_whole = len == self.stored_len();
+        match is_whole && !now.is_empty() {
+            true => read_exactly(store, from, &mut now)?,
+            false => store.pretend_read(1),
         }
-        store.write_at(self.stored, &out)?;
-        let before = std::mem::replace(&mut self.tail, out.len() as u64);
-        if before > self.tail || store.len()? > self.stored_len() {
+        let is_same = is_whole && if self.tail > 0 { *now == out } else { out.is_empty() };
+        if is_same && !is_written {
+            // Not touched: its times stay.
+            store.pretend_write(1, 1);
+            return Ok(());
+        }
+        match is_same {
+            true if now.is_empty() => store.pretend_write(1, 1),
+            true => store.write_at(from, &now)?,
+            false => store.write_at(self.stored, &out)?,
+        }
+        self.tail = out.len() as u64;
+        if len > self.stored_len() {
             store.set_len(self.stored_len())?;
         }
+        let held = self.tail.min(self.redactor.held() as u64);
+        self.pretend(store, held, 1, false);
         Ok(())
     }
 

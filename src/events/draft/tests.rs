@@ -172,7 +172,7 @@ impl Desk {
         if self.draft.is_dirty() {
             self.rebuild();
         }
-        self.draft.settle(&self.store).unwrap();
+        self.draft.settle(&self.store, true).unwrap();
     }
 }
 
@@ -295,7 +295,7 @@ proptest! {
                 Step::Pack => desk.pack(),
                 Step::Settle => {
                     if !desk.draft.is_dirty() {
-                        desk.draft.settle(&desk.store).unwrap();
+                        desk.draft.settle(&desk.store, true).unwrap();
                         desk.save();
                     }
                 }
@@ -356,7 +356,7 @@ proptest! {
             prop_assert_eq!(draft.len(), size + part.len() as u64);
             let seen = draft.read(&store, 0, 1000).unwrap();
             prop_assert_eq!(seen.len() as u64, draft.len());
-            draft.settle(&store).unwrap();
+            draft.settle(&store, true).unwrap();
             kept = Some(draft.kept());
             let frozen = draft.freeze();
             prop_assert_eq!(frozen.read(&store, 0, 1000).unwrap().len(), seen.len());
