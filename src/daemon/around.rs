@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::audit::record::Event;
 use crate::broker::{Place, Refusal};
 use crate::clock::Timestamp;
-use crate::events::Outside;
+use crate::events::{Outside, Telling};
 use crate::execution::registry::Registry;
 use crate::redact::View;
 use crate::vault::crypto::Key;
 
-use super::core::Core;
+use super::core::{Core, record_tag};
 use super::needles::{Named, Seen};
 
 /// So many foreign values in a minute are no accident.
@@ -109,7 +109,25 @@ impl Around {
         }
     }
 
-    fn record(&self, event: Event, place: &Place, file: Option<&str>, name: &str, count: u64) {
+    fn record(
+        &self,
+        event: Event,
+        place: &Place,
+        file: Option<&str>,
+        name: &str,
+        count: u64,
+    ) -> bool {
+        self.record_once(event, place, file, (name, count), 0)
+    }
+
+    fn record_once(
+        &self,
+        event: Event,
+        place: &Place,
+        file: Option<&str>,
+        (name, count): (&str, u64),
+        tag: u64,
+    ) -> bool {
         let mut record = self.core.new_record(event);
         record.secret_key = Some(name).filter(|name| !name.is_empty());
         record.chain = Some(&place.chain);
@@ -118,10 +136,16 @@ impl Around {
         record.via = Some("events");
         record.reason = file;
         record.count = Some(count);
-        if self.core.log.append(&record, 0).is_err() {
-            tracing::error!("a redaction could not be recorded");
+        let recorded = self.core.record_once(&record, tag);
+        if let Err(problem) = &recorded {
+            tracing::error!(%problem, "a redaction could not be recorded");
         }
+        recorded.is_ok()
     }
+}
+
+fn tag(once: &[u8]) -> u64 {
+    record_tag(&[b"event file", once])
 }
 
 impl Outside for Around {
@@ -137,16 +161,22 @@ impl Outside for Around {
         self.core.seal().ok_or(Refusal::Locked)
     }
 
-    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64, later: bool) {
+    fn redacted(&self, place: &Place, file: &str, telling: &Telling) -> bool {
         // Who wrote it when nobody looked for it has not guessed.
-        if name.is_empty() && !later {
-            self.count_foreign(place, count);
+        if telling.name.is_empty() && !telling.later {
+            self.count_foreign(place, telling.count);
         }
-        self.record(Event::EventRedacted, place, Some(file), name, count);
+        let (what, tag) = ((telling.name.as_str(), telling.count), tag(&telling.once));
+        self.record_once(Event::EventRedacted, place, Some(file), what, tag)
     }
 
-    fn unchecked(&self, place: &Place, file: &str, kind: &str) {
-        self.record(Event::EventUnchecked, place, Some(&format!("{kind}: {file}")), "", 1);
+    fn unchecked(&self, place: &Place, file: &str, kind: &str, once: &[u8]) {
+        let what = format!("{kind}: {file}");
+        self.record_once(Event::EventUnchecked, place, Some(&what), ("", 1), tag(once));
+    }
+
+    fn noted(&self, once: &[u8]) {
+        self.core.forget_tag(tag(once));
     }
 
     fn name_refused(&self, place: &Place) {

@@ -246,7 +246,7 @@ impl Events {
             && let Some(desk) = &mut *lock(&shared)
         {
             desk.draft.is_flushed = true;
-            self.report(inode, &writer.place, &mut desk.draft);
+            self.report(inode, &writer.place, desk);
         }
         Ok(())
     }
@@ -460,11 +460,12 @@ impl Events {
             self.collect(inode, &writer.place, desk, &Operation::Truncate(size))?;
             return self.save_with(inode, &mut desk.draft, desk.modified);
         }
-        self.report(inode, &writer.place, &mut desk.draft);
+        self.report(inode, &writer.place, desk);
         let view = self.outside.view(&writer.place)?;
         let mut new = Draft::new(view, desk.level);
         new.generation = desk.draft.generation + 1;
         new.requests = desk.draft.requests;
+        new.telling = std::mem::take(&mut desk.draft.telling);
         // The head first: a worker that finds the file longer than it says cuts it.
         self.save_with(inode, &mut new, desk.modified)?;
         let old = std::mem::replace(&mut desk.draft, new);
@@ -475,24 +476,35 @@ impl Events {
             .map_err(full)
     }
 
-    pub(super) fn report(&self, inode: u64, place: &Place, draft: &mut Draft) {
-        self.report_as(inode, place, draft, false);
+    pub(super) fn report(&self, inode: u64, place: &Place, desk: &mut Desk) {
+        desk.draft.take_counts(inode, false);
+        self.tell(inode, place, desk);
     }
 
     /// The same, for what was written before it was looked for.
-    pub(super) fn report_later(&self, inode: u64, place: &Place, draft: &mut Draft) {
-        self.report_as(inode, place, draft, true);
+    pub(super) fn report_later(&self, inode: u64, place: &Place, desk: &mut Desk) {
+        desk.draft.take_counts(inode, true);
+        self.tell(inode, place, desk);
     }
 
-    fn report_as(&self, inode: u64, place: &Place, draft: &mut Draft, later: bool) {
-        let counts = draft.take_counts();
-        if counts.is_empty() {
+    fn tell(&self, inode: u64, place: &Place, desk: &mut Desk) {
+        if desk.draft.telling.is_empty() {
             return;
         }
         let file = lock(&self.nodes).get(inode).map_or_else(String::new, Node::shown);
-        for (name, count) in counts {
-            self.outside.redacted(place, &file, &name, count, later);
+        // Before, so that the next worker tells the same, or nothing; after, so that it is not asked.
+        let noted = self.save_with(inode, &mut desk.draft, desk.modified);
+        let all = std::mem::take(&mut desk.draft.telling);
+        let (told, left): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|telling| self.outside.redacted(place, &file, telling));
+        desk.draft.telling = left;
+        if let Err(error) =
+            noted.and_then(|()| self.save_with(inode, &mut desk.draft, desk.modified))
+        {
+            tracing::warn!(%error, "what was redacted may be on record twice if this worker dies");
+            return;
         }
+        told.iter().for_each(|telling| self.outside.noted(&telling.once));
     }
 
     pub(super) fn drop_unused(&self, inode: u64) {
@@ -530,11 +542,13 @@ impl Events {
         let outcome = self.settle(inode, &node.place, desk);
         self.keep(&mut guard, outcome)?;
         let Some(mut desk) = guard.take() else { return Ok(()) };
-        self.report(inode, &node.place, &mut desk.draft);
+        self.report(inode, &node.place, &mut desk);
         let mut head = [0; redact::HEAD_BYTES];
         let len = desk.store.read_at(0, &mut head).map_err(|e| os(&e))?;
-        if let Some(kind) = redact::opaque(&head[..len]) {
-            self.outside.unchecked(&node.place, &node.shown(), kind);
+        let once = desk.draft.identity(inode).0;
+        let kind = redact::opaque(&head[..len]);
+        if let Some(kind) = kind {
+            self.outside.unchecked(&node.place, &node.shown(), kind, &once);
         }
         if let Some(modified) = desk.modified.filter(|_| !desk.is_written) {
             desk.store.set_modified(modified).map_err(|e| os(&e))?;
@@ -567,6 +581,9 @@ impl Events {
         self.forget_draft(inode).map_err(full)?;
         // After the draft that counts them: a worker killed in between takes it up again.
         let _removed = self.folder.unlink(&packs);
+        if kind.is_some() {
+            self.outside.noted(&once);
+        }
         Ok(())
     }
 }

@@ -48,6 +48,7 @@ use codec::Decoder;
 use decoy::Decoy;
 use desk::{Desk, HEAD, key_of};
 use draft::Draft;
+pub use draft::Telling;
 use folder::{Entry, Folder, STAGING, Sort};
 use node::{Node, Nodes, What};
 use packs::Filed;
@@ -70,12 +71,15 @@ pub trait Outside: Send + Sync + 'static {
     /// [`Refusal::Locked`].
     fn key(&self) -> Result<Arc<Key>, Refusal>;
 
-    /// So many markers of this name were written to a file; `later`: for what was there before it was
-    /// looked for.
-    fn redacted(&self, place: &Place, file: &str, name: &str, count: u64, later: bool);
+    /// Markers were written to a file: recorded once for its `once`, by whichever worker. Whether they
+    /// are on record.
+    fn redacted(&self, place: &Place, file: &str, telling: &Telling) -> bool;
 
-    /// A file is complete that cannot be looked into, for what it is.
-    fn unchecked(&self, place: &Place, file: &str, kind: &str);
+    /// A file is complete that cannot be looked into, for what it is; recorded in the same way.
+    fn unchecked(&self, place: &Place, file: &str, kind: &str, once: &[u8]);
+
+    /// What is on record will not be told again.
+    fn noted(&self, once: &[u8]);
 
     /// A name with a secret in it was refused.
     fn name_refused(&self, place: &Place);

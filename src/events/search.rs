@@ -231,7 +231,7 @@ impl Events {
         desk.modified = Some(entry.modified);
         let outcome = self.rebuild(inode, &place, desk);
         if outcome.is_ok() {
-            self.report_later(inode, &place, &mut desk.draft);
+            self.report_later(inode, &place, desk);
         }
         self.keep(&mut guard, outcome)?;
         drop(guard);
@@ -262,13 +262,13 @@ impl Events {
         let (Some(desk), Some(node)) = (guard.as_mut(), node) else { return Ok(None) };
         let found = desk.draft.contains(&desk.store, view).map_err(|e| os(&e))?;
         let outcome = if found {
-            self.report(inode, &node.place, &mut desk.draft);
+            self.report(inode, &node.place, desk);
             self.rebuild(inode, &node.place, desk)
         } else {
             self.follow(&node.place, desk)
         };
         if found && outcome.is_ok() {
-            self.report_later(inode, &node.place, &mut desk.draft);
+            self.report_later(inode, &node.place, desk);
         }
         self.keep(&mut guard, outcome)?;
         Ok(Some(found))

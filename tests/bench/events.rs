@@ -20,7 +20,7 @@ use fuser::{
     ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use strongroom::broker::{Place, Refusal, Request as Id, Writer};
-use strongroom::events::{At, Change, Events, Limits, Look, Outside};
+use strongroom::events::{At, Change, Events, Limits, Look, Outside, Telling};
 use strongroom::execution::handles::Handles;
 use strongroom::execution::journal::Journal;
 use strongroom::execution::state::State;
@@ -246,9 +246,13 @@ impl Outside for Known {
         Ok(self.key.clone())
     }
 
-    fn redacted(&self, _: &Place, _: &str, _: &str, _: u64, _: bool) {}
+    fn redacted(&self, _: &Place, _: &str, _: &Telling) -> bool {
+        true
+    }
 
-    fn unchecked(&self, _: &Place, _: &str, _: &str) {}
+    fn unchecked(&self, _: &Place, _: &str, _: &str, _: &[u8]) {}
+
+    fn noted(&self, _: &[u8]) {}
 
     fn name_refused(&self, _: &Place) {}
 }

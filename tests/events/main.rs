@@ -8,6 +8,7 @@ mod crash;
 mod foreign;
 mod hand;
 mod later;
+mod once;
 mod oracle;
 mod suites;
 mod swap;

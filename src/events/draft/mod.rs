@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::redact::{Level, Redactor, Sink, View};
 
+use super::codec::Encoder;
 use super::emit::{Emit, Lead, Segment};
 use super::overlay::Overlay;
 use super::ranges::Ranges;
@@ -107,6 +108,21 @@ pub(super) struct Draft {
     told: Counts,
     /// Those of the tail.
     ending: Counts,
+    /// What `told` counts and may not be on record yet.
+    pub telling: Vec<Telling>,
+}
+
+/// Markers that are to be recorded, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Telling {
+    /// The secret's name, or a rule's id; empty for values of others.
+    pub name: String,
+    /// How many.
+    pub count: u64,
+    /// Of what was there before it was looked for, or noted by an earlier worker.
+    pub later: bool,
+    /// No other record has the same.
+    pub once: Vec<u8>,
 }
 
 type Counts = BTreeMap<String, u64>;
@@ -147,6 +163,7 @@ impl Draft {
             counted: Counts::new(),
             told: Counts::new(),
             ending: Counts::new(),
+            telling: Vec::new(),
         }
     }
 
@@ -265,17 +282,33 @@ impl Draft {
         self.redactor.set_view(view);
     }
 
-    /// Takes the counts of markers since the last time.
-    pub(super) fn take_counts(&mut self) -> Vec<(String, u64)> {
+    /// Has the markers since the last time told, of the file of this number. To be saved before they
+    /// are: what is counted from then on comes on top.
+    pub(super) fn take_counts(&mut self, inode: u64, later: bool) {
         let mut all = self.counted.clone();
         for (name, n) in &self.ending {
             *all.entry(name.clone()).or_default() += n;
         }
-        let told = |name: &String| self.told.get(name).copied().unwrap_or(0);
-        let new = all.iter().map(|(name, n)| (name.clone(), n.saturating_sub(told(name))));
-        let new = new.filter(|(_, n)| *n > 0).collect();
+        for (name, n) in &all {
+            let told = self.told.get(name).copied().unwrap_or(0);
+            if *n > told {
+                let (name, count) = (name.clone(), n - told);
+                let mut once = self.identity(inode);
+                once.number(told).number(*n).bytes(name.as_bytes());
+                self.telling.push(Telling { name, count, later, once: once.0.to_vec() });
+            }
+        }
         self.told = all;
-        new
+    }
+
+    /// What the file of this number is now, for records about it.
+    pub(super) fn identity(&self, inode: u64) -> Encoder {
+        let mut identity = Encoder::with_capacity(128);
+        identity.number(inode).number(self.generation).number(self.len);
+        for (request, _) in self.requests {
+            identity.number(request);
+        }
+        identity
     }
 
     /// Counts what the redactor has marked since the last time.

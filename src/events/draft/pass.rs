@@ -75,6 +75,7 @@ impl Draft {
         new.generation = self.generation + 1;
         new.requests = self.requests;
         new.is_flushed = self.is_flushed;
+        new.telling = self.telling.clone();
         self.each_chunk(source, &mut |chunk| {
             let mut emit = Emit {
                 out: Vec::with_capacity(chunk.len() + 64),

@@ -3,6 +3,7 @@
 //! Invariant: what is loaded goes on as what was saved would have. The caller seals all of it.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::redact::{Level, Redactor, View};
 
 use super::super::codec::{Decoder, Encoder};
 use super::super::emit::{decode_segment, encode_segment};
-use super::{Draft, Store};
+use super::{Counts, Draft, Store, Telling};
 
 /// What belongs to a saved head.
 pub(in crate::events) struct Parts {
@@ -65,10 +66,15 @@ impl Draft {
         }
         let open = self.open.as_ref().map(encode_segment);
         head.optional(open.as_ref().map(|o| o.0.as_slice()));
-        head.number(self.counted.len() as u64);
-        for (name, count) in &self.counted {
-            let told = self.told.get(name).copied().unwrap_or(0);
-            head.bytes(name.as_bytes()).number(*count).number(told);
+        let names: BTreeSet<&String> = self.counted.keys().chain(self.told.keys()).collect();
+        head.number(names.len() as u64);
+        for name in names {
+            let of = |counts: &Counts| counts.get(name).copied().unwrap_or(0);
+            head.bytes(name.as_bytes()).number(of(&self.counted)).number(of(&self.told));
+        }
+        head.number(self.telling.len() as u64);
+        for telling in &self.telling {
+            head.bytes(telling.name.as_bytes()).number(telling.count).bytes(&telling.once);
         }
         head.0
     }
@@ -110,6 +116,15 @@ impl Draft {
             let name = String::from_utf8(from.bytes()?.to_vec()).ok()?;
             draft.counted.insert(name.clone(), from.number()?);
             draft.told.insert(name, from.number()?);
+        }
+        // The head of an earlier version ends here.
+        for _ in 0..from.number().unwrap_or(0) {
+            draft.telling.push(Telling {
+                name: String::from_utf8(from.bytes()?.to_vec()).ok()?,
+                count: from.number()?,
+                later: true,
+                once: from.bytes()?.to_vec(),
+            });
         }
         draft.len = draft.streamed;
         Some((draft, parts))
