@@ -440,7 +440,41 @@ fn is_path(run: &[u8]) -> bool {
 
 /// Whether base64 begins as something public does.
 pub(super) fn is_public_head(block: &[u8]) -> bool {
-    PUBLIC_HEADS.iter().any(|head| block.starts_with(head))
+    PUBLIC_HEADS.iter().any(|head| block.starts_with(head)) || is_mangled(block)
+}
+
+/// Whether a symbol of C++ or Rust begins here: a letter or some for what it is, and a first name
+/// behind its length (Itanium C++ ABI, 5.1; Rust RFC 2603).
+fn is_mangled(block: &[u8]) -> bool {
+    // Of Rust's own, the crate's number tells: `Cs`, up to eleven digits of base 62, `_`, a length.
+    if let Some(rest) = block.strip_prefix(b"_R") {
+        let crates = rest[..rest.len().min(40)].windows(2).position(|two| two == b"Cs");
+        return crates.is_some_and(|at| {
+            let number = &rest[at + 2..];
+            let digits = number.iter().take_while(|b| b.is_ascii_alphanumeric()).count();
+            digits <= 11 && matches!(number[digits..], [b'_', len, ..] if len.is_ascii_digit())
+        });
+    }
+    let heads: [&[u8]; 2] = [b"_Z", b"__Z"];
+    let Some(rest) = heads.iter().find_map(|head| block.strip_prefix(*head)) else { return false };
+    // Of a thunk the way to its object comes first: `Tv0_n24_`, `Thn16_`.
+    let thunk = rest.strip_prefix(b"Tv0_n").or_else(|| rest.strip_prefix(b"Thn"));
+    let rest = thunk.map_or(rest, |way| {
+        let digits = way.iter().take_while(|b| b.is_ascii_digit()).count();
+        way[digits..].strip_prefix(b"_").unwrap_or(way)
+    });
+    let kinds = rest.iter().take_while(|b| b.is_ascii_alphabetic()).count();
+    let rest = &rest[kinds..];
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    let Some(len) = std::str::from_utf8(&rest[..digits]).ok().and_then(|n| n.parse().ok()) else {
+        return false;
+    };
+    let Some(name) = rest[digits..].get(..len) else { return false };
+    (2..=64).contains(&len)
+        && kinds <= 12
+        && !name[0].is_ascii_digit()
+        && name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
+        && (name[0] == b'_' || is_wordy(name) || !name.iter().any(u8::is_ascii_digit))
 }
 
 /// What looks random in `from..to`, a piece of base64 in a text: the range of it in the piece.
