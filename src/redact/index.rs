@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::allow::Allowed;
 use super::detect::{self, Detector};
 use super::lens::{self, Search};
 use super::part::{Hit, Part, Text};
@@ -165,6 +166,7 @@ pub struct View {
     /// What values and tokens are made of, if all are long enough to hold a stretch of it.
     made_of: Option<Bytes>,
     detector: Arc<Detector>,
+    allowed: Option<Arc<Allowed>>,
 }
 
 struct Layer {
@@ -210,7 +212,7 @@ impl View {
         let made_of =
             is_long.then(|| Bytes::of(|b| detect::is_token(b) || plain().any(|part| part.uses(b))));
         let detector = Detector::usual();
-        Self { layers, names, others, longest, numbers, made_of, detector }
+        Self { layers, names, others, longest, numbers, made_of, detector, allowed: None }
     }
 
     /// Without any value: formats alone.
@@ -223,6 +225,18 @@ impl View {
     pub fn with_detector(mut self, detector: Arc<Detector>) -> Self {
         self.detector = detector;
         self
+    }
+
+    /// With tokens that may be shown; values are hidden all the same.
+    #[must_use]
+    pub fn with_allowed(mut self, allowed: Option<Arc<Allowed>>) -> Self {
+        self.longest = self.longest.max(allowed.as_ref().map_or(0, |list| list.longest()));
+        self.allowed = allowed;
+        self
+    }
+
+    pub(super) fn allowed(&self) -> Option<&Arc<Allowed>> {
+        self.allowed.as_ref()
     }
 
     pub(super) fn detector(&self) -> &Detector {
@@ -239,7 +253,7 @@ impl View {
         self.made_of.as_ref()
     }
 
-    /// The longest range that one needle may take, with line breaks in it.
+    /// The longest range that one needle may take, with line breaks in it, or an allowed token.
     pub fn longest(&self) -> usize {
         self.longest
     }

@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod allow;
 mod chain;
 pub mod detect;
 mod found;

@@ -87,8 +87,13 @@ const NO_RULE: u64 = 0xffff;
 impl Open {
     /// Whether a hit goes on.
     pub fn is_hit(self) -> bool {
-        matches!(self.format, Some((Some(_), _)))
-            || matches!(self.guess, guesses::Going::Count(..) | guesses::Going::Rest(_))
+        self.hits() != [false; 2]
+    }
+
+    /// Whether one of a known format goes on, and whether a guess does.
+    pub fn hits(self) -> [bool; 2] {
+        let guess = matches!(self.guess, guesses::Going::Count(..) | guesses::Going::Rest(_));
+        [matches!(self.format, Some((Some(_), _))), guess]
     }
 
     /// For storing.

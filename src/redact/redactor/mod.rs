@@ -8,6 +8,7 @@
 //! a bare number becomes a string.
 #![forbid(unsafe_code)]
 
+mod allowing;
 #[cfg(test)]
 mod dense;
 mod state;
@@ -56,6 +57,9 @@ pub trait Sink {
     fn hidden(&mut self, raw: &[u8]);
     /// What stands in the place of the `raw_len` bytes that were hidden since the last marker.
     fn marker(&mut self, text: &str, raw_len: u64);
+    /// A token that this rule finds is on the allow list; it begins at byte `at` of the stream, which
+    /// was not given yet.
+    fn allowed(&mut self, _at: u64, _rule: &str) {}
 }
 
 /// See the module.
@@ -81,6 +85,10 @@ pub struct Redactor {
     detect_open: Open,
     /// What the detector found and is not given to the sink yet.
     hits: Vec<Found>,
+    /// Tokens that may be allowed, as far as they are known.
+    waiting: [Option<Found>; allowing::TRACKS],
+    /// Where the last one ended that was.
+    allowed_to: u64,
     /// A token in base64 that has no known end goes on at this byte of the stream.
     rest: Option<(u64, Arc<str>)>,
     counts: BTreeMap<Arc<str>, u64>,
@@ -122,6 +130,8 @@ impl Redactor {
             detect_from: 0,
             detect_open: Open::default(),
             hits: Vec::new(),
+            waiting: [None, None],
+            allowed_to: 0,
             rest: None,
             counts: BTreeMap::new(),
             watched: None,
@@ -425,7 +435,7 @@ impl Redactor {
     }
 
     /// Lets the detector go on; where undecided tokens begin.
-    fn detect(&mut self, stretch: Stretch<'_>, end: bool) -> usize {
+    fn detect(&mut self, stretch: Stretch<'_>, end: bool, out: &mut dyn Sink) -> usize {
         if self.level == Level::Values {
             self.detect_from = stretch.position(stretch.bytes.len());
             return stretch.bytes.len();
@@ -436,30 +446,30 @@ impl Redactor {
         let (level, open) = (self.level, self.detect_open);
         let room = &mut self.scratch.detector;
         let scan = self.view.detector().scan(level, context, open, text, end, room);
-        for hit in scan.hits {
-            self.hits.push(Found {
-                start: self.detect_from + hit.start as u64,
-                end: self.detect_from + hit.end as u64,
-                grade: match hit.grade {
-                    detect::Grade::Entropy => Grade::Entropy,
-                    detect::Grade::Keyword => Grade::Keyword,
-                    detect::Grade::Format => Grade::Format,
-                },
-                name: Some(hit.rule),
-                continues: hit.continues,
-                quote: false,
-            });
-        }
+        let detect_from = self.detect_from;
+        let found = scan.hits.into_iter().map(|hit| Found {
+            start: detect_from + hit.start as u64,
+            end: detect_from + hit.end as u64,
+            grade: match hit.grade {
+                detect::Grade::Entropy => Grade::Entropy,
+                detect::Grade::Keyword => Grade::Keyword,
+                detect::Grade::Format => Grade::Format,
+            },
+            name: Some(hit.rule),
+            continues: hit.continues,
+            quote: false,
+        });
+        let waiting = self.sift(stretch, found, scan.open.hits(), out);
         self.detect_open = scan.open;
         self.detect_from += scan.undecided as u64;
-        from + scan.undecided
+        waiting.min(from + scan.undecided)
     }
 
     /// Decides what can be; whether anything is to be hidden.
     fn advance(&mut self, stretch: Stretch<'_>, end: bool, out: &mut dyn Sink) -> bool {
         let (limit, waiting) = self.values(stretch, end);
         let (rest, begun) = self.tokens(stretch, end);
-        let detected = self.detect(stretch, end).min(rest);
+        let detected = self.detect(stretch, end, out).min(rest);
         let limit = limit.min(detected);
         let shown = if end { limit } else { self.shown(stretch, limit, detected, waiting) };
         let decided = limit;

@@ -13,8 +13,9 @@ use super::super::found::{self, Found, Range, Reader};
 use super::super::index::View;
 use super::{CONTEXT_BYTES, Redactor};
 
-/// The one before had no token in base64 that goes on.
-const STATE_VERSION: u8 = 3;
+/// The ones before had no tokens that wait, and no token in base64 that goes on.
+const STATE_VERSION: u8 = 4;
+const WITHOUT_WAITING: u8 = 3;
 const OLDEST_STATE_VERSION: u8 = 2;
 /// Longer streams do not exist.
 const MAX_STREAM_BYTES: u64 = 1 << 60;
@@ -55,6 +56,12 @@ impl Redactor {
             out.extend_from_slice(&at.to_le_bytes());
             found::save_name(name, &mut out);
         }
+        for waiting in &self.waiting {
+            out.push(u8::from(waiting.is_some()));
+            if let Some(waiting) = waiting {
+                waiting.save(&mut out);
+            }
+        }
         out
     }
 
@@ -90,8 +97,15 @@ impl Redactor {
         if from.byte()? != 0 {
             redactor.open = Some(Range::load(&mut from)?);
         }
-        if version == STATE_VERSION && from.byte()? != 0 {
+        if version >= WITHOUT_WAITING && from.byte()? != 0 {
             redactor.rest = Some((from.number()?, from.name()?));
+        }
+        if version == STATE_VERSION {
+            for waiting in &mut redactor.waiting {
+                if from.byte()? != 0 {
+                    *waiting = Some(Found::load(&mut from)?);
+                }
+            }
         }
         // What no redactor saves could make this one count wrongly later.
         let taken = redactor.base.checked_add(len.checked_sub(redactor.lead)? as u64)?;
@@ -101,6 +115,9 @@ impl Redactor {
             && (redactor.base..=taken).contains(&redactor.detect_from)
             && redactor.rest.iter().all(|(at, _)| (redactor.base..=taken).contains(at))
             && redactor.hits.iter().all(|hit| hit.start < hit.end && hit.end <= taken)
+            && redactor.waiting.iter().flatten().all(|token| {
+                redactor.base <= token.start && token.start < token.end && token.end <= taken
+            })
             && redactor
                 .open
                 .as_ref()
