@@ -39,6 +39,7 @@ use crate::fuse::session::{self, Takeover};
 use crate::identity::attestor::{CgroupAttestor, TreeAttestor};
 use crate::identity::resolver::Resolver;
 use crate::keeper::{ground, worker_lock, worker_status};
+use crate::redact::allow;
 use crate::redact::detect::{BadRules, Detector};
 use crate::sys::mount::{self, OwnMount};
 use crate::sys::pidfd::PidFd;
@@ -138,6 +139,8 @@ pub fn run(paths: Paths, config: Config, inherited: Inherited) -> Result<i32, Er
         config.environments.iter().filter_map(|e| e.parse().ok()).collect();
     let core = Arc::new(Core::new(log.clone(), clock.clone(), environments));
     core.needles.set_detector(Arc::new(Detector::of_config(&config.redaction)?));
+    let entries = allow::entries(&config.redaction.allow);
+    core.needles.set_entries(entries.map_err(|number| BadRules::Allowed { number })?);
     let registry = Arc::new(Registry::open(Journal::open(&state)));
     let handles = Arc::new(Handles::open(&state));
     let around = Arc::new(Around::new(core.clone(), registry.clone()));

@@ -105,6 +105,7 @@ const CALLS: &[&str] = &[
     "backup create b.backup < a long passphrase",
     "backup verify b.backup < a long passphrase",
     "backup restore b.backup --replace < a long passphrase",
+    "allow < a-token-0123456789",
     "scan deploy-pipeline.json",
     "audit head",
     "audit query",

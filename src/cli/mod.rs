@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod allow;
 mod audit;
 mod chain;
 mod chain_run;
@@ -59,6 +60,8 @@ struct Cli {
 enum Command {
     /// Who gets which secret, and why.
     Access(chain::AccessArgs),
+    /// Makes an entry for the allow list of a token that may be shown.
+    Allow(allow::AllowArgs),
     /// The audit log.
     #[command(
         subcommand,
@@ -251,7 +254,8 @@ impl Command {
     fn needs_socket_alone(&self) -> bool {
         matches!(
             self,
-            Self::Events(_)
+            Self::Allow(_)
+                | Self::Events(_)
                 | Self::Prompt(_)
                 | Self::Redact(_)
                 | Self::Run(_)
@@ -480,6 +484,7 @@ fn dispatch(cli: Cli) -> Outcome {
     match cli.command {
         Command::Alert(AlertCommand::Test) => version::test_alerts(&context),
         Command::Access(args) => chain::access(&context, &args),
+        Command::Allow(args) => allow::main(&context, &args),
         Command::Audit(command) => audit::main(&context, command),
         Command::Backup(command) => admin::backup(&context, command),
         Command::Chain(command) => chain::chain(&context, command),

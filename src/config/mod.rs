@@ -271,6 +271,9 @@ pub struct Redaction {
     pub keep_retired: Period,
     /// Ids of rules for known formats that are switched off.
     pub off: Vec<String>,
+    /// Tokens that may be shown though a rule finds them, as `strongroom allow` prints them; values of
+    /// the vault never.
+    pub allow: Vec<String>,
     /// Rules of one's own.
     #[serde(rename = "rule")]
     pub rules: Vec<RedactionRule>,
@@ -278,7 +281,12 @@ pub struct Redaction {
 
 impl Default for Redaction {
     fn default() -> Self {
-        Self { keep_retired: Period::secs(90 * 86_400), off: Vec::new(), rules: Vec::new() }
+        Self {
+            keep_retired: Period::secs(90 * 86_400),
+            off: Vec::new(),
+            allow: Vec::new(),
+            rules: Vec::new(),
+        }
     }
 }
 

@@ -287,6 +287,8 @@ pub trait Api: Send + Sync + 'static {
     fn ticket_redeem(&self, who: &Caller, req: proto::TicketRedeem)
     -> Answer<proto::AgentLaunched>;
 
+    /// `POST /v1/allow`
+    fn allow(&self, who: &Caller, req: proto::Allow) -> Answer<proto::AllowMade>;
     /// `POST /v1/redact`
     fn redact(&self, who: &Caller, req: proto::Redact) -> Answer<Box<dyn Texts>>;
 

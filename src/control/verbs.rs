@@ -507,6 +507,16 @@ fn seeing_verbs() -> Vec<Route> {
     use proto::{AuditQuery, AuditVerify, Empty};
     vec![
         redact(),
+        post(
+            "allow",
+            "/v1/allow",
+            OPERATE,
+            "Makes an entry for `[redaction] allow` of a token that may be shown.",
+            |a, w, q| a.allow(w, q),
+        )
+        .unkept()
+        .idempotent()
+        .confirmed(),
         get(
             "access",
             "/v1/access",

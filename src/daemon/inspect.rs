@@ -48,6 +48,9 @@ impl Daemon {
         if unseen > 0 {
             warnings.push(format!("{unseen} values are too weak to be looked for by redaction"));
         }
+        if let Some((false, found, remedy)) = self.allow_list() {
+            warnings.push(format!("allow list: {found}: {remedy}"));
+        }
         proto::Status {
             state: self.state(),
             version: NAME_AND_VERSION.to_owned(),
@@ -150,7 +153,7 @@ impl Daemon {
             resolver::Method::PidfdInfo => "thread pidfds",
             resolver::Method::Proc => "/proc, read twice",
         };
-        let checks = vec![
+        let mut checks = vec![
             check(
                 "mount",
                 mounted,
@@ -207,6 +210,9 @@ impl Daemon {
                 Some("run the daemon as root, or in a delegated cgroup"),
             ),
         ];
+        if let Some((ok, found, remedy)) = self.allow_list() {
+            checks.push(check("allow list", ok, found, Some(remedy)));
+        }
         proto::Doctor { promises, checks }
     }
 

@@ -6,6 +6,7 @@
 
 mod account;
 pub mod alert;
+mod allow;
 mod api;
 pub mod around;
 mod attach;

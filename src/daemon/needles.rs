@@ -3,7 +3,7 @@
 //! Values that nobody can guess are in one index for everybody; those that can be guessed are looked
 //! for only in what their own chains write, or a marker would tell others that they guessed right.
 //! Invariant: a value is looked for before anybody can be pinned to it, until it is destroyed.
-//! Lock order: the catalog, then this.
+//! Lock order: the catalog, then this, then its allow list.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,6 +15,7 @@ use crate::catalog::Catalog;
 use crate::catalog::name::{ChainName, EnvName};
 use crate::catalog::resolve::Asker;
 use crate::execution::registry::Registry;
+use crate::redact::allow::{Allowed, Entry, KeyId, Keyed, Tagger};
 use crate::redact::detect::Detector;
 use crate::redact::{self, Index, Others, Value, View, Weakness};
 use crate::secret::SecretBytes;
@@ -125,6 +126,12 @@ impl Known {
     }
 }
 
+/// What is looked for besides values, and what of that may be shown.
+struct Rules {
+    detector: Arc<Detector>,
+    allowed: Option<Arc<Allowed>>,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Needles {
@@ -135,6 +142,15 @@ pub struct Needles {
     values: AtomicU64,
     /// Rules for known formats, when not the usual ones.
     detector: OnceLock<Arc<Detector>>,
+    /// Tokens that may be shown, where the configuration names some.
+    entries: OnceLock<Vec<Entry>>,
+    /// The same by the vault's key.
+    allowed: Mutex<Option<(KeyId, Option<Arc<Allowed>>)>>,
+}
+
+/// The key of entries of the allow list, by the vault's root key: it stays when a slot's key changes.
+fn tagger(vault: &Vault) -> Keyed {
+    Keyed::new(vault.derive_key("allow list"))
 }
 
 impl Needles {
@@ -147,6 +163,52 @@ impl Needles {
 
     pub(super) fn detector(&self) -> Arc<Detector> {
         self.detector.get().cloned().unwrap_or_else(Detector::usual)
+    }
+
+    /// Shows what these entries stand for; only before anything was looked for.
+    pub fn set_entries(&self, entries: Vec<Entry>) {
+        if self.entries.set(entries).is_err() {
+            tracing::error!("the allow list was set twice");
+        }
+    }
+
+    fn entries(&self) -> &[Entry] {
+        self.entries.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// How many entries there are, and how many of them were made with another key than the vault's,
+    /// and allow nothing.
+    pub(super) fn entry_counts(&self, vault: &Vault) -> (usize, usize) {
+        let entries = self.entries();
+        let key = tagger(vault).key_id();
+        (entries.len(), entries.iter().filter(|entry| !entry.is_of(key)).count())
+    }
+
+    /// Makes an entry of a token.
+    pub(super) fn entry_of(&self, vault: &Vault, token: &[u8]) -> Option<Entry> {
+        Entry::of(token, &tagger(vault))
+    }
+
+    /// What may be shown.
+    fn allowed(&self, vault: &Vault) -> Option<Arc<Allowed>> {
+        if self.entries().is_empty() {
+            return None;
+        }
+        let tagger = tagger(vault);
+        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*allowed {
+            Some((key, list)) if *key == tagger.key_id() => list.clone(),
+            _ => {
+                let key = tagger.key_id();
+                let list = Allowed::new(self.entries(), Box::new(tagger)).map(Arc::new);
+                allowed.insert((key, list)).1.clone()
+            }
+        }
+    }
+
+    /// What is looked for besides values.
+    fn rules(&self, vault: &Vault) -> Rules {
+        Rules { detector: self.detector(), allowed: self.allowed(vault) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -216,7 +278,8 @@ impl Needles {
         }
         let named: Named = visible(place, &catalog, registry).into_iter().collect();
         let mut state = self.lock();
-        let (view, own) = known(&mut state, &vault, &catalog)?.views_of(&named, &self.detector());
+        let rules = self.rules(&vault);
+        let (view, own) = known(&mut state, &vault, &catalog)?.views_of(&named, rules);
         let seen = Seen { view, own, named: Arc::new(named) };
         state.views.retain(|_, (of, _)| *of == generation);
         state.views.insert(key, (generation, seen.clone()));
@@ -240,8 +303,8 @@ impl Needles {
         named.extend(now.named.iter().map(|(value, name)| (value.clone(), name.clone())));
         let vault = core.vault().ok_or(Refusal::Locked)?;
         let catalog = core.catalog();
-        let (view, own) =
-            known(&mut self.lock(), &vault, &catalog)?.views_of(&named, &self.detector());
+        let rules = self.rules(&vault);
+        let (view, own) = known(&mut self.lock(), &vault, &catalog)?.views_of(&named, rules);
         let named = if named == **before { before.clone() } else { Arc::new(named) };
         Ok(Seen { view, own, named })
     }
@@ -279,7 +342,8 @@ impl Needles {
         names.extend(more.iter().map(|value| (value.id, NEW_VALUE.into())));
         let own = Index::build(own.chain(more));
         let view = View::of([&*known.index, &own], names, Others::Unseen);
-        Ok(Arc::new(view.with_detector(self.detector())))
+        let Rules { detector, allowed } = self.rules(&vault);
+        Ok(Arc::new(view.with_detector(detector).with_allowed(allowed)))
     }
 }
 
@@ -297,7 +361,7 @@ fn known<'a>(
 
 impl Known {
     /// What is looked for where these have a name: all of it, and what has one.
-    fn views_of(&self, named: &Named, detector: &Arc<Detector>) -> (Arc<View>, Arc<View>) {
+    fn views_of(&self, named: &Named, rules: Rules) -> (Arc<View>, Arc<View>) {
         let mut names: HashMap<u32, Arc<str>> = HashMap::new();
         for (value, name) in named {
             if let Some(number) = self.numbers.get(value) {
@@ -308,7 +372,8 @@ impl Known {
         let own = Index::build(own.map(|(id, b)| Value { id: *id, bytes: b.expose() }));
         let indexes = [&*self.index, &own];
         let seen = View::of(indexes, names.clone(), Others::Unseen);
-        let all = View::of(indexes, names, Others::Unnamed).with_detector(detector.clone());
+        let all = View::of(indexes, names, Others::Unnamed);
+        let all = all.with_detector(rules.detector).with_allowed(rules.allowed);
         (Arc::new(all), Arc::new(seen))
     }
 }
@@ -331,7 +396,8 @@ impl Sought {
         detector: &Arc<Detector>,
     ) -> Arc<View> {
         let named: Named = visible(place, &core.catalog(), registry).into_iter().collect();
-        self.0.views_of(&named, detector).0
+        // By rules that find nothing, so nothing of it need be allowed.
+        self.0.views_of(&named, Rules { detector: detector.clone(), allowed: None }).0
     }
 }
 

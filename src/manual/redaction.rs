@@ -40,8 +40,26 @@
 //! A pattern is fixed text (at least two characters first) and classes with counts `{n}`, `{n,m}` or, at its end,
 //! `{n,}`; `\` makes the next character itself. It matches 15 to 400 bytes, begins where no letter or
 //! digit stands before it, and, unless it ends with `{n,}`, ends where none follows. An unknown id
-//! or a pattern that is none is an error of every command (`strongroom config check` shows it). Values
-//! cannot be allowed one by one.
+//! or a pattern that is none is an error of every command (`strongroom config check` shows it).
+//!
+//! **The allow list** shows a token that a rule finds and that is no secret: a test key that stands in
+//! documents, an identifier that looks random. An entry is a tag of exactly its bytes, never the token:
+//!
+//! ```toml
+//! [redaction]
+//! allow = ["allow1:1f0a3c55:40:0d2c1e..."]  # what `strongroom allow` prints; then: strongroom reload
+//! ```
+//!
+//! `strongroom allow` reads the token from stdin, or asks for it; it needs `operate`, unlimited, and the
+//! passphrase where `[operator] confirm` asks for it. The tag is HMAC-SHA-256 (HKDF) by a key of the
+//! vault's root key, cut to 128 bits, beside it the key's id and the token's length (8 to 8192 bytes).
+//! `key rekey` leaves entries as they are; those of another vault allow nothing, which `status` and
+//! `doctor` say. What is shown is a token that was found and ends where the allowed one does: one that
+//! goes on is another one. A value of the vault is hidden wherever it is and in each of its forms,
+//! whatever is allowed, and so is a token in base64 at level `all`. While there is a list, a token is
+//! held back until its end is known, or until it is longer than any that is allowed. The list counts
+//! where an agent's output and events are redacted and for `operate` and `audit`, not for whoever has
+//! no role, nor for `redact --local`; files that are stored already stay as they are.
 //!
 //! `cargo test --test detection -- --nocapture` prints recall and false hits on the labelled corpus in
 //! `tests/corpus`: forms of tokens from the providers' documents, in lines of logs, configurations, code,

@@ -7,6 +7,7 @@
 
 mod access;
 mod agent;
+mod allow;
 mod audit;
 mod chain;
 mod daemon;
@@ -31,6 +32,7 @@ pub use agent::{
     AgentAttach, AgentAttached, AgentEnd, AgentEnded, AgentLaunch, AgentLaunched, Hold, How,
     Isolation, OutputFinding, TicketCreate, TicketCreated, TicketRedeem,
 };
+pub use allow::{Allow, AllowMade};
 pub use audit::{
     AuditHead, AuditPrune, AuditPruned, AuditQuery, AuditVerified, AuditVerify, FirstBad, Watch,
     WatchEvent,

@@ -12,6 +12,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::Level;
 use super::detect::{Detector, Hit, Open, Room};
 use crate::vault::crypto::{self, Key};
@@ -179,11 +181,26 @@ impl fmt::Debug for Allowed {
     }
 }
 
-/// All tokens in a text that could be allowed, each once, in its order.
-pub fn tokens(detector: &Arc<Detector>, text: &[u8]) -> Vec<Hit> {
-    let scan = detector.scan(Level::All, &[], Open::default(), text, true, &mut Room::default());
-    let mut seen = HashSet::new();
-    scan.hits.into_iter().filter(|hit| seen.insert(&text[hit.start..hit.end])).collect()
+/// The entries of a configuration.
+///
+/// # Errors
+/// The number of the first one that is none, from 1; never its text, which may be a token that was
+/// written there by mistake.
+pub fn entries(texts: &[String]) -> Result<Vec<Entry>, usize> {
+    let entry = |(index, text): (usize, &String)| text.parse().map_err(|BadEntry| index + 1);
+    let entries: Vec<_> = texts.iter().enumerate().map(entry).collect::<Result<_, _>>()?;
+    if entries.len() > MAX_ENTRIES { Err(MAX_ENTRIES + 1) } else { Ok(entries) }
+}
+
+/// Which rule finds exactly this token where it stands alone, or as the value of a name that tells.
+pub fn rule_of(detector: &Detector, token: &[u8]) -> Option<Arc<str>> {
+    ["", "api_key = "].into_iter().find_map(|before| {
+        let text = Zeroizing::new([before.as_bytes(), token].concat());
+        let room = &mut Room::default();
+        let scan = detector.scan(Level::All, &[], Open::default(), &text, true, room);
+        let whole = |hit: &Hit| (hit.start, hit.end) == (before.len(), text.len());
+        scan.hits.into_iter().find(whole).map(|hit| hit.rule)
+    })
 }
 
 #[cfg(test)]
@@ -236,11 +253,20 @@ mod tests {
     }
 
     #[test]
-    fn each_token_of_a_text_is_told_once() {
+    fn a_rule_is_told_for_what_is_found_as_a_whole_alone() {
+        let rule = |token: &str| rule_of(&Detector::usual(), token.as_bytes());
         let key = "ghp_q7Zk2Wm9Lx4Tb8Rv3Yd6Nc1Jf5Hg0Ps8UaEo";
-        let text = format!("x {key}\ny {key}\napi_key = k7Hq2ZpX9vLm4TnB8sRd3WfY\n");
-        let found = tokens(&Detector::usual(), text.as_bytes());
-        let found: Vec<_> = found.iter().map(|hit| &text[hit.start..hit.end]).collect();
-        assert_eq!(found, [key, "k7Hq2ZpX9vLm4TnB8sRd3WfY"]);
+        assert_eq!(rule(key).as_deref(), Some("github-token"));
+        assert_eq!(rule("k7Hq2ZpX9vLm4TnB8sRd3WfY").as_deref(), Some("keyword-secret"));
+        assert_eq!(rule(&format!("{key} x")), None);
+        assert_eq!(rule("plain words"), None);
+    }
+
+    #[test]
+    fn a_bad_entry_is_told_by_its_number_and_never_by_its_text() {
+        let good = Entry::of(b"AKIAIOSFODNN7QXWZRTY", &*keyed(1)).unwrap().to_string();
+        assert_eq!(entries(&[good.clone(), good.clone()]).unwrap().len(), 2);
+        assert_eq!(entries(&[good.clone(), "AKIAIOSFODNN7QXWZRTY".to_owned()]), Err(2));
+        assert_eq!(entries(&vec![good; MAX_ENTRIES + 1]), Err(MAX_ENTRIES + 1));
     }
 }

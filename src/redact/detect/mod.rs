@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::class::Text;
 use self::pattern::Pattern;
 use self::rules::{Coded, How};
-use super::Level;
+use super::{Level, allow};
 use crate::config::{self, Redaction};
 use crate::sys::simd::{self, Heads};
 
@@ -172,6 +172,12 @@ pub struct Scan {
 /// Why a configuration's rules are none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRules {
+    /// What is allowed is no entry; its text is not told, for it may be a token.
+    #[error("redaction.allow: entry {number} is none")]
+    Allowed {
+        /// Which, from 1.
+        number: usize,
+    },
     /// A rule that is to be switched off is none.
     #[error("redaction.off: there is no rule `{id}`")]
     Unknown {
@@ -205,6 +211,11 @@ impl BadRules {
     /// The next step for a person.
     pub fn hint(&self) -> String {
         match self {
+            Self::Allowed { .. } => {
+                "an entry is what `strongroom allow` prints, and there are at most \
+                                     10,000: never the token itself"
+                    .to_owned()
+            }
             Self::Unknown { near: Some(near), .. } => format!("did you mean `{near}`?"),
             Self::Unknown { .. } => {
                 "the ids of all rules stand in markers and in the manual, section Known formats"
@@ -323,6 +334,7 @@ impl Detector {
         if config.rules.len() > MAX_OWN_RULES {
             return Err(BadRules::Many);
         }
+        allow::entries(&config.allow).map_err(|number| BadRules::Allowed { number })?;
         let own = |id: &str| config.rules.iter().any(|rule| rule.id == id);
         for id in &config.off {
             if !known().any(|k| k == id) && !own(id) {

@@ -7,8 +7,8 @@
 
 use super::super::allow::Allowed;
 use super::super::found::{Found, Grade};
+use super::Redactor;
 use super::stretch::Stretch;
-use super::{Redactor, Sink};
 
 /// Tokens of known formats, and guesses: at most one of each goes on at a time.
 pub(super) const TRACKS: usize = 2;
@@ -25,7 +25,6 @@ impl Redactor {
         stretch: Stretch<'_>,
         found: impl Iterator<Item = Found>,
         goes_on: [bool; TRACKS],
-        out: &mut dyn Sink,
     ) -> usize {
         let list = self.view.allowed().cloned();
         let Some(list) = list.as_deref() else {
@@ -42,7 +41,7 @@ impl Redactor {
                 None if found.continues => self.hits.push(found),
                 _ => {
                     if let Some(whole) = waiting.replace(found) {
-                        self.judge(stretch, whole, list, out);
+                        self.judge(stretch, whole, list);
                     }
                 }
             }
@@ -53,7 +52,7 @@ impl Redactor {
             if let Some(long) = waiting.take_if(|found| is_too_long(found)) {
                 self.hits.push(long);
             } else if !goes_on && let Some(whole) = waiting.take() {
-                self.judge(stretch, whole, list, out);
+                self.judge(stretch, whole, list);
             }
         }
         let first = self.waiting.iter().flatten().map(|found| found.start).min();
@@ -61,14 +60,8 @@ impl Redactor {
     }
 
     /// Hides a whole token, unless it is on the list.
-    fn judge(&mut self, stretch: Stretch<'_>, token: Found, list: &Allowed, out: &mut dyn Sink) {
-        if list.has(stretch.piece(token.start, token.end)) {
-            // Often both a known format and a guess.
-            if token.start >= self.allowed_to {
-                out.allowed(token.start, token.name.as_deref().unwrap_or_default());
-            }
-            self.allowed_to = self.allowed_to.max(token.end);
-        } else {
+    fn judge(&mut self, stretch: Stretch<'_>, token: Found, list: &Allowed) {
+        if !list.has(stretch.piece(token.start, token.end)) {
             self.hits.push(token);
         }
     }
@@ -81,7 +74,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::super::allow::{Allowed, Entry, Keyed, Tagger};
-    use super::super::super::{Index, Level, Others, Value, View};
+    use super::super::super::{Index, Level, Others, Sink, Value, View};
     use super::*;
     use crate::vault::crypto::Key;
 
@@ -118,31 +111,25 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Out {
-        text: Vec<u8>,
-        /// Where allowed tokens begin, and by which rule.
-        allowed: Vec<(u64, String)>,
-        given: u64,
-    }
+    struct Out(Vec<u8>);
 
     impl Sink for Out {
         fn clear(&mut self, bytes: &[u8]) {
-            self.text.extend_from_slice(bytes);
-            self.given += bytes.len() as u64;
+            self.0.extend_from_slice(bytes);
         }
-        fn hidden(&mut self, raw: &[u8]) {
-            self.given += raw.len() as u64;
-        }
+        fn hidden(&mut self, _raw: &[u8]) {}
         fn marker(&mut self, text: &str, _raw_len: u64) {
-            self.text.extend_from_slice(text.as_bytes());
-        }
-        fn allowed(&mut self, at: u64, rule: &str) {
-            assert!(self.given <= at, "told before it is given");
-            self.allowed.push((at, rule.to_owned()));
+            self.0.extend_from_slice(text.as_bytes());
         }
     }
 
-    fn in_pieces(view: &Arc<View>, level: Level, text: &[u8], pieces: &[usize], save: bool) -> Out {
+    fn in_pieces(
+        view: &Arc<View>,
+        level: Level,
+        text: &[u8],
+        pieces: &[usize],
+        save: bool,
+    ) -> Vec<u8> {
         let mut redactor = Redactor::new(view.clone(), level);
         let mut out = Out::default();
         let (mut at, mut turn) = (0, 0);
@@ -159,7 +146,7 @@ mod tests {
         }
         redactor.finish(&mut out);
         assert_eq!(redactor.held(), 0);
-        out
+        out.0
     }
 
     /// With every cut into two, and in small pieces; all give the same.
@@ -170,18 +157,17 @@ mod tests {
             for pieces in [&[first, bytes.len()][..], &[first, 1, bytes.len()]] {
                 let cut = in_pieces(view, level, bytes, pieces, first % 2 == 0);
                 assert_eq!(
-                    String::from_utf8_lossy(&cut.text),
-                    String::from_utf8_lossy(&whole.text),
+                    String::from_utf8_lossy(&cut),
+                    String::from_utf8_lossy(&whole),
                     "{pieces:?} of {text}"
                 );
-                assert_eq!(cut.allowed, whole.allowed, "{pieces:?} of {text}");
             }
         }
         for size in [1, 2, 7, 63] {
             let cut = in_pieces(view, level, bytes, &[size], true);
-            assert_eq!(cut.text, whole.text, "pieces of {size} of {text}");
+            assert_eq!(cut, whole, "pieces of {size} of {text}");
         }
-        String::from_utf8(whole.text).unwrap()
+        String::from_utf8(whole).unwrap()
     }
 
     #[test]
@@ -224,15 +210,38 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_is_told_once_with_its_place_and_rule() {
-        let text = format!("api_key = {GITHUB}\n{OTHER} {LONG}\n");
-        let view = view(&[], &[GITHUB, LONG]);
-        let out = in_pieces(&view, Level::All, text.as_bytes(), &[9], true);
-        let long = text.find(LONG).unwrap() as u64;
-        assert_eq!(
-            out.allowed,
-            [(10, "github-token".to_owned()), (long, "high-entropy".to_owned())]
-        );
+    fn a_value_is_hidden_in_every_form_though_the_form_is_allowed_and_wherever_it_overlaps() {
+        const VALUE: &str = "Zk8Wq2LmN5rT7yU0pX3cVb6Ad9Fg1Hj4";
+        const BASE64: &str = "Wms4V3EyTG1ONXJUN3lVMHBYM2NWYjZBZDlGZzFIajQ=";
+        let hex: String = VALUE.bytes().map(|b| format!("{b:02x}")).collect();
+        let forms = [VALUE, &BASE64[..43], BASE64, &hex];
+        let view = view(&[VALUE, &GITHUB[30..]], &[&forms[..], &[GITHUB, OPEN_END]].concat());
+        for form in forms {
+            for text in
+                [format!("api_key = {form}\n"), format!("password={form};"), form.to_owned()]
+            {
+                let shown = everyhow(&view, Level::All, &text);
+                assert!(
+                    shown.contains("[REDACTED:N0]") && !shown.contains(&form[8..20]),
+                    "{shown}"
+                );
+            }
+        }
+        // The end of an allowed token is a value.
+        let shown = everyhow(&view, Level::All, &format!("a {GITHUB} b"));
+        assert_eq!(shown, format!("a {}[REDACTED:N1] b", &GITHUB[..30]));
+        // A value that only begins in one, and goes on behind it.
+        let over = format!("t={OPEN_END} {}", "x");
+        let view = super::tests::view(&[&over[20..over.len()]], &[OPEN_END]);
+        let shown = everyhow(&view, Level::All, &over);
+        assert_eq!(shown, format!("{}[REDACTED:N0]", &over[..20]));
+    }
+
+    #[test]
+    fn in_base64_a_token_stays_hidden_though_it_is_allowed() {
+        let text = "YSBnaHBfcTdaazJXbTlMeDRUYjhSdjNZZDZOYzFKZjVIZzBQczhVYUVvIGI=";
+        let shown = everyhow(&view(&[], &[GITHUB]), Level::All, text);
+        assert!(shown.contains("[REDACTED:github-token]"), "{shown}");
     }
 
     #[test]
@@ -255,7 +264,7 @@ mod tests {
         redactor = Redactor::resume(bare, Level::All, &state).unwrap();
         redactor.push(b" x", &mut out);
         redactor.finish(&mut out);
-        assert_eq!(String::from_utf8_lossy(&out.text), "[REDACTED:openai-api-key] x");
+        assert_eq!(String::from_utf8_lossy(&out.0), "[REDACTED:openai-api-key] x");
     }
 
     proptest! {
@@ -282,8 +291,8 @@ mod tests {
                 let whole = in_pieces(&view, level, text.as_bytes(), &[text.len()], false);
                 let cut = in_pieces(&view, level, text.as_bytes(), &pieces, save);
                 prop_assert_eq!(
-                    String::from_utf8_lossy(&cut.text).into_owned(),
-                    String::from_utf8_lossy(&whole.text).into_owned()
+                    String::from_utf8_lossy(&cut).into_owned(),
+                    String::from_utf8_lossy(&whole).into_owned()
                 );
             }
         }

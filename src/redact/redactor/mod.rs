@@ -57,9 +57,6 @@ pub trait Sink {
     fn hidden(&mut self, raw: &[u8]);
     /// What stands in the place of the `raw_len` bytes that were hidden since the last marker.
     fn marker(&mut self, text: &str, raw_len: u64);
-    /// A token that this rule finds is on the allow list; it begins at byte `at` of the stream, which
-    /// was not given yet.
-    fn allowed(&mut self, _at: u64, _rule: &str) {}
 }
 
 /// See the module.
@@ -87,8 +84,6 @@ pub struct Redactor {
     hits: Vec<Found>,
     /// Tokens that may be allowed, as far as they are known.
     waiting: [Option<Found>; allowing::TRACKS],
-    /// Where the last one ended that was.
-    allowed_to: u64,
     /// A token in base64 that has no known end goes on at this byte of the stream.
     rest: Option<(u64, Arc<str>)>,
     counts: BTreeMap<Arc<str>, u64>,
@@ -131,7 +126,6 @@ impl Redactor {
             detect_open: Open::default(),
             hits: Vec::new(),
             waiting: [None, None],
-            allowed_to: 0,
             rest: None,
             counts: BTreeMap::new(),
             watched: None,
@@ -435,7 +429,7 @@ impl Redactor {
     }
 
     /// Lets the detector go on; where undecided tokens begin.
-    fn detect(&mut self, stretch: Stretch<'_>, end: bool, out: &mut dyn Sink) -> usize {
+    fn detect(&mut self, stretch: Stretch<'_>, end: bool) -> usize {
         if self.level == Level::Values {
             self.detect_from = stretch.position(stretch.bytes.len());
             return stretch.bytes.len();
@@ -459,7 +453,7 @@ impl Redactor {
             continues: hit.continues,
             quote: false,
         });
-        let waiting = self.sift(stretch, found, scan.open.hits(), out);
+        let waiting = self.sift(stretch, found, scan.open.hits());
         self.detect_open = scan.open;
         self.detect_from += scan.undecided as u64;
         waiting.min(from + scan.undecided)
@@ -469,7 +463,7 @@ impl Redactor {
     fn advance(&mut self, stretch: Stretch<'_>, end: bool, out: &mut dyn Sink) -> bool {
         let (limit, waiting) = self.values(stretch, end);
         let (rest, begun) = self.tokens(stretch, end);
-        let detected = self.detect(stretch, end, out).min(rest);
+        let detected = self.detect(stretch, end).min(rest);
         let limit = limit.min(detected);
         let shown = if end { limit } else { self.shown(stretch, limit, detected, waiting) };
         let decided = limit;
