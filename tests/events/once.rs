@@ -93,7 +93,7 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        let index = Index::build([Value { id: 0, bytes: VALUE.as_bytes() }].into_iter());
+        let index = Index::build([Value { id: 0, bytes: VALUE.as_bytes() }]);
         let view = View::new(&Arc::new(index), [(0, "KEY".into())].into(), Others::Unnamed);
         let log = Log {
             view: Arc::new(view),
