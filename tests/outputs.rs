@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -249,6 +249,10 @@ fn reasons(home: &Home) -> Vec<String> {
 
 /// An agent that has written all of this when `done` is there, and ends when `end` is.
 fn held(home: &Home, dir: &Path, script: &str) -> Child {
+    held_with(home, dir, &[], script)
+}
+
+fn held_with(home: &Home, dir: &Path, more: &[&str], script: &str) -> Child {
     let (done, end) = (home.dir.path().join("done"), home.dir.path().join("end"));
     for file in [&done, &end] {
         let _absent = fs::remove_file(file);
@@ -260,6 +264,7 @@ fn held(home: &Home, dir: &Path, script: &str) -> Child {
     );
     let child = home
         .command(&["run", "--chain", "deploy-pipeline", "--agent", "TestRunner", "--env", "prod"])
+        .args(more)
         .arg("--secrets-path")
         .arg(home.dir.path().join("view"))
         .args(["--", "sh", "-c", &wait])
@@ -270,6 +275,31 @@ fn held(home: &Home, dir: &Path, script: &str) -> Child {
         .unwrap();
     wait_until("all is written", LIMIT, || fs::exists(&done).unwrap());
     child
+}
+
+#[test]
+fn a_launcher_that_cannot_be_told_what_was_left_fails_where_its_agent_must_leave_no_secret() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    for (on_finding, status) in [("report", 0), ("fail", 125)] {
+        assert!(apply(&home, &["out"], Some(on_finding)).status.success());
+        let dir = home.dir.path().join(on_finding);
+        fs::create_dir(&dir).unwrap();
+        let child = held_with(&home, &dir, &["--no-redact"], "true");
+        home.ok(&["down", "--force"]);
+        let_end(&home);
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output);
+        assert_eq!(output.status.code(), Some(status), "{told}");
+        assert_eq!(
+            told.contains("left secrets in its outputs is not known"),
+            status == 125,
+            "{told}"
+        );
+        home.ok(&["up"]);
+    }
 }
 
 fn let_end(home: &Home) {
@@ -296,6 +326,9 @@ fn what_is_replaced_is_on_record_before_and_once_although_a_worker_dies_between_
     disk.freeze();
     let_end(&home);
     wait_until("the first finding", LIMIT, || !home.records("output_found").is_empty());
+    // Longer than a launcher waits for a worker that is not there.
+    let begun = Instant::now();
+    wait_until("a long search", LIMIT, || begun.elapsed() > Duration::from_secs(6));
     kill(worker, Signal::SIGKILL).unwrap();
     disk.thaw();
     let output = child.wait_with_output().unwrap();

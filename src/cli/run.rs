@@ -310,7 +310,14 @@ fn end(
         }
         Err(problem) => note(&format!("note: {problem}")),
     }
-    true
+    if launched.outputs_must_be_clean {
+        let agent = &launched.agent;
+        note(&format!("error: whether agent {agent} left secrets in its outputs is not known"));
+        note(
+            "hint: strongroom audit query --event output_found tells of them, or scan them yourself",
+        );
+    }
+    !launched.outputs_must_be_clean
 }
 
 fn failure_of(error: &host::Error) -> Failure {

@@ -23,6 +23,8 @@ use crate::secret::SecretBytes;
 
 /// How long a worker may take to be replaced.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A worker that died over a request after so long was there to serve: the next one is waited for anew.
+const SERVED: Duration = Duration::from_secs(1);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long an answer may take: ending an execution waits for its processes.
@@ -239,10 +241,18 @@ impl Client {
         idempotent: bool,
         ask: impl Fn(&Self) -> Result<A, Failure>,
     ) -> Result<A, Problem> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut deadline = Instant::now() + PATIENCE;
         let mut asked = false;
         loop {
-            match ask(self) {
+            let begun = Instant::now();
+            let answer = ask(self);
+            if let Err(Failure::Broken(error)) = &answer
+                && error.kind() != io::ErrorKind::WouldBlock
+                && begun.elapsed() >= SERVED
+            {
+                deadline = Instant::now() + PATIENCE;
+            }
+            match answer {
                 Ok(answer) => return Ok(answer),
                 // Refused before anything was done.
                 Err(Failure::Told(problem)) if problem.code == Code::ConfirmNeeded && !asked => {

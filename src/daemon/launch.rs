@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::record::Event;
-use crate::catalog::definition::{Definition, Deliver, Reference};
+use crate::catalog::definition::{Definition, Deliver, OnFinding, Reference};
 use crate::catalog::name::{AgentName, ChainName, EnvName};
 use crate::catalog::resolve::{Asker, Error as ResolveError, Resolution, Unresolved};
 use crate::catalog::secret::{Binding, Secret, Stage};
@@ -633,6 +633,10 @@ impl Daemon {
             env,
             secret_env,
             outputs: principal.outputs.is_some(),
+            outputs_must_be_clean: principal
+                .outputs
+                .as_ref()
+                .is_some_and(|outputs| outputs.on_finding == OnFinding::Fail),
             files: principal.files.keys().cloned().collect(),
             identity: identity.0,
             deadline,

@@ -7,7 +7,7 @@
 //! that left nothing.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,9 @@ use crate::execution::journal::{Journal, Kind};
 use crate::execution::principal::Principal;
 use crate::proto;
 
-/// Searches that are over and may be asked for again by a launcher whose answer was lost.
-const KEPT_OUTCOMES: usize = 16;
+/// Of searches that are over, which a launcher may ask for that did not get an answer. The newest is
+/// kept whatever its size.
+const KEPT_BYTES: usize = 4 << 20;
 
 /// What is on record, by its tag; a finding is also to be told.
 #[derive(Serialize, Deserialize)]
@@ -95,13 +96,16 @@ impl Told {
             return;
         }
         forget(&self.journal, (0..self.notes).map(|note| key_of(self.number, note)));
-        let outcomes = self.journal.all(Kind::Outputs).into_iter();
-        let outcomes: BTreeSet<_> = outcomes
-            .filter(|(_, text)| serde_json::from_slice::<Outcome>(text).is_ok())
-            .map(|(key, _)| key)
-            .collect();
-        for key in outcomes.iter().rev().skip(KEPT_OUTCOMES) {
-            if let Err(error) = self.journal.remove(Kind::Outputs, key) {
+        let mut outcomes = self.journal.all(Kind::Outputs);
+        outcomes.retain(|(_, text)| serde_json::from_slice::<Outcome>(text).is_ok());
+        // Numbers are given in order.
+        outcomes.sort_by(|a, b| b.0.cmp(&a.0));
+        let mut bytes = 0;
+        for (key, text) in outcomes.iter().skip(1) {
+            bytes += text.len();
+            if bytes > KEPT_BYTES
+                && let Err(error) = self.journal.remove(Kind::Outputs, key)
+            {
                 tracing::warn!(%error, "an old search of outputs stays in the runtime state");
             }
         }

@@ -29,8 +29,11 @@ impl Outside for Vault {
     fn key(&self) -> Result<Arc<Key>, Refusal> {
         Ok(self.key.clone())
     }
-    fn redacted(&self, _: &Place, _: &str, _: &str, _: u64, _: bool) {}
-    fn unchecked(&self, _: &Place, _: &str, _: &str) {}
+    fn redacted(&self, _: &Place, _: &str, _: &Telling) -> bool {
+        true
+    }
+    fn unchecked(&self, _: &Place, _: &str, _: &str, _: &[u8]) {}
+    fn noted(&self, _: &[u8]) {}
     fn name_refused(&self, _: &Place) {}
 }
 

@@ -380,7 +380,8 @@
 //! system, and each finding is an `output_found` record. `"on_finding"`: `"report"` (the default),
 //! `"redact"` (a file without secrets takes its place by rename, with its permission bits), or `"fail"`:
 //! `run` then leaves with 125 where the command itself succeeded, also when something could not be
-//! searched. `run` waits for the search; where the agent ends otherwise it goes on behind.
+//! searched, or no daemon is there to tell. `run` waits for the search; where the agent ends otherwise
+//! it goes on behind.
 //! Findings are on record before a file is replaced, and once: a worker that dies over it leaves the
 //! search to the next, which begins it anew, records what is not on record yet, and tells `run` of all.
 //! After 1,000 findings of an agent one record says that there are more. What cannot be recorded stays

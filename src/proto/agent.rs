@@ -176,6 +176,9 @@ pub struct AgentLaunched {
     /// Whether what it leaves is searched at its end: the starter should wait for that.
     #[serde(default)]
     pub outputs: bool,
+    /// Whether it has failed where it is not known that there is no secret in it.
+    #[serde(default)]
+    pub outputs_must_be_clean: bool,
     /// Names of the files it sees.
     #[serde(default)]
     pub files: Vec<String>,
