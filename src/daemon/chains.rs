@@ -15,7 +15,7 @@ use crate::vault::crypto;
 use crate::vault::record::RecordKind;
 
 use super::core::{new_id, put};
-use super::launch::{resolve_problem, unresolved_shown};
+use super::resolution::{resolve_problem, unresolved_shown};
 use super::secrets::parse;
 use super::{Daemon, user_of};
 

@@ -25,7 +25,8 @@ use crate::sys::cgroup::Cgroup;
 use crate::sys::pidfd::PidFd;
 use crate::sys::proc;
 
-use super::launch::{random, resolve_problem, unresolved_shown};
+use super::launch::random;
+use super::resolution::{resolve_problem, unresolved_shown};
 use super::secrets::parse;
 use super::{Daemon, user_of};
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::record::Event;
-use crate::catalog::definition::{Definition, Deliver, OnFinding, Reference};
+use crate::catalog::definition::{Deliver, OnFinding, Reference};
 use crate::catalog::name::{AgentName, ChainName, EnvName};
-use crate::catalog::resolve::{Asker, Error as ResolveError, Resolution, Unresolved};
+use crate::catalog::resolve::{Asker, Error as ResolveError, Resolution};
 use crate::catalog::secret::{Binding, Secret, Stage};
 use crate::control::Caller;
 use crate::execution::exposure::{Channel, Exposure};
@@ -29,12 +29,14 @@ use super::attach::gone;
 use super::core::vault_problem;
 use super::executions::{pin, registry_problem};
 use super::membership::below_hierarchy;
+use super::resolution::{adhoc_references, resolve_problem};
 use super::right::Right;
 use super::secrets::parse;
 use super::{Daemon, user_of};
 
 /// The implicit chain and agent of `run -s`.
 const ADHOC: &str = "adhoc";
+
 /// What a launch is of, however it was asked for.
 pub(super) struct Wanted<'a> {
     pub(super) chain: Option<&'a str>,
@@ -57,48 +59,12 @@ pub(super) struct Wanted<'a> {
     pub(super) right: Right,
 }
 
-pub(super) fn resolve_problem(error: &ResolveError) -> Problem {
-    let problem = Problem::new(Code::NotFound, error.to_string());
-    match error {
-        ResolveError::NoAgent { known, .. } => {
-            problem.with_hint(format!("its agents are {}", known.join(", ")))
-        }
-        ResolveError::NoChain { .. } => {
-            problem.with_hint("store its definition: strongroom chain apply FILE.json")
-        }
-        ResolveError::NotThere { .. } => {
-            problem.with_hint("give one of its environments with --env")
-        }
-        ResolveError::Twice { .. } => {
-            problem.with_hint("give one of them another name with \"as\" in the definition")
-        }
-    }
-}
-
-pub(super) fn unresolved_shown(
-    agent: &str,
-    environment: Option<&EnvName>,
-    unresolved: &Unresolved,
-) -> proto::Unresolved {
-    let candidates = unresolved
-        .why
-        .candidates
-        .iter()
-        .map(|c| format!("{} with scope {}: {}", c.key, c.scope, c.why));
-    proto::Unresolved {
-        agent: agent.to_owned(),
-        reference: unresolved.reference.to_string(),
-        environment: environment.map(ToString::to_string),
-        searched: std::iter::once(unresolved.why.searched.clone()).chain(candidates).collect(),
-        remedy: unresolved.why.fix.clone().unwrap_or_default(),
-    }
-}
-
 pub(super) fn random<const N: usize>() -> Result<[u8; N], Problem> {
     let mut bytes = [0; N];
     crypto::random(&mut bytes).map_err(|e| Problem::new(Code::Internal, e.to_string()))?;
     Ok(bytes)
 }
+
 impl Daemon {
     /// An inode number that was never used: random, so that nothing is told by its order.
     fn fresh_inode(&self) -> Result<u64, Problem> {
@@ -117,46 +83,6 @@ impl Daemon {
             .check_environment(environment.as_ref())
             .map_err(|e| super::secrets::catalog_problem(&e))?;
         Ok(environment)
-    }
-
-    /// Everything that an agent of an execution gets; a reference without an answer stops it.
-    fn resolution(
-        &self,
-        definition: Option<&Definition>,
-        references: &[Reference],
-        asker: Asker<'_>,
-        deliver: Option<Deliver>,
-    ) -> Result<Resolution, Problem> {
-        let catalog = self.core.catalog();
-        let resolution = match definition {
-            Some(definition) => catalog.resolve_in(definition, asker),
-            None => catalog.resolve_references(
-                references.iter(),
-                deliver.unwrap_or(Deliver::Env),
-                asker,
-            ),
-        };
-        let mut resolution = resolution.map_err(|e| resolve_problem(&e))?;
-        if let Some(first) = resolution.unresolved.first() {
-            let all: Vec<_> = resolution
-                .unresolved
-                .iter()
-                .map(|u| unresolved_shown(asker.agent.as_str(), asker.environment, u))
-                .collect();
-            let what = format!(
-                "{} of agent {} resolves to nothing; searched {}",
-                first.reference, asker.agent, first.why.searched
-            );
-            return Err(Problem::new(Code::Unresolved, what)
-                .with_hint(all[0].remedy.clone())
-                .with_unresolved(all));
-        }
-        if let Some(deliver) = deliver {
-            for grant in resolution.granted.values_mut() {
-                grant.deliver = deliver;
-            }
-        }
-        Ok(resolution)
     }
 
     pub(super) fn launch_agent(
@@ -682,21 +608,6 @@ impl Daemon {
             })
             .map_err(|e| registry_problem(&registry::Error::State(e)))
     }
-}
-
-fn adhoc_references(names: &[String]) -> Result<Vec<Reference>, Problem> {
-    names
-        .iter()
-        .map(|name| {
-            Ok(Reference {
-                name: parse(name)?,
-                group: false,
-                deliver: None,
-                as_name: None,
-                path_env: None,
-            })
-        })
-        .collect()
 }
 
 /// Refuses what execve(2) cannot carry.

@@ -35,6 +35,7 @@ mod outputs;
 mod policy;
 mod projects;
 mod repeat;
+mod resolution;
 mod revoke;
 mod revoked;
 mod right;

@@ -16,7 +16,8 @@ use crate::proto::{self, Code, Problem, Value};
 use crate::secret::SecretBytes;
 use crate::vault::crypto;
 
-use super::launch::{Wanted, random, resolve_problem};
+use super::launch::{Wanted, random};
+use super::resolution::resolve_problem;
 use super::right::Right;
 use super::secrets::parse;
 use super::{Daemon, user_of};
