@@ -264,6 +264,29 @@ fn files_come_one_after_the_other_and_a_missing_one_is_told() {
 }
 
 #[test]
+fn a_list_allows_no_value_of_the_vault() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let token = "ghp_q7Zk2Wm9Lx4Tb8Rv3Yd6Nc1Jf5Hg0Ps8UaEo";
+    let value = "ghp_X3vLm4TnB8sRd3WfY7Kq2ZpH9c1Jg5Ua0EoQ";
+    home.ok_with(&["secret", "set", "github-token", "--scope", "org"], value);
+    let tree = home.dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("a"), format!("x {token}\ny {value}\n")).unwrap();
+    for token in [token, value] {
+        home.ok_with(&["allow", "--to", "tree/.strongroom-allow"], token);
+    }
+    let local = home.run(&["scan", "tree"]);
+    assert_eq!(local.status.code(), Some(0), "{}", text(&local));
+    let output = home.run(&["scan", "--values", "tree"]);
+    assert_eq!(output.status.code(), Some(8), "{}", text(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "tree/a:2:3: github-token\n");
+    assert!(text(&output).contains("1 allowed"), "{}", text(&output));
+}
+
+#[test]
 fn a_scan_with_values_names_them_by_place() {
     if !may_mount() {
         return;

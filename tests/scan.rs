@@ -316,6 +316,105 @@ fn sarif_is_as_its_standard_has_it() {
     assert_eq!(invocation["toolExecutionNotifications"].as_array().unwrap().len(), 1);
 }
 
+/// Makes an entry in a list, without home or daemon.
+fn allow(dir: &Path, args: &[&str], input: &[u8]) -> Output {
+    use std::io::Write;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_strongroom"))
+        .arg("allow")
+        .args(args)
+        .env_clear()
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _written = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Another one, of no account either.
+const SECOND: &str = "ghp_q7Zk2Wm9Lx4Tb8Rv3Yd6Nc1Jf5Hg0Ps8UaEo";
+
+#[test]
+fn what_the_list_in_the_root_has_is_counted_and_not_reported() {
+    let content = format!("token = \"{TOKEN}\"\nother = \"{SECOND}\"\n");
+    let dir = tree(&[("sub/a", &content), ("b", &format!("x {TOKEN}\n"))]);
+    let root = dir.path();
+    let places = lines(&scan(root, &["."]));
+    assert_eq!(places.len(), 3, "{places:?}");
+    let at = places[1].rsplit_once(": ").unwrap().0;
+    assert_eq!(at, "sub/a:1:10");
+    let added = allow(root, &["--to", ".strongroom-allow", "--at", at, "--reason", "docs"], b"");
+    assert!(added.status.success(), "{}", text(&added));
+    assert!(text(&added).contains("found by: github-token"), "{}", text(&added));
+    let list = fs::read_to_string(root.join(".strongroom-allow")).unwrap();
+    assert!(list.contains("allow1:") && list.contains("# docs"), "{list}");
+    assert!(!list.contains(&TOKEN[4..12]), "{list}");
+    let again = allow(root, &["--to", ".strongroom-allow"], format!("{TOKEN}\n").as_bytes());
+    assert!(text(&again).contains("already"), "{}", text(&again));
+
+    let output = scan(root, &["."]);
+    assert_eq!(output.status.code(), Some(8), "{}", text(&output));
+    assert_eq!(lines(&output).len(), 1, "{}", text(&output));
+    assert!(lines(&output)[0].starts_with("sub/a:2:10: "), "the list itself has none");
+    assert!(text(&output).contains("1 found in 3 files") && text(&output).contains("2 allowed"));
+    let report = json(&scan(root, &["--json", "."]));
+    assert_eq!((&report["allowed"], report["findings"].as_array().unwrap().len()), (&2.into(), 1));
+    let log = json(&scan(root, &["--format", "sarif", "."]));
+    let results = log["runs"][0]["results"].as_array().unwrap();
+    let suppressed = |result: &&serde_json::Value| {
+        let all = result["suppressions"].as_array().unwrap();
+        all.iter().any(|one| one["kind"] == "external")
+    };
+    assert_eq!((results.len(), results.iter().filter(suppressed).count()), (3, 2), "{log:#}");
+
+    // In a directory below, or by another root, that list does not count; a named one does.
+    for (args, found) in [
+        (&["sub"][..], 2),
+        (&["--no-allow", "."], 3),
+        (&["--allow", ".strongroom-allow", "sub"], 1),
+        (&["./", root.to_str().unwrap()], 2),
+    ] {
+        let output = scan(root, args);
+        assert_eq!(lines(&output).len(), found, "{args:?}: {}", text(&output));
+    }
+    let input = format!("{TOKEN} {SECOND}\n");
+    assert_eq!(lines(&scan_with(root, &["-"], input.as_bytes())).len(), 2);
+    let named = scan_with(root, &["--allow", ".strongroom-allow", "-"], input.as_bytes());
+    assert_eq!(lines(&named).len(), 1, "{}", text(&named));
+    // All of it allowed: nothing was found.
+    allow(root, &["--to", ".strongroom-allow"], SECOND.as_bytes());
+    let clean = scan(root, &["."]);
+    assert_eq!(clean.status.code(), Some(0), "{}", text(&clean));
+    // What goes on is another token.
+    fs::write(root.join("b"), format!("x {TOKEN}0 y\npassword = {SECOND}/k7Hq2ZpX9vLm\n")).unwrap();
+    assert_ne!(scan(root, &["."]).status.code(), Some(0));
+}
+
+#[test]
+fn a_list_that_is_none_ends_the_scan_with_a_hint_and_is_not_quoted() {
+    let dir = tree(&[("a", "x\n"), (".strongroom-allow", &format!("{TOKEN}\n"))]);
+    let output = scan(dir.path(), &["."]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let told = text(&output);
+    assert!(told.contains(".strongroom-allow line 1: this is no entry"), "{told}");
+    assert!(told.contains("hint: ") && !told.contains(&TOKEN[4..12]), "{told}");
+    let without = scan(dir.path(), &["--no-allow", "a"]);
+    assert_eq!(without.status.code(), Some(0), "{}", text(&without));
+    let missing = scan(dir.path(), &["--allow", "nowhere", "a"]);
+    assert_eq!(missing.status.code(), Some(1), "{}", text(&missing));
+    for (place, what) in [
+        ("a:1:1", "nothing is found at a:1:1"),
+        ("a", "no PATH:LINE:COLUMN"),
+        ("nowhere:1:1", "nowhere"),
+    ] {
+        let refused = allow(dir.path(), &["--to", "list", "--at", place], b"");
+        assert!(!refused.status.success() && text(&refused).contains(what), "{}", text(&refused));
+        assert!(!dir.path().join("list").exists());
+    }
+}
+
 #[test]
 fn rules_of_the_configuration_hold_without_a_daemon_too() {
     let dir = tree(&[

@@ -472,6 +472,9 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Setup(args) => return setup::main(cli.home.clone(), args, cli.json),
         Command::Tee(args) => return chain_run::tee(args),
         Command::Prompt(args) if args.is_local() => return prompt::local(cli.json),
+        Command::Allow(args) if args.is_local() => {
+            return allow::local(local_view(cli.home.as_deref())?, args, cli.json);
+        }
         Command::Redact(args) if args.is_local() => {
             return redact::local(local_view(cli.home.as_deref())?, args, cli.json);
         }

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::proto::{Code, Problem};
 use crate::redact::{Level, View};
-use crate::scan::{self, Finding, Local, Options, Outcome as Searched};
+use crate::scan::allow::{Lists, MAX_COMPARED, Verdict};
+use crate::scan::{self, Finding, Local, Options, Outcome as Searched, Part};
+use crate::secret::SecretBytes;
 
 use super::output::note;
 use super::redact::Remote;
@@ -39,7 +41,9 @@ enum Format {
     after_help = "Examples:\n  strongroom scan .\n  strongroom scan --values ~/work/project\n  \
     strongroom scan --format sarif . > findings.sarif\n  git diff | strongroom scan -\n  \
     strongroom scan --format json . > known.json; strongroom scan --baseline known.json .\n\n\
-    In a git work tree what git ignores is left out, unless it is tracked. The status is 0 when \
+    In a git work tree what git ignores is left out, unless it is tracked. Tokens that are no \
+    secrets are left out where .strongroom-allow in PATH has them (see strongroom allow); a value of \
+    the vault never is. The status is 0 when \
     nothing was found, 8 when something was, and 10 when nothing was but some files could not be \
     read."
 )]
@@ -66,6 +70,12 @@ pub(super) struct ScanArgs {
     /// Leaves out larger files, as 10M.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_size: Option<u64>,
+    /// One more list of tokens that are no secrets, as strongroom allow --to FILE makes it.
+    #[arg(long, value_name = "FILE")]
+    allow: Vec<PathBuf>,
+    /// Without any such list.
+    #[arg(long, conflicts_with = "allow")]
+    no_allow: bool,
     /// A report of --format json: as many findings of each kind in a file as there are known.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
@@ -130,6 +140,12 @@ struct Report {
     more: u64,
     /// Findings that the baseline has.
     known: u64,
+    /// Findings that a list of tokens has, which are no secrets.
+    #[serde(default)]
+    allowed: u64,
+    /// The same, for SARIF.
+    #[serde(skip)]
+    suppressed: Vec<Reported>,
     files: u64,
     bytes: u64,
     /// Larger than --max-size.
@@ -158,9 +174,17 @@ fn read_baseline(path: &Path) -> Result<Baseline, Failure> {
     Ok(baseline)
 }
 
+/// Whether a value of the vault is in a token.
+type HasValue<'a> = &'a mut dyn FnMut(&[u8]) -> Result<bool, Failure>;
+
 /// What is done with findings as they come.
-struct Reporter {
+struct Reporter<'a> {
     format: Format,
+    lists: Lists,
+    has_value: HasValue<'a>,
+    /// Findings that may be on a list, if more had been compared.
+    not_compared: u64,
+    failed: Option<Failure>,
     baseline: Baseline,
     report: Report,
     out: std::io::StdoutLock<'static>,
@@ -170,7 +194,25 @@ struct Reporter {
     done: usize,
 }
 
-impl Reporter {
+impl Reporter<'_> {
+    /// Whether a finding is on a list; a value of the vault never is.
+    fn is_allowed(&mut self, path: Option<&Path>, token: &SecretBytes) -> bool {
+        match self.lists.judge(path, token.expose()) {
+            Verdict::Allowed => match (self.has_value)(token.expose()) {
+                Ok(has_value) => !has_value,
+                Err(failure) => {
+                    self.failed.get_or_insert(failure);
+                    false
+                }
+            },
+            Verdict::Found => false,
+            Verdict::NotCompared => {
+                self.not_compared += 1;
+                false
+            }
+        }
+    }
+
     fn finding(&mut self, reported: Reported) {
         let kind = (reported.path.clone(), reported.rule.clone());
         if let Some(left) = self.baseline.get_mut(&kind)
@@ -187,7 +229,8 @@ impl Reporter {
         self.report.findings.push(reported);
     }
 
-    fn outcome(&mut self, path: &str, searched: Searched) {
+    /// What came of a file, whose name may be shown as `path`.
+    fn outcome(&mut self, path: &str, file: Option<&Path>, mut searched: Searched) {
         self.done += 1;
         self.report.more += searched.more;
         self.report.bytes += searched.bytes;
@@ -197,9 +240,17 @@ impl Reporter {
         } else if !searched.too_large {
             self.report.files += 1;
         }
-        for Finding { rule, line, column, offset } in searched.findings {
+        for (number, finding) in searched.findings.into_iter().enumerate() {
+            let Finding { rule, line, column, offset } = finding;
             let (path, offset) = (path.to_owned(), Some(offset));
-            self.finding(Reported { path, rule, line, column, offset, in_name: false });
+            let reported = Reported { path, rule, line, column, offset, in_name: false };
+            let token = searched.tokens.remove(&number);
+            if token.is_some_and(|token| self.is_allowed(file, &token)) {
+                self.report.allowed += 1;
+                self.report.suppressed.push(reported);
+            } else {
+                self.finding(reported);
+            }
         }
         self.show_progress();
     }
@@ -226,6 +277,16 @@ impl Reporter {
 
     fn finish(mut self) -> Outcome {
         self.clear_progress();
+        if let Some(failure) = self.failed {
+            return Err(failure);
+        }
+        if self.not_compared > 0 {
+            note(&format!(
+                "warning: {} findings may be on the list: {MAX_COMPARED} different ones of a length that \
+                 it has were compared with it, and no more",
+                self.not_compared
+            ));
+        }
         let report = &self.report;
         let written = match self.format {
             Format::Text => Ok(()),
@@ -245,6 +306,7 @@ impl Reporter {
             );
             for (count, what) in [
                 (report.known, "known"),
+                (report.allowed, "allowed"),
                 (report.too_large, "too large"),
                 (report.unreadable.len() as u64, "unreadable"),
             ] {
@@ -287,12 +349,14 @@ fn uri(path: &str) -> String {
 /// SARIF 2.1.0 (OASIS). No region has an end, which would tell the length of a secret, and no
 /// result a fingerprint.
 fn sarif(report: &Report) -> serde_json::Value {
-    let rules: BTreeSet<&str> = report.findings.iter().map(|f| f.rule.as_str()).collect();
+    let all = || {
+        let suppressed = report.suppressed.iter().map(|finding| (finding, true));
+        report.findings.iter().map(|finding| (finding, false)).chain(suppressed)
+    };
+    let rules: BTreeSet<&str> = all().map(|(finding, _)| finding.rule.as_str()).collect();
     let number = |rule: &str| rules.iter().position(|r| *r == rule);
-    let results: Vec<_> = report
-        .findings
-        .iter()
-        .map(|finding| {
+    let results: Vec<_> = all()
+        .map(|(finding, is_suppressed)| {
             let mut place = serde_json::json!({"artifactLocation": {"uri": uri(&finding.path)}});
             match (finding.line, finding.column, finding.offset) {
                 (Some(line), Some(column), _) => {
@@ -304,13 +368,23 @@ fn sarif(report: &Report) -> serde_json::Value {
                 _ => {}
             }
             let what = if finding.in_name { "The name of this file holds" } else { "This is" };
-            serde_json::json!({
+            let mut result = serde_json::json!({
                 "ruleId": finding.rule,
                 "ruleIndex": number(&finding.rule),
                 "level": "error",
                 "message": {"text": format!("{what} a secret: {}.", finding.rule)},
                 "locations": [{"physicalLocation": place}],
-            })
+            });
+            // Of a run all results have these or none (section 3.27.23).
+            if is_suppressed {
+                result["suppressions"] = serde_json::json!([{
+                    "kind": "external",
+                    "justification": "An allow list has it.",
+                }]);
+            } else if report.allowed > 0 {
+                result["suppressions"] = serde_json::json!([]);
+            }
+            result
         })
         .collect();
     let rules: Vec<_> = rules
@@ -385,6 +459,11 @@ pub(super) fn main(context: &Context, args: &ScanArgs) -> Outcome {
     search(args, context.json, make, Failure::from)
 }
 
+/// Why a list is none, with its next step.
+pub(super) fn not_a_list(error: scan::allow::Error) -> Failure {
+    Failure::new(error.to_string()).hint(error.hint())
+}
+
 fn search<E, M>(
     args: &ScanArgs,
     json: bool,
@@ -400,9 +479,31 @@ where
     let is_stdin = |path: &&PathBuf| path.as_os_str() == "-";
     let paths: Vec<PathBuf> = args.paths.iter().filter(|p| !is_stdin(p)).cloned().collect();
     let options = Options { no_ignore: args.no_ignore, skip_hidden: args.skip_hidden };
+    let lists = match args.no_allow {
+        true => Lists::default(),
+        false => Lists::read(&paths, &args.allow).map_err(not_a_list)?,
+    };
     let found = scan::find(&paths, options);
+    let lens = lists.lens();
+    let wants = |len: usize| lens.contains(&len);
+    let wanted: scan::Wanted<'_> = if lens.is_empty() { None } else { Some(&wants) };
+    let mut values = None;
+    let mut has_value = |token: &[u8]| {
+        let engine = match &mut values {
+            Some(engine) => engine,
+            none => none.insert(make(Level::Values).map_err(&failed)?),
+        };
+        let mut has_value = false;
+        let mut each = |part: Part<'_>| has_value |= matches!(part, Part::Marker(_));
+        engine.push(token, &mut each).and_then(|()| engine.finish(&mut each)).map_err(&failed)?;
+        Ok(has_value)
+    };
     let mut reporter = Reporter {
         format: if json { Format::Json } else { args.format },
+        lists,
+        has_value: &mut has_value,
+        not_compared: 0,
+        failed: None,
         baseline,
         report: Report::default(),
         out: std::io::stdout().lock(),
@@ -422,13 +523,14 @@ where
     }
     let mut engine = make(args.level).map_err(&failed)?;
     if args.paths.iter().any(|path| is_stdin(&path)) {
-        let searched = scan::text(&mut std::io::stdin().lock(), &mut engine).map_err(&failed)?;
-        reporter.outcome(STDIN, searched);
+        let stdin = &mut std::io::stdin().lock();
+        let searched = scan::text(stdin, wanted, &mut engine).map_err(&failed)?;
+        reporter.outcome(STDIN, None, searched);
     }
     drop(engine);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let make = || make(args.level);
-    scan::files(&found.items, args.max_size, threads, make, &mut |number, searched| {
+    scan::files(&found.items, args.max_size, wanted, threads, make, &mut |number, searched| {
         let name = &names[number];
         for rule in name.rules.clone() {
             let path = name.shown.clone();
@@ -436,8 +538,8 @@ where
             let (line, column, offset) = nowhere;
             reporter.finding(Reported { path, rule, line, column, offset, in_name: true });
         }
-        reporter.outcome(&name.shown, searched);
+        reporter.outcome(&name.shown, Some(&found.items[number].path), searched);
     })
-    .map_err(failed)?;
+    .map_err(&failed)?;
     reporter.finish()
 }

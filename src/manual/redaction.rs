@@ -61,6 +61,14 @@
 //! where an agent's output and events are redacted and for `operate` and `audit`, not for whoever has
 //! no role, nor for `redact --local`; files that are stored already stay as they are.
 //!
+//! `scan` takes lists of its own, without a daemon: `.strongroom-allow` in each directory that is named,
+//! for what lies below it, and `--allow FILE` for all; `--no-allow` goes without. `strongroom allow --to
+//! .strongroom-allow --at docs/setup.md:12:8` adds what `scan` reports there. The file has a salt; a tag is
+//! Argon2id of the finding's bytes (64 MiB, 3 passes), cut to 128 bits. At most 100 different findings of
+//! lengths that a list has are compared with it, in the order of the report; the others are reported,
+//! which a warning says. The text ends with `N allowed`, JSON counts them as `allowed`, SARIF has
+//! them with `suppressions`. With `--values`, what holds a value of the vault is reported all the same.
+//!
 //! `cargo test --test detection -- --nocapture` prints recall and false hits on the labelled corpus in
 //! `tests/corpus`: forms of tokens from the providers' documents, in lines of logs, configurations, code,
 //! diffs and transcripts, and ordinary text. It was written by the same hands as the rules, but apart

@@ -16,7 +16,9 @@ use zeroize::Zeroizing;
 
 use super::Level;
 use super::detect::{Detector, Hit, Open, Room};
-use crate::vault::crypto::{self, Key};
+use crate::secret::SecretBytes;
+use crate::vault::crypto::{self, Key, NoRandomness};
+use crate::vault::unlock::passphrase::{self, Cost, Parameters};
 
 /// More entries are a mistake.
 pub const MAX_ENTRIES: usize = 10_000;
@@ -28,6 +30,8 @@ pub const MIN_TOKEN_BYTES: usize = 8;
 /// Of HMAC-SHA-256; 128 bits, so that no second token with a tag of the list can be made.
 const TAG_BYTES: usize = 16;
 const KEY_ID_BYTES: usize = 4;
+/// As RFC 9106 has it for Argon2.
+const SALT_BYTES: usize = 16;
 const PREFIX: &str = "allow1";
 
 /// Makes tags. Two taggers with one id give the same tags.
@@ -82,6 +86,58 @@ impl Tagger for Keyed {
     fn tag(&self, token: &[u8]) -> Option<Tag> {
         // The digest stands for the token: what goes into a derivation is not wiped.
         Some(Tag::of(&self.0.derive(b"", &[b"token", &crypto::digest(&[token])])))
+    }
+}
+
+/// What tags at a price are made with: no secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Salt([u8; SALT_BYTES]);
+
+impl Salt {
+    /// A new one.
+    ///
+    /// # Errors
+    /// [`NoRandomness`].
+    pub fn random() -> Result<Self, NoRandomness> {
+        let mut salt = [0; SALT_BYTES];
+        crypto::random(&mut salt)?;
+        Ok(Self(salt))
+    }
+
+    /// As it is printed.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(Self(crypto::unhex(text)?.try_into().ok()?))
+    }
+}
+
+impl fmt::Display for Salt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crypto::hex(&self.0))
+    }
+}
+
+/// Tags at a price, for lists that live where no secret key does: whoever has the list can try
+/// tokens, and each costs what one of a vault's weakest passphrase does.
+pub struct Costly(Salt);
+
+impl Costly {
+    /// With a list's salt.
+    pub fn new(salt: Salt) -> Self {
+        Self(salt)
+    }
+}
+
+impl Tagger for Costly {
+    fn key_id(&self) -> KeyId {
+        let digest = crypto::digest(&[b"strongroom allow list 1", &self.0.0]);
+        let mut id = [0; KEY_ID_BYTES];
+        id.copy_from_slice(&digest[..KEY_ID_BYTES]);
+        KeyId(id)
+    }
+
+    fn tag(&self, token: &[u8]) -> Option<Tag> {
+        let parameters = Parameters::new(Cost::least(), self.0.to_string());
+        passphrase::master(&SecretBytes::copy_of(token), &parameters).ok().as_ref().map(Tag::of)
     }
 }
 
@@ -168,9 +224,19 @@ impl Allowed {
         self.longest
     }
 
+    /// Lengths that some token of the list has.
+    pub fn lens(&self) -> impl Iterator<Item = usize> + '_ {
+        self.lens.iter().copied()
+    }
+
+    /// Whether some token of this length is on the list.
+    pub fn has_len(&self, len: usize) -> bool {
+        self.lens.contains(&len)
+    }
+
     /// Whether the token is on the list.
     pub fn has(&self, token: &[u8]) -> bool {
-        self.lens.contains(&token.len())
+        self.has_len(token.len())
             && self.tagger.tag(token).is_some_and(|tag| self.entries.contains(&(token.len(), tag)))
     }
 }

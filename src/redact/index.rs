@@ -239,7 +239,8 @@ impl View {
         self.allowed.as_ref()
     }
 
-    pub(super) fn detector(&self) -> &Detector {
+    /// The rules by which formats are found.
+    pub fn detector(&self) -> &Detector {
         &self.detector
     }
 

@@ -5,6 +5,7 @@
 //! finding holds a place and the name of a rule or secret, neither the bytes nor a digest of them.
 #![forbid(unsafe_code)]
 
+pub mod allow;
 mod index;
 mod name;
 mod place;
@@ -20,6 +21,7 @@ use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
 use crate::redact::{Level, Redactor, Sink, View};
+use crate::secret::SecretBytes;
 
 pub use name::{Name, names};
 pub use place::Finding;
@@ -125,6 +127,8 @@ impl Engine for Local {
 pub struct Outcome {
     /// In the order of the file.
     pub findings: Vec<Finding>,
+    /// The bytes of those that were asked for, by their place among the findings.
+    pub tokens: BTreeMap<usize, SecretBytes>,
     /// Findings beyond those.
     pub more: u64,
     /// Bytes that were searched.
@@ -135,14 +139,21 @@ pub struct Outcome {
     pub unreadable: Option<String>,
 }
 
+/// Of which lengths the bytes of findings are wanted, if of any.
+pub type Wanted<'a> = Option<&'a (dyn Fn(usize) -> bool + Sync)>;
+
 /// Searches what a reader gives.
 ///
 /// # Errors
 /// The engine's.
-pub fn text<E: Engine>(source: &mut dyn Read, engine: &mut E) -> Result<Outcome, E::Error> {
+pub fn text<E: Engine>(
+    source: &mut dyn Read,
+    wanted: Wanted<'_>,
+    engine: &mut E,
+) -> Result<Outcome, E::Error> {
     let mut outcome = Outcome::default();
     let mut buffer = Zeroizing::new(vec![0; CHUNK_BYTES]);
-    let mut places = Places::default();
+    let mut places = Places::new(wanted);
     let mut begun = false;
     loop {
         let count = match source.read(&mut buffer) {
@@ -166,9 +177,10 @@ pub fn text<E: Engine>(source: &mut dyn Read, engine: &mut E) -> Result<Outcome,
     Ok(outcome)
 }
 
-fn take(places: &mut Places, outcome: &mut Outcome, part: Part<'_>) {
-    if let Some(finding) = places.take(part) {
+fn take(places: &mut Places<'_>, outcome: &mut Outcome, part: Part<'_>) {
+    if let Some((finding, token)) = places.take(part) {
         if outcome.findings.len() < MAX_FINDINGS {
+            outcome.tokens.extend(token.map(|token| (outcome.findings.len(), token)));
             outcome.findings.push(finding);
         } else {
             outcome.more += 1;
@@ -190,6 +202,7 @@ fn open(item: &Item) -> io::Result<File> {
 fn file<E: Engine>(
     item: &Item,
     max_bytes: Option<u64>,
+    wanted: Wanted<'_>,
     engine: &mut E,
 ) -> Result<Outcome, E::Error> {
     let unreadable =
@@ -206,7 +219,7 @@ fn file<E: Engine>(
         }
         Ok(_) => {}
     }
-    text(&mut source, engine)
+    text(&mut source, wanted, engine)
 }
 
 /// Searches files on several cores; outcomes come in the order of the files, with their number.
@@ -216,6 +229,7 @@ fn file<E: Engine>(
 pub fn files<E, M>(
     items: &[Item],
     max_bytes: Option<u64>,
+    wanted: Wanted<'_>,
     threads: usize,
     make: M,
     each: &mut dyn FnMut(usize, Outcome),
@@ -239,7 +253,7 @@ where
                 while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(number) else { return };
-                    let outcome = file(item, max_bytes, &mut engine);
+                    let outcome = file(item, max_bytes, wanted, &mut engine);
                     let failed = outcome.is_err();
                     // Nobody listens any more after another's error.
                     if sender.send(outcome.map(|o| (number, o))).is_err() || failed {
@@ -301,7 +315,7 @@ mod tests {
             [b"first\nl\xc3\xa4nger: ".as_slice(), SECRET, b" and ", SECRET, b"\n\n", SECRET]
                 .concat();
         for step in [1, 2, 7, 1000] {
-            let outcome = super::text(&mut Slow(&text, step), &mut engine()).unwrap();
+            let outcome = super::text(&mut Slow(&text, step), None, &mut engine()).unwrap();
             let places: Vec<_> = outcome
                 .findings
                 .iter()
@@ -313,9 +327,22 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_finding_are_kept_where_their_length_is_wanted_and_whole() {
+        let text = [b"a ".as_slice(), SECRET, b" b ", &SECRET[..9], b"\n", SECRET].concat();
+        for step in [1, 5, 1000] {
+            let whole = |len| len == SECRET.len();
+            let outcome = super::text(&mut Slow(&text, step), Some(&whole), &mut engine()).unwrap();
+            let tokens: Vec<_> = outcome.tokens.iter().map(|(n, t)| (*n, t.expose())).collect();
+            assert_eq!(tokens, [(0, SECRET), (1, SECRET)], "{step}");
+            let none = super::text(&mut Slow(&text, step), Some(&|_| false), &mut engine());
+            assert!(none.unwrap().tokens.is_empty());
+        }
+    }
+
+    #[test]
     fn a_binary_file_has_offsets_and_no_lines() {
         let text = [b"\0\n\0".as_slice(), SECRET, b"\0"].concat();
-        let outcome = super::text(&mut &text[..], &mut engine()).unwrap();
+        let outcome = super::text(&mut &text[..], None, &mut engine()).unwrap();
         assert_eq!(outcome.findings[0].offset, 3);
         assert_eq!(outcome.findings[0].line, None);
     }
@@ -325,9 +352,9 @@ mod tests {
         let mut engine = engine();
         let (start, end) = SECRET.split_at(9);
         for part in [start, end] {
-            assert!(super::text(&mut &part[..], &mut engine).unwrap().findings.len() <= 1);
+            assert!(super::text(&mut &part[..], None, &mut engine).unwrap().findings.len() <= 1);
         }
-        let clean = super::text(&mut &b"nothing"[..], &mut engine).unwrap();
+        let clean = super::text(&mut &b"nothing"[..], None, &mut engine).unwrap();
         assert!(clean.findings.is_empty());
     }
 }

@@ -1,7 +1,12 @@
 //! Lines and columns of what was found, counted as the bytes go by.
 #![forbid(unsafe_code)]
 
-use super::Part;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::redact::allow::MAX_TOKEN_BYTES;
+use crate::secret::SecretBytes;
+
+use super::{Part, Wanted};
 
 /// Where a secret is, and of which kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,19 +35,14 @@ struct Position {
 }
 
 /// See the module.
-#[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct Places<'a> {
     at: Position,
     /// Where what is hidden now began.
     start: Option<Position>,
     binary: bool,
-}
-
-impl Default for Places {
-    fn default() -> Self {
-        let at = Position { line: 1, column: 1, offset: 0 };
-        Self { at, start: None, binary: false }
-    }
+    wanted: Wanted<'a>,
+    /// What is hidden now, where it may be wanted; longer than any that is, it is not kept.
+    token: Zeroizing<Vec<u8>>,
 }
 
 /// Characters of UTF-8: all bytes but those that continue one.
@@ -50,7 +50,31 @@ fn characters(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|b| **b & 0xc0 != 0x80).count() as u64
 }
 
-impl Places {
+impl<'a> Places<'a> {
+    pub(super) fn new(wanted: Wanted<'a>) -> Self {
+        let at = Position { line: 1, column: 1, offset: 0 };
+        // Its room never grows: old bytes would be left behind.
+        let room = wanted.map_or(0, |_| MAX_TOKEN_BYTES + 1);
+        let token = Zeroizing::new(Vec::with_capacity(room));
+        Self { at, start: None, binary: false, wanted, token }
+    }
+
+    fn keep(&mut self, raw: &[u8]) {
+        if self.wanted.is_some() {
+            let room = (MAX_TOKEN_BYTES + 1).saturating_sub(self.token.len());
+            self.token.extend_from_slice(&raw[..raw.len().min(room)]);
+        }
+    }
+
+    fn token(&mut self) -> Option<SecretBytes> {
+        let len = self.token.len();
+        let is_wanted = len <= MAX_TOKEN_BYTES && self.wanted.is_some_and(|wanted| wanted(len));
+        let token = is_wanted.then(|| SecretBytes::copy_of(&self.token));
+        // Empties it, too.
+        self.token.zeroize();
+        token
+    }
+
     pub(super) fn set_binary(&mut self, binary: bool) {
         self.binary = binary;
     }
@@ -69,8 +93,8 @@ impl Places {
         }
     }
 
-    /// Goes on; a finding when one is complete.
-    pub(super) fn take(&mut self, part: Part<'_>) -> Option<Finding> {
+    /// Goes on; a finding when one is complete, with its bytes where they are wanted.
+    pub(super) fn take(&mut self, part: Part<'_>) -> Option<(Finding, Option<SecretBytes>)> {
         match part {
             Part::Clear(bytes) => {
                 self.pass(bytes);
@@ -78,18 +102,20 @@ impl Places {
             }
             Part::Hidden(raw) => {
                 self.start.get_or_insert(self.at);
+                self.keep(raw);
                 self.pass(raw);
                 None
             }
             Part::Marker(text) => {
                 let start = self.start.take().unwrap_or(self.at);
                 let in_text = |number: u64| (!self.binary).then_some(number);
-                Some(Finding {
+                let finding = Finding {
                     rule: rule_of(text),
                     line: in_text(start.line),
                     column: in_text(start.column),
                     offset: start.offset,
-                })
+                };
+                Some((finding, self.token()))
             }
         }
     }

@@ -65,7 +65,7 @@ pub fn find(paths: &[PathBuf], options: Options) -> Found {
 }
 
 /// Without what leads nowhere: `./a` is `a`.
-fn neat(path: &Path) -> PathBuf {
+pub(super) fn neat(path: &Path) -> PathBuf {
     path.strip_prefix(".").map_or_else(|_| path.to_owned(), Path::to_owned)
 }
 
