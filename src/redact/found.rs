@@ -1,7 +1,6 @@
 //! Ranges of a stream that are secret, and what stands in their place.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -56,7 +55,8 @@ pub(super) struct Range {
     pub end: u64,
     /// What names it: whether it has a name, its grade, its length, and where it starts.
     best: (bool, Grade, u64, std::cmp::Reverse<u64>),
-    pub names: BTreeSet<Arc<str>>,
+    /// In order, each once.
+    names: Vec<Arc<str>>,
     quote: bool,
 }
 
@@ -84,9 +84,13 @@ impl Range {
         let rank = rank(found);
         if rank > self.best {
             self.best = rank;
-            self.names = found.name.iter().cloned().collect();
-        } else if rank == self.best {
+            self.names.clear();
             self.names.extend(found.name.clone());
+        } else if rank == self.best
+            && let Some(name) = &found.name
+            && let Err(place) = self.names.binary_search(name)
+        {
+            self.names.insert(place, name.clone());
         }
     }
 
@@ -124,9 +128,9 @@ impl Range {
         let flags = from.byte()?;
         let (named, quote) = (flags & 1 != 0, flags & 2 != 0);
         let grade = Grade::from_byte(from.byte()?)?;
-        let mut names = BTreeSet::new();
+        let mut names = Vec::new();
         for _ in 0..count {
-            names.insert(from.name()?);
+            names.push(from.name()?);
         }
         Some(Self { start, end, best: (named, grade, len, std::cmp::Reverse(at)), names, quote })
     }

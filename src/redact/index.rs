@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use super::allow::Allowed;
@@ -156,10 +157,27 @@ pub enum Others {
     Unseen,
 }
 
+/// Spreads ids, which are numbers of the caller's own: nobody makes them collide.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+    fn write_u32(&mut self, number: u32) {
+        // The fractional part of the golden ratio.
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// An index as one writer meets it.
 pub struct View {
     layers: Vec<Layer>,
-    names: HashMap<u32, Arc<str>>,
+    names: HashMap<u32, Arc<str>, BuildHasherDefault<Spread>>,
     others: Others,
     longest: usize,
     numbers: bool,
@@ -304,7 +322,7 @@ struct Needles<'a> {
 impl Search for Needles<'_> {
     fn find(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
         for Layer { parts, gone } in &self.view.layers {
-            (self.of)(parts).find(text, &mut |hit| {
+            (self.of)(parts).find(&text, &mut |hit| {
                 if self.view.sees(gone, hit.id) {
                     each(hit);
                 }

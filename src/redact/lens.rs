@@ -13,15 +13,15 @@
 
 use zeroize::Zeroizing;
 
-use super::masks::{Masks, Runs, bits};
+use super::masks::{Masks, bits};
 use super::needle::reserve;
 use super::part::{Hit, Text};
-use crate::sys::simd::{BLOCK_BYTES, Set};
+use crate::sys::simd::{BLOCK_BYTES, RUN_BYTES, Set};
 
 /// A longer one separates.
 const BREAK_BYTES_MAX: usize = 64;
 /// Fewer characters in a line are no wrapped text.
-const RUN_BYTES_MIN: usize = 16;
+const RUN_BYTES_MIN: usize = RUN_BYTES;
 /// So many of a needle's characters before its first break belong to it.
 const LEAD_BYTES_MIN: usize = 4;
 /// Backslashes of one escaped newline: JSON in JSON in JSON.
@@ -131,15 +131,7 @@ pub(super) fn each_end(
 ) {
     // Of a run that ends at `from` all is seen.
     masks.fill(bytes, from.saturating_sub(BLOCK_BYTES), &SETS);
-    let (mut runs, mut ends_before) = (Runs::<RUN_BYTES_MIN>::default(), 0);
-    for (at, [edge, base64]) in masks.each() {
-        let ends = runs.ends(base64);
-        let after_run = ends << 1 | ends_before >> 63;
-        ends_before = ends;
-        let found = edge & after_run;
-        if found == 0 {
-            continue;
-        }
+    for (at, found) in masks.after_runs() {
         for bit in bits(found) {
             let newline = at + bit + usize::from(bytes[at + bit] == b'\r');
             if newline >= from && newline < bytes.len() {

@@ -9,6 +9,8 @@ use crate::sys::simd::{self, BLOCK_BYTES, Set};
 #[derive(Default)]
 pub(super) struct Masks<const N: usize> {
     words: Vec<[u64; N]>,
+    /// See [`Masks::after_runs`].
+    after: Vec<u64>,
     from: usize,
 }
 
@@ -35,6 +37,17 @@ impl<const LEN: usize> Runs<LEN> {
             have += by;
         }
         ends
+    }
+}
+
+impl Masks<2> {
+    /// Masks, some of whose bits are set, of the bytes of the first set that stand behind a run of
+    /// [`simd::RUN_BYTES`] bytes of the second, and where they begin.
+    pub(super) fn after_runs(&mut self) -> impl Iterator<Item = (usize, u64)> {
+        simd::after_runs(&self.words, &mut self.after);
+        let from = self.from;
+        let some = self.after.iter().enumerate().filter(|(_, found)| **found != 0);
+        some.map(move |(number, found)| (from + number * BLOCK_BYTES, *found))
     }
 }
 

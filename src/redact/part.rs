@@ -10,12 +10,14 @@
 //! that is made to be slow; hashes are seeded, and common windows are not entered.
 #![forbid(unsafe_code)]
 
+use std::cmp::Ordering;
+
 use zeroize::Zeroizing;
 
 use super::needle::{self, Maker, Shape};
 use super::variant;
 use super::windows::{Owned, Windows};
-use crate::sys::bloom::{Filter, Seed, WINDOW, window};
+use crate::sys::bloom::{Filter, Seed, WINDOW, fetch, window};
 
 /// The shortest needle.
 const SHORTEST: usize = 5;
@@ -82,8 +84,9 @@ pub(super) struct Part {
     /// Pairs of folded first bytes of those, and of all.
     short_pairs: Vec<u64>,
     pairs: Vec<u64>,
-    /// All needles, by their folded bytes.
-    sorted: Vec<u32>,
+    /// All needles, by their folded bytes: [`KEY_BYTES`] of those behind what its set tells, and the
+    /// needle.
+    sorted: Vec<(u32, u32)>,
     /// Where in that those begin that have the same first bytes; one more at the end.
     index: Vec<u32>,
     /// Of the folded first window of each needle that has one, and of the first four bytes of all.
@@ -112,8 +115,12 @@ fn fold(byte: u8) -> u8 {
     byte | 0x20
 }
 
+fn folded(bytes: &[u8]) -> impl Iterator<Item = u8> {
+    bytes.iter().map(|b| fold(*b))
+}
+
 /// The order of two byte strings without ASCII case.
-fn compare_folded(one: &[u8], two: &[u8]) -> std::cmp::Ordering {
+fn compare_folded(one: &[u8], two: &[u8]) -> Ordering {
     let len = one.len().min(two.len()) / 8 * 8;
     let (one, one_rest) = one.split_at(len);
     let (two, two_rest) = two.split_at(len);
@@ -132,6 +139,8 @@ fn bits(byte: u8) -> usize {
 /// Sets in the index: one for each first byte, or for each pair of those.
 const BYTE_SETS: usize = 1 << 7;
 const PAIR_SETS: usize = 1 << 14;
+/// Bytes of a needle that are at hand where needles are in order.
+const KEY_BYTES: usize = 4;
 /// From so many needles on the larger index is worth its memory.
 const MANY_NEEDLES: usize = 4096;
 
@@ -330,10 +339,13 @@ impl Part {
         for same in keyed.chunk_by_mut(|(a, _), (b, _)| a == b).filter(|same| same.len() > 1) {
             same.sort_unstable_by(|(_, n), (_, m)| compare_folded(self.bytes(*n), self.bytes(*m)));
         }
-        let sorted: Vec<u32> = keyed.into_iter().map(|(_, n)| n).collect();
-        let sets = if sorted.len() >= MANY_NEEDLES { PAIR_SETS } else { BYTE_SETS };
+        let sets = if keyed.len() >= MANY_NEEDLES { PAIR_SETS } else { BYTE_SETS };
+        let told = if sets == PAIR_SETS { 2 } else { 1 };
+        // What a needle does not have is below all folded bytes.
+        let key = |head: u64| (head << (8 * told) >> (64 - 8 * KEY_BYTES)) as u32;
+        let sorted: Vec<_> = keyed.into_iter().map(|(head, n)| (key(head), n)).collect();
         let mut index = vec![0_u32; sets + 1];
-        for number in &sorted {
+        for (_, number) in &sorted {
             let bytes = self.bytes(*number);
             let second = if sets == PAIR_SETS { bits(bytes[1]) } else { 0 };
             index[bits(bytes[0]) * (sets / BYTE_SETS) + second + 1] += 1;
@@ -343,7 +355,7 @@ impl Part {
         }
         let is_far = |n: &u32| self.known[*n as usize].place as usize > NEAR_PLACE;
         let mut far_heads =
-            Filter::with_capacity(self.seed, sorted.iter().filter(|n| is_far(n)).count());
+            Filter::with_capacity(self.seed, sorted.iter().filter(|(_, n)| is_far(n)).count());
         let mut far_firsts: Option<Box<[bool; 256]>> = None;
         let mut longest_far = 0;
         let (mut heads, mut half_heads) = (
@@ -352,7 +364,7 @@ impl Part {
         );
         let mut pairs = std::mem::take(&mut self.pairs);
         let mut short_pairs = vec![0; if self.short.is_empty() { 0 } else { 1 << 10 }];
-        for number in &sorted {
+        for (_, number) in &sorted {
             let bytes = self.bytes(*number);
             if let Some(half) = half(bytes) {
                 half_heads.insert(self.seed.hash(half));
@@ -426,7 +438,8 @@ impl Part {
     pub(super) fn overhead(&self) -> usize {
         self.known.len() * size_of::<Known>()
             + self.classes.iter().map(Windows::size).sum::<usize>()
-            + (self.sorted.len() + self.index.len() + self.short.len()) * 4
+            + self.sorted.len() * 8
+            + (self.index.len() + self.short.len()) * 4
             + self.heads.size()
             + self.half_heads.size()
             + self.far_heads.size()
@@ -444,13 +457,21 @@ impl Part {
     }
 
     /// Reports every occurrence in `text`.
-    pub(super) fn find(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
+    pub(super) fn find(&self, text: &Text<'_>, each: &mut dyn FnMut(Hit)) {
         for class in &self.classes {
-            class.find(text.bytes, text.from, text.at, &mut |at, owner| {
-                let number = owner / 8;
-                let offset = self.known[number as usize].place + owner % 8;
-                if let Some(start) = at.checked_sub(offset as usize) {
-                    self.verify(number, text, start, each);
+            class.find(text.bytes, text.from, text.at, &mut |owned| {
+                for (_, owner) in owned {
+                    fetch(&self.known, (owner / 8) as usize);
+                }
+                for (_, owner) in owned {
+                    fetch(self.bytes(owner / 8), 0);
+                }
+                for (at, owner) in owned {
+                    let number = owner / 8;
+                    let offset = self.known[number as usize].place + owner % 8;
+                    if let Some(start) = at.checked_sub(offset as usize) {
+                        self.verify(number, text, start, each);
+                    }
                 }
             });
         }
@@ -459,7 +480,7 @@ impl Part {
         }
     }
 
-    fn find_short(&self, text: Text<'_>, each: &mut dyn FnMut(Hit)) {
+    fn find_short(&self, text: &Text<'_>, each: &mut dyn FnMut(Hit)) {
         let bytes = text.bytes;
         for start in text.from..bytes.len().saturating_sub(SHORTEST - 1) {
             if !has_pair(&self.short_pairs, bytes[start], bytes[start + 1]) {
@@ -474,7 +495,7 @@ impl Part {
         }
     }
 
-    fn verify(&self, number: u32, text: Text<'_>, start: usize, each: &mut dyn FnMut(Hit)) {
+    fn verify(&self, number: u32, text: &Text<'_>, start: usize, each: &mut dyn FnMut(Hit)) {
         let known = &self.known[number as usize];
         if start < text.from {
             return;
@@ -516,9 +537,13 @@ impl Part {
         if let Some(foreign) = text[from..].iter().rposition(is_foreign) {
             from += foreign + 1;
         } else if let Some(firsts) = self.far_firsts.as_ref().filter(|_| far < from) {
+            let foreign = text[far..from].iter().rposition(is_foreign);
+            let far = foreign.map_or(far, |foreign| far + foreign + 1);
             let start = (far..from).find(|start| {
-                let begins = firsts[usize::from(text[*start])]
-                    && half(&text[*start..]).is_some_and(|h| self.far_heads.has(self.seed.hash(h)));
+                let rest = &text[*start..];
+                let begins = firsts[usize::from(rest[0])]
+                    && half(rest).is_some_and(|h| self.far_heads.has(self.seed.hash(h)))
+                    && window(rest, 0).is_some_and(|w| self.heads.has(self.seed.hash(w)));
                 begins && self.is_open(text, *start, counts)
             });
             if start.is_some() {
@@ -559,9 +584,6 @@ impl Part {
 
     /// A needle that begins with all of `rest` and is `wanted`.
     fn begins_with(&self, rest: &[u8], mut wanted: impl FnMut(&Known) -> bool) -> Option<&Known> {
-        let folded = |bytes: &[u8], n: u32| {
-            self.bytes(n).iter().map(|b| fold(*b)).cmp(bytes.iter().map(|b| fold(*b)))
-        };
         let each = (self.index.len().max(1) - 1) / BYTE_SETS;
         let set = bits(*rest.first()?) * each;
         let sets = match rest.get(1) {
@@ -571,16 +593,23 @@ impl Part {
         let range = *self.index.get(sets.start)? as usize..*self.index.get(sets.end)? as usize;
         let sorted = &self.sorted[range];
         // All of a set begin like it.
-        let known = if each > 1 { 2 } else { 1 };
-        let first = match rest.len() {
-            len if len <= known => 0,
-            _ => sorted.partition_point(|n| folded(rest, *n).is_lt()),
-        };
-        for number in &sorted[first..] {
+        let told = if each > 1 { 2 } else { 1 };
+        let behind = rest.get(told..).unwrap_or_default();
+        let (mut key, mut mask) = ([0; KEY_BYTES], [0; KEY_BYTES]);
+        for ((key, mask), byte) in key.iter_mut().zip(&mut mask).zip(behind) {
+            (*key, *mask) = (fold(*byte), u8::MAX);
+        }
+        let (key, mask) = (u32::from_be_bytes(key), u32::from_be_bytes(mask));
+        let is_long = behind.len() > KEY_BYTES;
+        let first = sorted.partition_point(|(has, n)| match (has & mask).cmp(&key) {
+            Ordering::Equal => is_long && folded(self.bytes(*n)).lt(folded(rest)),
+            order => order.is_lt(),
+        });
+        for (has, number) in &sorted[first..] {
             let known = &self.known[*number as usize];
-            let bytes = self.bytes(*number);
-            let begins = bytes.len() >= rest.len()
-                && bytes.iter().zip(rest).all(|(a, b)| fold(*a) == fold(*b));
+            let begins = has & mask == key
+                && known.len as usize >= rest.len()
+                && (!is_long || folded(&self.bytes(*number)[..rest.len()]).eq(folded(rest)));
             if !begins {
                 return None;
             }

@@ -103,7 +103,7 @@ impl Prefixed {
         each: &mut dyn FnMut(Hit),
     ) -> usize {
         let mut limit = text.bytes.len();
-        self.heads.find(text, &mut |head| {
+        self.heads.find(&text, &mut |head| {
             // What has begun is known as the value itself.
             if head.end > text.bytes.len() {
                 return;

@@ -5,13 +5,19 @@
 //! is near in one is near in the others. See `sys::bloom`.
 #![forbid(unsafe_code)]
 
-use crate::sys::bloom::{Filter, Seed, share};
+use crate::sys::bloom::{Filter, Seed, fetch, share};
 
 /// From so many windows on tables are larger than the processor's caches.
 const PARTED_WINDOWS: usize = 1 << 18;
 
+/// So many places are looked into together.
+const TOGETHER: usize = 16;
+
 /// A window's hash, and whose it is.
 pub(super) type Owned = (u32, u32);
+
+/// A place of a text, and the hash of its window or whose that is.
+type Place = (usize, u32);
 
 /// Windows that are probed at one stride.
 #[derive(Default)]
@@ -75,24 +81,53 @@ impl Windows {
         self.filter.size() + self.buckets.len() * 4 + self.entries.len() * size_of::<Owned>()
     }
 
-    /// Whose this window is.
-    fn with(&self, hash: u32) -> impl Iterator<Item = u32> {
-        let bucket = share(hash, self.buckets.len() - 1);
-        let range = self.buckets[bucket] as usize..self.buckets[bucket + 1] as usize;
-        self.entries[range].iter().filter(move |(has, _)| *has == hash).map(|(_, owner)| *owner)
-    }
-
     /// Calls `each` with the places in `text`, from `from` on, that have an entered window, and whose
-    /// it is. `at` is the stream's own count of the text's first byte: places are probed where that
-    /// is a multiple of the stride, so that cuts do not matter.
-    pub(super) fn find(&self, text: &[u8], from: usize, at: u64, each: &mut dyn FnMut(usize, u32)) {
+    /// it is, some together and in order. `at` is the stream's own count of the text's first byte:
+    /// places are probed where that is a multiple of the stride, so that cuts do not matter.
+    pub(super) fn find(&self, text: &[u8], from: usize, at: u64, each: &mut dyn FnMut(&[Place])) {
         let phase = ((at + from as u64) % self.stride as u64) as usize;
         let first = from + (self.stride - phase) % self.stride;
-        let mut passed = |at: usize, hash: u32| self.with(hash).for_each(|owner| each(at, owner));
+        let (mut waiting, mut count) = ([(0, 0); TOGETHER], 0);
+        let mut passed = |at: usize, hash: u32| {
+            waiting[count] = (at, hash);
+            count += 1;
+            if count == TOGETHER {
+                self.resolve(&waiting, each);
+                count = 0;
+            }
+        };
         match self.stride {
             8 => self.filter.probe::<8>(text, first, &mut passed),
             4 => self.filter.probe::<4>(text, first, &mut passed),
             _ => self.filter.probe::<1>(text, first, &mut passed),
+        }
+        if count > 0 {
+            self.resolve(&waiting[..count], each);
+        }
+    }
+
+    /// Whose these windows are. Tables are larger than the nearest cache: what is needed of them is asked
+    /// for before any of it is looked at.
+    fn resolve(&self, passed: &[Place], each: &mut dyn FnMut(&[Place])) {
+        let mut ranges = [(0, 0); TOGETHER];
+        for (range, (_, hash)) in ranges.iter_mut().zip(passed) {
+            let bucket = share(*hash, self.buckets.len() - 1);
+            *range = (self.buckets[bucket] as usize, self.buckets[bucket + 1] as usize);
+            fetch(&self.entries, range.0);
+        }
+        let (mut found, mut count) = ([(0, 0); TOGETHER], 0);
+        for ((at, hash), (from, to)) in passed.iter().zip(ranges) {
+            for (_, owner) in self.entries[from..to].iter().filter(|(has, _)| has == hash) {
+                found[count] = (*at, *owner);
+                count += 1;
+                if count == TOGETHER {
+                    each(&found);
+                    count = 0;
+                }
+            }
+        }
+        if count > 0 {
+            each(&found[..count]);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Bloom filters of 8-byte windows, probed at many places of a text at once.
 //!
-//! A window's hash is of 32 bits, made of products of 32 bits, which vector instructions have; three
+//! A window's hash is of 32 bits, made of products of 32 bits, which vector instructions have; four
 //! bits of one word stand for an entry. Letters count without case.
 //!
 //! Invariant: with vector instructions (AVX2, AVX-512) and without, the answer is the same; which of
@@ -16,6 +16,9 @@ pub const WINDOW: usize = 8;
 const BLOCK: usize = 8;
 /// Bits of a filter for each window that is entered.
 const FILTER_BITS: usize = 24;
+/// Where in a product the numbers of an entry's bits are: in its middle, since its upper end depends on
+/// little but what hashes of one word share.
+const BITS: [u32; 4] = [20, 26, 32, 38];
 /// Bytes of ASCII letters differ in this bit alone.
 const FOLD: u64 = 0x2020_2020_2020_2020;
 
@@ -52,11 +55,12 @@ impl Seed {
         (sum ^ sum >> 32) as u32
     }
 
-    /// Three bits of a word.
+    /// Four bits of a word.
     #[inline]
     fn mask(self, hash: u32) -> u64 {
         let product = u64::from(hash) * u64::from(self.bits);
-        1 << (product >> 32 & 63) | 1 << (product >> 38 & 63) | 1 << (product >> 44 & 63)
+        let [one, two, three, four] = BITS.map(|by| 1_u64 << (product >> by & 63));
+        one | two | three | four
     }
 }
 
@@ -146,6 +150,19 @@ impl Filter {
 #[cfg(target_arch = "x86_64")]
 const AHEAD_BYTES: usize = 2048;
 
+/// Asks for an item that is looked at soon, if there is one.
+#[inline]
+pub fn fetch<T>(items: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(item) = items.get(at) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that can be seen, and of no address is it an error.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (items, at);
+}
+
 /// Asks for the text that comes `AHEAD_BYTES` behind where this begins, if any does.
 #[cfg(target_arch = "x86_64")]
 #[inline]
@@ -163,11 +180,11 @@ mod vector {
         _mm256_broadcastsi128_si256, _mm256_castsi256_pd, _mm256_cmpeq_epi64, _mm256_loadu_si256,
         _mm256_movemask_pd, _mm256_mul_epu32, _mm256_or_si256, _mm256_permutevar8x32_epi32,
         _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setr_epi64x,
-        _mm256_shuffle_epi8, _mm256_sllv_epi64, _mm256_srli_epi64, _mm256_storeu_si256,
-        _mm256_xor_si256,
+        _mm256_shuffle_epi8, _mm256_sllv_epi64, _mm256_srli_epi64, _mm256_srlv_epi64,
+        _mm256_storeu_si256, _mm256_xor_si256,
     };
 
-    use super::{BLOCK, FOLD, Filter, Seed, prefetch, window};
+    use super::{BITS, BLOCK, FOLD, Filter, Seed, prefetch, window};
 
     /// Windows of one vector.
     const LANES: usize = 4;
@@ -245,10 +262,14 @@ mod vector {
             let place = _mm256_srli_epi64(_mm256_mul_epu32(hash, self.count), 32);
             let bits = _mm256_mul_epu32(hash, self.bits);
             let (one, last) = (_mm256_set1_epi64x(1), _mm256_set1_epi64x(63));
-            let bit = |bits: __m256i| _mm256_sllv_epi64(one, _mm256_and_si256(bits, last));
+            let bit = |by: u32| {
+                let number = _mm256_srlv_epi64(bits, _mm256_set1_epi64x(i64::from(by)));
+                _mm256_sllv_epi64(one, _mm256_and_si256(number, last))
+            };
+            let [first, second, third, fourth] = BITS;
             let mask = _mm256_or_si256(
-                _mm256_or_si256(bit(_mm256_srli_epi64(bits, 32)), bit(_mm256_srli_epi64(bits, 38))),
-                bit(_mm256_srli_epi64(bits, 44)),
+                _mm256_or_si256(bit(first), bit(second)),
+                _mm256_or_si256(bit(third), bit(fourth)),
             );
             // One after the other: a gather is slower where the words are not in the first cache.
             let places: [u64; LANES] = store(place);
@@ -305,7 +326,7 @@ mod wide {
         _mm512_srlv_epi64, _mm512_storeu_si512, _mm512_test_epi64_mask, _mm512_xor_si512,
     };
 
-    use super::{BLOCK, FOLD, Filter, WINDOW, prefetch, window};
+    use super::{BITS, BLOCK, FOLD, Filter, WINDOW, prefetch, window};
 
     /// All windows of a block, one behind the other.
     const BLOCK_BYTES: usize = BLOCK * WINDOW;
@@ -366,9 +387,15 @@ mod wide {
             }
             let word = load_words(&found);
             // Each bit moves to the lowest place.
-            let moved =
-                |by: i64| _mm512_rorv_epi64(word, _mm512_srlv_epi64(bits, _mm512_set1_epi64(by)));
-            let set = _mm512_and_si512(_mm512_and_si512(moved(32), moved(38)), moved(44));
+            let moved = |by: u32| {
+                let by = _mm512_set1_epi64(i64::from(by));
+                _mm512_rorv_epi64(word, _mm512_srlv_epi64(bits, by))
+            };
+            let [first, second, third, fourth] = BITS;
+            let set = _mm512_and_si512(
+                _mm512_and_si512(moved(first), moved(second)),
+                _mm512_and_si512(moved(third), moved(fourth)),
+            );
             let mut passed = _mm512_test_epi64_mask(set, one);
             while passed != 0 {
                 let place = at + passed.trailing_zeros() as usize * WINDOW;

@@ -130,6 +130,51 @@ pub fn masks<const N: usize>(text: &[u8], sets: &[Set; N], out: &mut Vec<[u64; N
     }
 }
 
+/// Bytes of a run that [`after_runs`] looks for.
+pub const RUN_BYTES: usize = 16;
+
+/// For each mask of two sets, in the order of the text: which bytes of the first set stand behind a run
+/// of [`RUN_BYTES`] bytes of the second. What `out` held is replaced.
+pub fn after_runs(masks: &[[u64; 2]], out: &mut Vec<u64>) {
+    // Each is written to.
+    out.resize(masks.len(), 0);
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        // SAFETY: the processor has the instructions.
+        unsafe { wide::after_runs(masks, out) };
+        return;
+    } else if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has the instructions.
+        unsafe { vector::after_runs(masks, out) };
+        return;
+    }
+    after_runs_portably(masks, out);
+}
+
+/// The compiler makes vector instructions of it where it may.
+#[inline(always)]
+fn after_runs_portably(masks: &[[u64; 2]], out: &mut [u64]) {
+    // Which bits end a run of 16 in the same number.
+    #[inline(always)]
+    fn ends(mut mask: u64) -> u64 {
+        mask &= mask << 1;
+        mask &= mask << 2;
+        mask &= mask << 4;
+        mask & mask << 8
+    }
+    const RUN: usize = RUN_BYTES;
+    const { assert!(RUN == 16, "four doublings") };
+    if let ([first, ..], [out, ..]) = (masks, &mut *out) {
+        *out = first[0] & ends(first[1]) << 1;
+    }
+    let pairs = masks.iter().zip(masks.iter().skip(1));
+    for ((before, mask), out) in pairs.zip(out.iter_mut().skip(1)) {
+        // Once with what ends the mask before, and once with what that pushes out.
+        let with_before = mask[1] << RUN | before[1] >> (BLOCK_BYTES - RUN);
+        *out = mask[0] & (ends(mask[1]) << 1 | ends(with_before) >> (RUN - 1));
+    }
+}
+
 fn fill<const N: usize>(blocks: &[[u8; BLOCK_BYTES]], sets: &[Set; N], out: &mut [[u64; N]]) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512bw") {
@@ -165,7 +210,12 @@ mod vector {
         _mm256_srli_epi16,
     };
 
-    use super::{BLOCK_BYTES, HEAD_BYTES, Heads, Set};
+    use super::{BLOCK_BYTES, HEAD_BYTES, Heads, Set, after_runs_portably};
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn after_runs(masks: &[[u64; 2]], out: &mut [u64]) {
+        after_runs_portably(masks, out);
+    }
 
     const VECTOR_BYTES: usize = 32;
 
@@ -255,7 +305,12 @@ mod wide {
         _mm512_srli_epi16, _mm512_test_epi8_mask,
     };
 
-    use super::{BLOCK_BYTES, Set};
+    use super::{BLOCK_BYTES, Set, after_runs_portably};
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn after_runs(masks: &[[u64; 2]], out: &mut [u64]) {
+        after_runs_portably(masks, out);
+    }
 
     #[target_feature(enable = "avx512f")]
     fn load(bytes: &[u8; BLOCK_BYTES]) -> __m512i {
@@ -337,6 +392,40 @@ mod tests {
         let mut out = Vec::new();
         heads(b"abcdef", &Heads::of([]), &mut out);
         assert_eq!(out, [0]);
+    }
+
+    #[test]
+    fn what_stands_behind_a_run_is_told_with_vectors_and_without() {
+        for (sparse, len) in [(18_u32, 2000_usize), (2, 2001), (0, 640), (18, 64), (1, 15), (0, 0)]
+        {
+            let byte = |n: u32| match n.wrapping_mul(0x9e37_79b9) >> 24 {
+                low if low < sparse => b' ',
+                low if low < 2 * sparse => b'\n',
+                _ => b'x',
+            };
+            let text: Vec<u8> = (0..len as u32).map(byte).collect();
+            let (mut both, mut out) = (Vec::new(), vec![7; 3]);
+            masks(&text, &[Set::of(b"\nx"), Set::of(b"x")], &mut both);
+            after_runs(&both, &mut out);
+            let is_behind = |at: usize| {
+                let run = at.checked_sub(RUN_BYTES).map(|from| &text[from..at]);
+                run.is_some_and(|run| run.iter().all(|b| *b == b'x'))
+            };
+            for at in 0..out.len() * BLOCK_BYTES {
+                let bit = out[at / BLOCK_BYTES] >> (at % BLOCK_BYTES) & 1 != 0;
+                let expected = text.get(at).is_some_and(|b| *b != b' ' && is_behind(at));
+                assert_eq!(bit, expected, "{at} of {len}");
+            }
+            let mut portable = vec![7; out.len()];
+            after_runs_portably(&both, &mut portable);
+            assert_eq!(portable, out);
+            #[cfg(target_arch = "x86_64")]
+            if std::arch::is_x86_feature_detected!("avx2") {
+                // SAFETY: the processor has the instructions.
+                unsafe { vector::after_runs(&both, &mut portable) };
+                assert_eq!(portable, out);
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The redaction engine with its baselines in the same run: memcpy, and `aho-corasick` with the same
 //! needles. `cargo bench --bench redact [-- ROW...]`, rows: log random hostile secrets small levels
-//! build add.
+//! scan build add.
 //!
 //! Figures are of one thread, the best of many calls, so that others on the machine disturb them
 //! little. Aims are shares of a memcpy over 192 MiB, from memory to memory, and the engine reads and
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use strongroom::redact::{self, Index, Level, Others, Redactor, Sink, Value, View};
+use strongroom::sys::bloom::{Filter, Seed, window};
 use zeroize::Zeroizing;
 
 const SIZES: [usize; 4] = [10, 1_000, 10_000, 100_000];
@@ -29,13 +30,14 @@ const PLANTED: usize = 320;
 const SLOW_PART: usize = 32;
 const LEAST_CALLS: usize = 3;
 const LEAST_TIME: Duration = Duration::from_millis(1500);
-const ROWS: [(&str, fn()); 8] = [
+const ROWS: [(&str, fn()); 9] = [
     ("log", log),
     ("random", random),
     ("hostile", hostile),
     ("secrets", secrets),
     ("small", small),
     ("levels", levels),
+    ("scan", scan),
     ("build", build),
     ("add", add),
 ];
@@ -492,6 +494,49 @@ fn levels() {
                 println!();
             }
         }
+    }
+}
+
+/// Probing alone, at each eighth byte, against a search for one byte that is nowhere.
+fn scan() {
+    let text = log_text().repeat(LARGE);
+    let nanos = sliced(
+        &text,
+        || (),
+        |_, slice| {
+            black_box(memchr::memchr(0xff, slice));
+        },
+    );
+    let searched = text.len() as f64 / nanos;
+    println!("memchr: {searched:.2} GB/s over {} MiB", text.len() >> 20);
+    for size in [10, 1_000, 10_000, 100_000, 1_000_000] {
+        let set = Set::new(size);
+        let seed = Seed::new(*b"seed of scan");
+        let mut filter = Filter::with_capacity(seed, set.needles.len() * 8);
+        for needle in &set.needles {
+            let place = needle.len().saturating_sub(15).min(16);
+            for window in (place..place + 8).filter_map(|at| window(needle, at)) {
+                filter.insert(seed.hash(window));
+            }
+        }
+        let mut passed = 0;
+        filter.probe::<8>(&text, 0, &mut |_, _| passed += 1);
+        let nanos = sliced(
+            &text,
+            || 0,
+            |count, slice| filter.probe::<8>(slice, 0, &mut |_, _| *count += 1),
+        );
+        let ours = text.len() as f64 / nanos;
+        let aim = match size {
+            10_000 => format!("; aim >= 0.6 ({})", met(ours / searched >= 0.6)),
+            100_000 => format!("; aim >= 0.3 ({})", met(ours / searched >= 0.3)),
+            _ => String::new(),
+        };
+        println!(
+            "probing, {size} needles: {ours:.2} GB/s = {:.2} of memchr, {:.2} % pass{aim}",
+            ours / searched,
+            800.0 * f64::from(passed) / text.len() as f64
+        );
     }
 }
 

@@ -44,7 +44,7 @@ const _: () = assert!(CONTEXT_BYTES > prefixed::PREFIX_BYTES_MAX);
 /// Decided bytes beyond that are dropped when there are so many.
 const SLACK_BYTES: usize = 1024;
 /// Input is looked at in pieces of this size, which the processor's caches hold.
-const PIECE_BYTES: usize = 16 << 10;
+const PIECE_BYTES: usize = 32 << 10;
 /// Input of this size is looked at where it is, but for what is next to the bytes that are kept.
 const LARGE_BYTES: usize = 4 << 10;
 const JOINED_BYTES: usize = 1 << 10;
@@ -265,12 +265,13 @@ impl Redactor {
     /// that wait for the byte that follows them.
     fn values(&mut self, stretch: Stretch<'_>, end: bool) -> (usize, usize) {
         let mut hits = std::mem::take(&mut self.scratch.hits);
-        let text = stretch.text(stretch.lead, end);
+        // Made anew each time: to copy what was just written stalls the processor.
+        let text = || stretch.text(stretch.lead, end);
         let (bytes, lead) = (stretch.bytes, stretch.lead);
         let mut limit = bytes.len();
         let mut waiting = limit;
         let plain = self.view.plain();
-        plain.find(text, &mut |hit| {
+        plain.find(text(), &mut |hit| {
             if hit.end > bytes.len() {
                 limit = limit.min(hit.start);
             } else {
@@ -284,11 +285,11 @@ impl Redactor {
         }
         if !self.view.is_empty() {
             let lens = &mut self.scratch.lens;
-            let wrapped = lens.wrapped(text, &plain, &mut |hit| hits.push(hit));
+            let wrapped = lens.wrapped(text(), &plain, &mut |hit| hits.push(hit));
             limit = limit.min(wrapped);
             if let Some(lines) = self.view.lines() {
-                limit = limit.min(lens.lines(text, &lines, &mut |hit| hits.push(hit)));
-                limit = limit.min(self.view.find_prefixed(text, &mut |hit| hits.push(hit)));
+                limit = limit.min(lens.lines(text(), &lines, &mut |hit| hits.push(hit)));
+                limit = limit.min(self.view.find_prefixed(text(), &mut |hit| hits.push(hit)));
             }
             lens.forget();
         }
@@ -296,7 +297,7 @@ impl Redactor {
             let (detector, made_of) = (self.view.detector(), self.view.made_of());
             let look = nested::Look { search: &plain, detector, made_of };
             let tokens = &mut self.scratch.tokens;
-            let nested = self.scratch.nested.find(text, look, &mut |found| match found {
+            let nested = self.scratch.nested.find(text(), look, &mut |found| match found {
                 nested::Found::Hit(hit) => hits.push(hit),
                 nested::Found::Token(token) => tokens.push(token),
             });
