@@ -275,7 +275,10 @@ impl Folder {
     pub(super) fn unlink(&self, path: &Path) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
         note("unlink");
-        nix::unistd::unlinkat(&parent, name, nix::unistd::UnlinkatFlags::NoRemoveDir).map_err(error)
+        let flags = nix::unistd::UnlinkatFlags::NoRemoveDir;
+        let removed = nix::unistd::unlinkat(&parent, name, flags).map_err(error);
+        note("unlinked");
+        removed
     }
 
     /// Removes an empty directory.

@@ -403,4 +403,6 @@ impl std::fmt::Debug for Events {
 }
 
 #[cfg(test)]
+mod deaths;
+#[cfg(test)]
 mod tests;

@@ -246,7 +246,8 @@
 //! back. While a file is open for writing, its sizes, offsets and bytes are its writers' own, held
 //! bytes included; what is redacted reads as `*`, also a whole value that is only held back. When the
 //! last writer has closed it the file is complete: it has a new inode number if anything was redacted,
-//! and shows what is stored; who had it open before goes on seeing what it saw. Opened anew, it starts
+//! and shows what is stored; who had it open before goes on seeing what it saw, until a worker dies
+//! (`ESTALE` from then on). Opened anew, it starts
 //! from its stored bytes, and a secret that a later append completes is still caught.
 //! Appending is judged by each write: `O_APPEND` as the descriptor has it now, `RWF_APPEND`,
 //! and `RWF_NOAPPEND` by its offset. A size that is changed by name is complete when it is answered.

@@ -1,0 +1,270 @@
+//! A worker that dies at any point between two things that outlive it: before each request to the
+//! file system, after a removal, before a draft is sealed, before and after a record. The next one
+//! is asked again for what was not answered, and all ends as if nobody had died.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::asked::{Killed, die_after, step};
+use super::*;
+use crate::broker::Request;
+use crate::execution::state::State;
+use crate::redact::{Index, Level, Others, Value};
+
+const VALUE: &str = "Zk8Wq2LmN5rT7yU0-of-the-agent";
+const NAME: &str = "f";
+/// So many points at the beginning, and at the end, are all tried.
+const MOST: u64 = 40;
+
+/// What is on record by its name, and what is looked for.
+struct Log {
+    view: Arc<View>,
+    key: Arc<Key>,
+    recorded: Mutex<BTreeMap<Vec<u8>, (String, u64)>>,
+}
+
+impl Log {
+    fn record(&self, what: String, count: u64, once: &[u8]) {
+        step();
+        lock(&self.recorded).insert(once.to_vec(), (what, count));
+        step();
+    }
+}
+
+impl Outside for Log {
+    fn view(&self, _: &Place) -> Result<Arc<View>, Refusal> {
+        Ok(self.view.clone())
+    }
+    fn key(&self) -> Result<Arc<Key>, Refusal> {
+        step();
+        Ok(self.key.clone())
+    }
+    fn redacted(&self, _: &Place, file: &str, telling: &Telling) -> bool {
+        self.record(format!("{} in {file}", telling.name), telling.count, &telling.once);
+        true
+    }
+    fn unchecked(&self, _: &Place, file: &str, kind: &str, once: &[u8]) {
+        self.record(format!("{kind}: {file}"), 1, once);
+    }
+    fn noted(&self, _: &[u8]) {}
+    fn name_refused(&self, _: &Place) {}
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Create,
+    /// For reading, which goes on when the file is complete.
+    Open,
+    /// So many lines with a value in each.
+    Lines(usize),
+    /// At the file's beginning.
+    Over(&'static str),
+    Truncate(u64),
+    /// What is seen of the first line by those who write, or who opened it before.
+    Read(&'static str),
+    ReadOn(&'static str),
+    Flush,
+    Sync,
+    /// The name goes; who has it open writes on.
+    Remove,
+    Release,
+    ReleaseReader,
+}
+use Step::{
+    Create, Flush, Lines, Open, Over, Read, ReadOn, Release, ReleaseReader, Remove, Sync, Truncate,
+};
+
+/// What came of it: the stored file, and what is on record.
+type Outcome = (Option<String>, BTreeMap<String, u64>);
+
+struct Ground {
+    dir: tempfile::TempDir,
+    state: State,
+    log: Arc<Log>,
+    writer: Writer,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let index = Index::build([Value { id: 0, bytes: VALUE.as_bytes() }]);
+        let view = View::new(&Arc::new(index), [(0, "KEY".into())].into(), Others::Unnamed);
+        let (view, key) = (Arc::new(view), Arc::new(Key::random().unwrap()));
+        let log = Arc::new(Log { view, key, recorded: Mutex::default() });
+        let place = Arc::new(Place {
+            folder: "c/-/x".to_owned(),
+            chain: "c".to_owned(),
+            environment: None,
+            execution: "x".to_owned(),
+        });
+        let (token, level) = (String::new(), Level::All);
+        let writer = Writer { principal: 1, place, token, uid: 0, gid: 0, level };
+        let (dir, state) = (tempfile::tempdir().unwrap(), State::create().unwrap());
+        Self { dir, state, log, writer }
+    }
+
+    /// As a worker that was just started finds it.
+    fn worker(&self) -> Events {
+        let look = Look { uid: None, gid: None, mode: 0o600 };
+        let limits = Limits { max_file: 1 << 30, max_total: 1 << 30, max_held: 1 << 20 };
+        let (journal, handles) = (Journal::open(&self.state), Handles::open(&self.state));
+        let (journal, handles) = (Arc::new(journal), Arc::new(handles));
+        let path = self.dir.path().join("events");
+        Events::open(&path, look, limits, journal, handles, self.log.clone()).unwrap()
+    }
+
+    /// One request of the kernel.
+    fn ask(&self, events: &Events, step: Step, request: Request, file: &mut File) {
+        let writer = &self.writer;
+        let root = events.root(writer).unwrap().inode;
+        match step {
+            Create => {
+                let name = OsStr::new(NAME);
+                let made = events.create(writer, root, name, false, true, request).unwrap();
+                (file.inode, file.fh) = (made.0.inode, made.1);
+            }
+            Lines(count) => {
+                let text = format!("a line with {VALUE}\n").repeat(count);
+                let at = At { offset: file.len, append: false };
+                events.write(writer, file.fh, at, text.as_bytes(), request).unwrap();
+                file.len += text.len() as u64;
+            }
+            Over(text) => {
+                let at = At { offset: 0, append: false };
+                events.write(writer, file.fh, at, text.as_bytes(), request).unwrap();
+            }
+            Truncate(size) => {
+                let change = Change { size: Some(size), ..Change::default() };
+                events.change(writer, file.inode, change).unwrap();
+                file.len = size;
+            }
+            Open => {
+                file.reader = events.open_file(writer, file.inode, false, request).unwrap();
+            }
+            Read(seen) => {
+                let read = events.read(writer, file.fh, 0, seen.len()).unwrap();
+                assert_eq!(String::from_utf8_lossy(&read), seen);
+            }
+            ReadOn(seen) => match events.read(writer, file.reader, 0, seen.len()) {
+                Ok(read) => assert_eq!(String::from_utf8_lossy(&read), seen),
+                // What writers saw of a complete file dies with the worker that completed it.
+                refused => assert_eq!(refused, Err(stale())),
+            },
+            Flush => events.flush(writer, file.fh).unwrap(),
+            Sync => events.sync(writer, file.fh).unwrap(),
+            Remove => events.unlink(writer, root, OsStr::new(NAME), request).unwrap(),
+            Release => events.release(file.fh),
+            ReleaseReader => events.release(file.reader),
+        }
+    }
+
+    /// Plays with a worker that dies at this point; how many points there were up to the end or death.
+    fn play(&self, steps: &[Step], point: u64) -> u64 {
+        let mut events = self.worker();
+        let (mut file, mut passed) = (File::default(), None);
+        die_after(Some(point));
+        for (step, id) in steps.iter().zip(1..) {
+            let (before, request) = (file, Request { id, resent: false });
+            let asked = || self.ask(&events, *step, request, &mut file);
+            let Err(panic) = catch_unwind(AssertUnwindSafe(asked)) else { continue };
+            if !panic.is::<Killed>() {
+                std::panic::resume_unwind(panic);
+            }
+            (passed, file) = (Some(point), before);
+            events = self.worker();
+            self.ask(&events, *step, Request { id, resent: true }, &mut file);
+        }
+        passed.unwrap_or_else(|| point - die_after(None).expect("nobody has died"))
+    }
+
+    fn outcome(&self) -> Outcome {
+        let events = self.worker();
+        events.tidy();
+        assert_eq!(events.journal.heads(Kind::EventDraft), [0; 0], "a draft is left");
+        let mut told = BTreeMap::new();
+        for (what, count) in lock(&self.log.recorded).values() {
+            // A name of its own that nobody else sees.
+            let what = if what.ends_with(".unlinked") { "unlinked" } else { what };
+            *told.entry(what.to_owned()).or_default() += count;
+        }
+        let store = self.dir.path().join("events");
+        let beside: Vec<_> = std::fs::read_dir(store.join(STAGING)).unwrap().collect();
+        assert!(beside.is_empty(), "something is left beside the store: {beside:?}");
+        (std::fs::read_to_string(store.join("c/-/x").join(NAME)).ok(), told)
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct File {
+    inode: u64,
+    fh: u64,
+    reader: u64,
+    len: u64,
+}
+
+fn all_ends_as_if_nobody_had_died(steps: &[Step]) {
+    let ground = Ground::new();
+    let points = ground.play(steps, u64::MAX);
+    let expected = ground.outcome();
+    // Of very many, in one long pass over the file, some of those in the middle.
+    let apart = usize::try_from(points / 60).unwrap().max(1);
+    let middle = (MOST..points.saturating_sub(MOST)).step_by(apart);
+    let all =
+        (0..MOST.min(points)).chain(middle).chain(points.saturating_sub(MOST).max(MOST)..points);
+    for point in all {
+        let ground = Ground::new();
+        assert_eq!(ground.play(steps, point), point);
+        let (stored, told) = ground.outcome();
+        assert!(stored == expected.0, "point {point} of {points}: {stored:?}");
+        assert_eq!(told, expected.1, "point {point} of {points}");
+    }
+    println!("{points} points");
+}
+
+/// More hidden ranges than are kept in memory.
+const MANY: [Step; 2] = [Lines(300), Lines(300)];
+
+#[test]
+fn a_file_is_completed_and_what_was_kept_beside_it_goes_wherever_a_worker_dies() {
+    let masked = "a line with *****";
+    let steps = [&[Create], &MANY[..], &[Read(masked), Lines(3), Flush, Lines(1), Release]];
+    all_ends_as_if_nobody_had_died(&steps.concat());
+}
+
+#[test]
+fn a_file_that_others_read_is_completed_wherever_a_worker_dies() {
+    let masked = "a line with *****";
+    let steps =
+        [&[Create, Open], &MANY[..], &[ReadOn(masked), Release, ReadOn(masked), ReleaseReader]];
+    all_ends_as_if_nobody_had_died(&steps.concat());
+}
+
+#[test]
+fn a_file_is_made_anew_wherever_a_worker_dies() {
+    let masked = "A line with *****";
+    let steps = [
+        &[Create],
+        &MANY[..],
+        &[Over("A"), Flush, Sync, Read(masked), Lines(2), Read(masked), Release],
+    ];
+    all_ends_as_if_nobody_had_died(&steps.concat());
+}
+
+#[test]
+fn a_file_is_cut_wherever_a_worker_dies() {
+    let steps = [
+        &[Create],
+        &MANY[..],
+        &[Truncate(0), Lines(520), Truncate(20), Read("a line with ********"), Sync, Release],
+    ];
+    all_ends_as_if_nobody_had_died(&steps.concat());
+}
+
+#[test]
+fn a_file_that_was_removed_is_written_on_and_goes_wherever_a_worker_dies() {
+    let masked = "a line with *****";
+    let steps = [&[Create], &MANY[..], &[Remove, Lines(3), Read(masked), Flush, Release]];
+    all_ends_as_if_nobody_had_died(&steps.concat());
+}
