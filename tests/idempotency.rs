@@ -169,12 +169,8 @@ fn no_more_keys_are_kept_than_fit() {
     assert_eq!((status, again), (200, false));
 }
 
-#[test]
-fn a_change_by_the_command_line_is_made_once_while_workers_die() {
-    if !may_mount() {
-        return;
-    }
-    let home = home();
+/// Again and again, until eight workers were killed, ten a second.
+fn while_workers_die(home: &Home, mut each: impl FnMut()) {
     let (killed, enough) = (AtomicUsize::new(0), 8);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -184,18 +180,29 @@ fn a_change_by_the_command_line_is_made_once_while_workers_die() {
                 killed.fetch_add(1, Ordering::AcqRel);
             }
         });
-        let mut number = 0;
         while killed.load(Ordering::Acquire) < enough {
-            let output =
-                home.run_with(&["secret", "set", &format!("CHANGED_{number}")], "a-value-of-it");
-            let told = String::from_utf8_lossy(&output.stderr);
-            // Where a worker died in the middle, nobody can know.
-            let unknown = told.contains("look whether it took effect");
-            assert!(output.status.success() || unknown, "{told}");
-            number += 1;
+            each();
         }
-        assert!(number > 0);
     });
+}
+
+#[test]
+fn a_change_by_the_command_line_is_made_once_while_workers_die() {
+    if !may_mount() {
+        return;
+    }
+    let home = home();
+    let mut number = 0;
+    while_workers_die(&home, || {
+        let output =
+            home.run_with(&["secret", "set", &format!("CHANGED_{number}")], "a-value-of-it");
+        let told = String::from_utf8_lossy(&output.stderr);
+        // Where a worker died in the middle, nobody can know.
+        let unknown = told.contains("look whether it took effect");
+        assert!(output.status.success() || unknown, "{told}");
+        number += 1;
+    });
+    assert!(number > 0);
 }
 
 #[test]
@@ -204,20 +211,10 @@ fn a_launch_whose_worker_dies_is_undone_and_made_again() {
         return;
     }
     let home = Home::deployed();
-    let (killed, enough) = (AtomicUsize::new(0), 8);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while killed.load(Ordering::Acquire) < enough {
-                std::thread::park_timeout(Duration::from_millis(100));
-                kill(Pid::from_raw(home.worker_pid()), Signal::SIGKILL).unwrap();
-                killed.fetch_add(1, Ordering::AcqRel);
-            }
-        });
-        while killed.load(Ordering::Acquire) < enough {
-            let output = home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
-            assert!(output.status.success(), "{}", text(&output));
-            assert!(!output.stdout.is_empty());
-        }
+    while_workers_die(&home, || {
+        let output = home.agent("CodeAnalyzer", "cat $CREDENTIALS_DIRECTORY/OPENAI_API_KEY");
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(!output.stdout.is_empty());
     });
     // Also of what was undone nothing runs on.
     wait_until("all ends", LIMIT, || home.json(&["status"])["executions"] == 0);

@@ -508,16 +508,16 @@ impl Secret {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn at(second: i64) -> Timestamp {
+    pub(crate) fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn new(second: i64) -> NewVersion {
+    pub(crate) fn new(second: i64) -> NewVersion {
         NewVersion {
-            value: format!("{second:032x}"),
+            value: format!("v{second}"),
             size_bytes: 3,
             at: at(second),
             by: "me".into(),
@@ -529,7 +529,7 @@ mod tests {
         }
     }
 
-    fn secret() -> Secret {
+    pub(crate) fn secret() -> Secret {
         let mut secret = Secret {
             id: "00".into(),
             key: "prod/KEY".parse().unwrap(),

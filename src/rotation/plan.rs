@@ -111,8 +111,8 @@ pub fn due(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::scope::Scope;
-    use crate::catalog::secret::{Binding, NewVersion};
+    use crate::catalog::secret::NewVersion;
+    use crate::catalog::secret::tests::{at, new, secret};
     use crate::config::Period;
 
     const RULES: Rules = Rules {
@@ -120,45 +120,6 @@ mod tests {
         keep_previous: Duration::from_secs(1000),
         keep_retired: Duration::from_secs(5000),
     };
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    fn new(second: i64) -> NewVersion {
-        NewVersion {
-            value: format!("v{second}"),
-            size_bytes: 1,
-            at: at(second),
-            by: "me".into(),
-            valid_from: None,
-            valid_until: None,
-            generation: 0,
-            drain: None,
-            untested: false,
-        }
-    }
-
-    fn secret() -> Secret {
-        let mut secret = Secret {
-            id: "00".into(),
-            key: "KEY".parse().unwrap(),
-            scope: Scope::Org,
-            description: None,
-            group: None,
-            plain: false,
-            binding: Binding::Pinned,
-            access_log_enabled: true,
-            created_at: at(0),
-            created_by: "me".into(),
-            rotated_at: None,
-            expires_at: None,
-            end_told: None,
-            versions: Vec::new(),
-        };
-        secret.replace(new(1));
-        secret
-    }
 
     fn nobody(_: &str) -> bool {
         false

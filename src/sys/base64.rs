@@ -41,9 +41,11 @@ impl Bytes {
     }
 }
 
-/// The six bits of a character; 0 of others.
-const SIX_BITS: [u8; 256] = {
-    let mut bits = [0; 256];
+const SIX_BITS: [u8; 256] = six_bits(0);
+
+/// The six bits of each character, either alphabet, and `other` for what is none.
+pub const fn six_bits(other: u8) -> [u8; 256] {
+    let mut bits = [other; 256];
     let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_";
     let mut at = 0;
     while at < alphabet.len() {
@@ -51,7 +53,7 @@ const SIX_BITS: [u8; 256] = {
         at += 1;
     }
     bits
-};
+}
 
 /// Whole bytes of as many characters.
 pub const fn len_of(chars: usize) -> usize {

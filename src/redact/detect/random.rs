@@ -6,6 +6,8 @@
 
 use memchr::{memchr_iter, memchr2};
 
+use crate::sys::base64::six_bits;
+
 use super::class::{
     self, Kinds, Marks, OF_DIGIT, is_alnum, is_any_base64, is_base64, is_hex, is_url_safe, shannon,
 };
@@ -387,17 +389,8 @@ pub(super) fn is_declared_public(back: &[u8]) -> bool {
     PUBLIC_LABELS.iter().any(|word| cut(label, word))
 }
 
-/// The six bits of a character of base64, either alphabet, and those of what is none.
-const SIX_BITS: [u8; 256] = {
-    let mut bits = [NO_DIGIT; 256];
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_";
-    let mut at = 0;
-    while at < alphabet.len() {
-        bits[alphabet[at] as usize] = if at < 64 { at as u8 } else { at as u8 - 2 };
-        at += 1;
-    }
-    bits
-};
+const SIX_BITS: [u8; 256] = six_bits(NO_DIGIT);
+/// A byte that is no character of base64.
 const NO_DIGIT: u8 = 0x80;
 
 /// Whether base64 (either alphabet) is of text that a person could read.
