@@ -53,6 +53,9 @@ fn a_token_on_the_list_is_shown_and_its_neighbours_and_values_are_not() {
     let entries = [entry(&home, TOKEN), entry(&home, DB_PROD)];
     assert_eq!(entry(&home, TOKEN), entries[0], "the same each time");
     assert_ne!(entry(&home, OTHER), entries[0]);
+    fs::write(home.dir.path().join("notes"), &content).unwrap();
+    let place = home.ok(&["allow", "--at", "notes:1:3"]);
+    assert_eq!(place.trim_end(), entries[0], "what is found at a place");
     configure(&home, &[&entries[0], &entries[1]]);
     let shown = format!("a {TOKEN} b {hidden} c [REDACTED:DATABASE_URL]\napi_key = {TOKEN}\n");
     assert_eq!(home.ok_with(&["redact"], &content), shown);

@@ -67,7 +67,8 @@
 //! Argon2id of the finding's bytes (64 MiB, 3 passes), cut to 128 bits. At most 100 different findings of
 //! lengths that a list has are compared with it, in the order of the report; the others are reported,
 //! which a warning says. The text ends with `N allowed`, JSON counts them as `allowed`, SARIF has
-//! them with `suppressions`. With `--values`, what holds a value of the vault is reported all the same.
+//! them with `suppressions`. With `--values`, what holds a value of the vault is reported all the same, and
+//! what the daemon's own list shows is neither reported nor counted.
 //!
 //! `cargo test --test detection -- --nocapture` prints recall and false hits on the labelled corpus in
 //! `tests/corpus`: forms of tokens from the providers' documents, in lines of logs, configurations, code,

@@ -80,6 +80,8 @@ mod tests {
 
     const GITHUB: &str = "ghp_q7Zk2Wm9Lx4Tb8Rv3Yd6Nc1Jf5Hg0Ps8UaEo";
     const OTHER: &str = "ghp_X3vLm4TnB8sRd3WfY7Kq2ZpH9c1Jg5Ua0EoQ";
+    /// Of a token that is allowed.
+    const BASE64: &str = "YSBnaHBfcTdaazJXbTlMeDRUYjhSdjNZZDZOYzFKZjVIZzBQczhVYUVvIGI=";
     const OPEN_END: &str = "sk-proj-k7Hq2ZpX9vLm4TnB8sRd3WfYcG6jAe0uQ5iKoN1bXy2w";
     const GUESS: &str = "k7Hq2ZpX9vLm4TnB8sRd3WfY";
     const LONG: &str =
@@ -239,8 +241,7 @@ mod tests {
 
     #[test]
     fn in_base64_a_token_stays_hidden_though_it_is_allowed() {
-        let text = "YSBnaHBfcTdaazJXbTlMeDRUYjhSdjNZZDZOYzFKZjVIZzBQczhVYUVvIGI=";
-        let shown = everyhow(&view(&[], &[GITHUB]), Level::All, text);
+        let shown = everyhow(&view(&[], &[GITHUB]), Level::All, BASE64);
         assert!(shown.contains("[REDACTED:github-token]"), "{shown}");
     }
 
@@ -267,6 +268,50 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&out.0), "[REDACTED:openai-api-key] x");
     }
 
+    #[test]
+    fn a_value_that_comes_while_an_allowed_token_waits_is_hidden_in_it() {
+        let (before, after) = (view(&[], &[OPEN_END]), view(&[&OPEN_END[12..40]], &[OPEN_END]));
+        for cut in 1..=OPEN_END.len() {
+            let mut redactor = Redactor::new(before.clone(), Level::All);
+            let mut out = Out::default();
+            redactor.push(&OPEN_END.as_bytes()[..cut], &mut out);
+            redactor.set_view(after.clone());
+            redactor.push(&OPEN_END.as_bytes()[cut..], &mut out);
+            redactor.push(b" x", &mut out);
+            redactor.finish(&mut out);
+            let shown = String::from_utf8(out.0).unwrap();
+            let hidden = format!("{}[REDACTED:N0]{} x", &OPEN_END[..12], &OPEN_END[40..]);
+            assert_eq!(shown, hidden, "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_knows_of_no_list_goes_on_with_one() {
+        let (bare, listed) = (view(&[], &[]), view(&[], &[OPEN_END, GITHUB]));
+        let text = format!("t={OPEN_END} {GITHUB} x");
+        for cut in 0..text.len() {
+            let mut redactor = Redactor::new(bare.clone(), Level::All);
+            let mut out = Out::default();
+            redactor.push(&text.as_bytes()[..cut], &mut out);
+            let mut state = redactor.save();
+            // As the program before saved it.
+            let len = state.len();
+            assert_eq!((state[0], &state[len - 2..]), (4, [0, 0].as_slice()));
+            state[0] = 3;
+            state.truncate(len - 2);
+            let mut redactor = Redactor::resume(listed.clone(), Level::All, &state).unwrap();
+            redactor.push(&text.as_bytes()[cut..], &mut out);
+            redactor.finish(&mut out);
+            let shown = String::from_utf8(out.0).unwrap();
+            // A token that was known to be one before is hidden to its end.
+            let first = [OPEN_END, "[REDACTED:openai-api-key]"];
+            let second = [GITHUB, "[REDACTED:github-token]"];
+            let may_be = |one: &&str| shown.starts_with(&format!("t={one} "));
+            let or = |one: &&str| shown.ends_with(&format!(" {one} x"));
+            assert!(first.iter().any(may_be) && second.iter().any(or), "{cut}: {shown}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(
             std::env::var("STRONGROOM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
@@ -274,13 +319,14 @@ mod tests {
 
         #[test]
         fn what_is_shown_does_not_depend_on_cuts(
-            parts in proptest::collection::vec((0..9_usize, "[ -~\n]{0,12}"), 1..8),
+            parts in proptest::collection::vec((0..12_usize, "[ -~\n]{0,12}"), 1..8),
             pieces in proptest::collection::vec(1..90_usize, 1..6),
             save in any::<bool>(),
         ) {
             let armour = armour();
             let some = [
                 GITHUB, OTHER, OPEN_END, GUESS, LONG, "password=", "k7Hq2ZpX9vLm", &armour, "==",
+                BASE64, "{\"token\":\"", "\\",
             ];
             let text: String =
                 parts.iter().flat_map(|(part, between)| [some[*part], between]).collect();
