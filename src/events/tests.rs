@@ -1,5 +1,6 @@
 //! What is done for a right guess of a foreign value and for a wrong one is the same: every request to
-//! the file system, in order, and the length of everything that the runtime state gets.
+//! the file system, in order, the length of everything that the runtime state gets, and in how many
+//! bytes values are looked for.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
@@ -9,7 +10,7 @@ use super::asked::take;
 use super::*;
 use crate::broker::Request;
 use crate::execution::state::State;
-use crate::redact::{Index, Level, Others, Value};
+use crate::redact::{Index, LOOKED, Level, Others, Value};
 
 /// Nothing else than the value itself has a reason to wait for what follows.
 const SIGNS: &str = "Zk8!Wq2 %mN5,rT7 (U0;X3c =b9?Q1d )4g";
@@ -57,6 +58,7 @@ use Step::{Close, Crash, Over, Read, Reopen, Stat, Sync, Write};
 struct Done {
     step: String,
     asked: Vec<&'static str>,
+    looked: usize,
     /// Kinds of entries of the runtime state, and their lengths.
     noted: Vec<(Kind, usize)>,
     told: String,
@@ -115,7 +117,7 @@ impl Bench {
         let mut request = Request { id: 0, resent: false };
         let (_, mut fh) = events.create(writer, root, name, false, true, request).unwrap();
         let mut len = 0;
-        take();
+        (_, _) = (take(), LOOKED.take());
         let mut all = Vec::new();
         for step in steps {
             request.id += 2;
@@ -153,7 +155,8 @@ impl Bench {
                 Over(at, text) => format!("Over {at} {}", is_new(text)),
                 other => format!("{other:?}"),
             };
-            all.push(Done { step, asked: take(), noted: self.noted(), told });
+            let (asked, looked, noted) = (take(), LOOKED.take(), self.noted());
+            all.push(Done { step, asked, looked, noted, told });
         }
         all
     }

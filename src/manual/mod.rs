@@ -264,7 +264,9 @@
 //! close. What is written elsewhere than at the end, or cut, is collected in the runtime state, sealed,
 //! and applied in one pass to a file in `.strongroom` that then takes the name: at fsync, at completion,
 //! and when more than `[events] max_held` (16 MiB unless told otherwise, 32 at most) of a file is
-//! collected: nothing is ever refused for its order, it only costs another pass. What is left of a match that
+//! collected. Nothing is ever refused for its order, no write gets `EFBIG`: the same bytes in another
+//! order would be taken, and the bound is on memory, for which another pass pays as well
+//! (`writes_in_any_order_are_applied_when_they_are_much_and_none_is_refused`). What is left of a match that
 //! a later write cut stays redacted. A file that its writer has closed and then renames is whole when
 //! the new name appears. inotify tells of `CLOSE_WRITE` when the file is complete; a worker that died
 //! closes its files early. Hidden ranges, which writers' offsets and a later pass need, stay in the

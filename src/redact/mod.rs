@@ -38,6 +38,8 @@ pub use index::{Index, Others, Value, View};
 use lens::Search;
 pub use opaque::{HEAD_BYTES, opaque};
 use part::Text;
+#[cfg(test)]
+pub(crate) use redactor::tests::LOOKED;
 pub use redactor::{BadState, Redactor, Sink};
 use zeroize::Zeroizing;
 

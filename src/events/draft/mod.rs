@@ -35,8 +35,13 @@ use super::ranges::Ranges;
 const CHUNK_BYTES: usize = 256 << 10;
 /// What is read of a stored file's end to find what could be the beginning of a secret.
 const TAIL_BYTES: u64 = 64 << 10;
-/// The longest write that is pretended for what may have been held back.
+/// The longest write that is pretended for what may have been held back, and that is looked at twice.
 const PRETENDED_BYTES: usize = 4 << 10;
+const AGAIN_BYTES: usize = 1 << 10;
+/// So many bytes may have been held back when more are written.
+const HELD_BYTES: usize = 256;
+/// The shortest line of wrapped base64, as the redactor has it.
+const RUN_BYTES: usize = 16;
 /// Requests of a file that may come again.
 const REQUESTS: usize = 4;
 
@@ -158,7 +163,7 @@ impl Draft {
             generation: 0,
             requests: [(0, 0); REQUESTS],
             is_flushed: true,
-            is_in_line: true,
+            is_in_line: false,
             line: 0,
             counted: Counts::new(),
             told: Counts::new(),
@@ -179,7 +184,7 @@ impl Draft {
     ) -> io::Result<Self> {
         let len = store.len()?;
         let mut draft = Self::new(view.clone(), level);
-        (draft.len, draft.streamed) = (len, len);
+        (draft.len, draft.streamed, draft.is_in_line) = (len, len, len > 0);
         let known = kept.filter(|kept| kept.stored + kept.tail == len).and_then(|kept| {
             let redactor = Redactor::resume(view, level, &kept.state).ok()?;
             Some((kept, redactor))
@@ -336,7 +341,7 @@ impl Draft {
     /// When the store cannot be written; the draft must be read from the runtime state again then.
     pub(super) fn stream(&mut self, store: &dyn Store, bytes: &[u8]) -> io::Result<bool> {
         let at = self.streamed - self.given_back();
-        let held = self.redactor.held() as u64;
+        let (held, again) = (self.redactor.held() as u64, self.again());
         let mut emit = Emit {
             out: Vec::with_capacity(bytes.len() + 64),
             stored: self.stored,
@@ -348,6 +353,9 @@ impl Draft {
         };
         self.redactor.push(bytes, &mut emit);
         let (out, reached) = (emit.out, emit.at);
+        if self.is_in_line && bytes.len() <= AGAIN_BYTES {
+            self.redactor.look_again(again + bytes.len());
+        }
         self.count();
         self.forced.retain(|(_, end)| *end > reached);
         self.streamed += bytes.len() as u64;
@@ -366,7 +374,7 @@ impl Draft {
                 None => self.line + out.len() as u64,
             };
         }
-        self.is_in_line = bytes.last() != Some(&b'\n');
+        self.is_in_line = is_in_line(self.redactor.kept_bytes());
         Ok(!out.is_empty())
     }
 
@@ -385,6 +393,13 @@ impl Draft {
             let at = if is_all_held || held == 0 { before } else { self.stored + held };
             store.pretend_write(at, short);
         }
+    }
+
+    /// Bytes before the end that were decided before: what is held back is looked at again when more
+    /// comes, and the rest must be as well if that is to take as long.
+    fn again(&self) -> usize {
+        let taken = usize::try_from(self.redactor.taken()).unwrap_or(usize::MAX);
+        taken.min(HELD_BYTES).saturating_sub(self.redactor.held())
     }
 
     /// Bytes of the base that the redactor holds, as far as writers see them as such.
@@ -442,8 +457,12 @@ impl Draft {
         if len > self.stored_len() {
             store.set_len(self.stored_len())?;
         }
-        let held = self.tail.min(self.redactor.held() as u64);
-        self.pretend(store, held, 1, false);
+        if self.is_in_line {
+            let is_held = !is_same && !out.is_empty();
+            let before = self.stored - self.line.min(self.stored);
+            // The last byte would be there, or the line would be written now.
+            store.pretend_write(if is_held { self.stored_len() - 1 } else { before }, 1);
+        }
         Ok(())
     }
 
@@ -465,6 +484,7 @@ impl Draft {
         let view = self.redactor.view().clone();
         let mut counts = Counts::new();
         if let Ok(mut copy) = Redactor::resume(view, self.level, &state) {
+            copy.look_again(self.again());
             copy.finish(&mut emit);
             counts.extend(copy.counts().map(|(name, n)| (name.to_owned(), n)));
         }
@@ -520,6 +540,16 @@ impl Draft {
     pub(super) fn pack(&mut self, store: &dyn Store) -> io::Result<std::ops::Range<u64>> {
         self.ranges.pack(store)
     }
+}
+
+/// Whether more may belong to the last line of `text`: it has no end yet, or the end could be one of
+/// wrapped text.
+fn is_in_line(text: &[u8]) -> bool {
+    let Some(line) = text.strip_suffix(b"\n") else { return true };
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let is_wrapped = |b: &&u8| b.is_ascii_alphanumeric() || b"+/-_".contains(b);
+    line.ends_with(b"=")
+        || line.iter().rev().take(RUN_BYTES).filter(is_wrapped).count() == RUN_BYTES
 }
 
 /// Takes nothing: what is looked for is counted.

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::redact::View;
 
 use super::super::emit::{Emit, Segment};
-use super::{CHUNK_BYTES, Draft, Store, within};
+use super::{CHUNK_BYTES, Draft, Store, is_in_line, within};
 
 impl Draft {
     /// Everything that was written, as it was written, piece by piece.
@@ -100,6 +100,7 @@ impl Draft {
             Ok(())
         })?;
         new.len = new.streamed;
+        new.is_in_line = new.len > 0 && is_in_line(new.redactor.kept_bytes());
         let reached = new.streamed - new.redactor.held() as u64;
         new.forced = forced;
         new.forced.retain(|(_, end)| *end > reached);

@@ -126,7 +126,7 @@ impl Draft {
                 once: from.bytes()?.to_vec(),
             });
         }
-        draft.len = draft.streamed;
+        (draft.len, draft.is_in_line) = (draft.streamed, draft.streamed > 0);
         Some((draft, parts))
     }
 

@@ -14,7 +14,7 @@ mod dense;
 mod state;
 mod stretch;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -224,6 +224,11 @@ impl Redactor {
         &self.text[self.text.len() - self.held()..]
     }
 
+    /// The last bytes that were taken, as far as they are kept.
+    pub fn kept_bytes(&self) -> &[u8] {
+        &self.text
+    }
+
     /// Bytes taken so far.
     pub fn taken(&self) -> u64 {
         self.base + (self.text.len() - self.lead) as u64
@@ -251,6 +256,20 @@ impl Redactor {
         self.watched = Some(Watched { view, few });
     }
 
+    /// Looks for values once more in the last `len` bytes, as far as they are kept, and decides nothing:
+    /// for what takes as long whether they were decided before or not.
+    pub fn look_again(&mut self, len: usize) {
+        if self.level == Level::Off {
+            return;
+        }
+        let text = std::mem::take(&mut *self.text);
+        let lead = text.len().saturating_sub(len);
+        self.values(Stretch { lead, ..self.stretch(&text) }, false);
+        self.scratch.found.clear();
+        self.scratch.tokens.clear();
+        *self.text = text;
+    }
+
     /// How often each marker was written.
     pub fn counts(&self) -> impl Iterator<Item = (&str, u64)> {
         self.counts.iter().map(|(name, count)| (&**name, *count))
@@ -268,6 +287,8 @@ impl Redactor {
         // Made anew each time: to copy what was just written stalls the processor.
         let text = || stretch.text(stretch.lead, end);
         let (bytes, lead) = (stretch.bytes, stretch.lead);
+        #[cfg(test)]
+        tests::LOOKED.set(tests::LOOKED.get() + bytes.len() - lead);
         let mut limit = bytes.len();
         let mut waiting = limit;
         let plain = self.view.plain();

@@ -8,6 +8,11 @@ use proptest::prelude::*;
 use super::super::{Collect, Index, Others, Value, redact};
 use super::*;
 
+thread_local! {
+    /// In how many bytes values were looked for.
+    pub(crate) static LOOKED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 pub(super) fn view(values: &[&[u8]]) -> Arc<View> {
     let index = Index::build(values.iter().zip(0..).map(|(bytes, id)| Value { id, bytes }));
     let names = (0..).zip(values).map(|(id, _)| (id, format!("N{id}").into())).collect();
