@@ -162,10 +162,15 @@ impl Ground {
 
     /// Plays with a worker that dies at this point; how many points there were up to the end or death.
     fn play(&self, steps: &[Step], point: u64) -> u64 {
+        self.play_on(File::default(), steps, point)
+    }
+
+    /// The same, of a file that is open.
+    fn play_on(&self, mut file: File, steps: &[Step], point: u64) -> u64 {
         let mut events = self.worker();
-        let (mut file, mut passed) = (File::default(), None);
+        let mut passed = None;
         die_after(Some(point));
-        for (step, id) in steps.iter().zip(1..) {
+        for (step, id) in steps.iter().zip(file.asked + 1..) {
             let (before, request) = (file, Request { id, resent: false });
             let asked = || self.ask(&events, *step, request, &mut file);
             let Err(panic) = catch_unwind(AssertUnwindSafe(asked)) else { continue };
@@ -177,6 +182,23 @@ impl Ground {
             self.ask(&events, *step, Request { id, resent: true }, &mut file);
         }
         passed.unwrap_or_else(|| point - die_after(None).expect("nobody has died"))
+    }
+
+    /// Plays up to the death of the worker and of who asked, so that nobody asks again. None if it
+    /// does not come to that.
+    fn play_until(&self, steps: &[Step], point: u64) -> Option<File> {
+        let (events, mut file) = (self.worker(), File::default());
+        die_after(Some(point));
+        for (step, id) in steps.iter().zip(1..) {
+            let (before, request) = (file, Request { id, resent: false });
+            let asked = || self.ask(&events, *step, request, &mut file);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(asked)) {
+                assert!(panic.is::<Killed>());
+                return Some(File { asked: id, ..before });
+            }
+        }
+        die_after(None);
+        None
     }
 
     fn outcome(&self) -> Outcome {
@@ -202,6 +224,8 @@ struct File {
     fh: u64,
     reader: u64,
     len: u64,
+    /// The last request.
+    asked: u64,
 }
 
 fn all_ends_as_if_nobody_had_died(steps: &[Step]) {
@@ -267,4 +291,31 @@ fn a_file_that_was_removed_is_written_on_and_goes_wherever_a_worker_dies() {
     let masked = "a line with *****";
     let steps = [&[Create], &MANY[..], &[Remove, Lines(3), Read(masked), Flush, Release]];
     all_ends_as_if_nobody_had_died(&steps.concat());
+}
+
+#[test]
+fn what_a_pass_left_that_was_never_finished_is_not_taken_for_the_file_after_another_death() {
+    let begun = [Create, Lines(2), Over("A"), Sync];
+    let anew = [Truncate(0), Lines(1), Release];
+    let line = "a line with [REDACTED:KEY]\n";
+    let mut deaths = 0;
+    for first in 0.. {
+        let ground = Ground::new();
+        let Some(file) = ground.play_until(&begun, first) else { break };
+        if file.fh == 0 {
+            continue;
+        }
+        for second in 0.. {
+            let ground = Ground::new();
+            let file = ground.play_until(&begun, first).unwrap();
+            let passed = ground.play_on(file, &anew, second);
+            let (stored, _) = ground.outcome();
+            assert_eq!(stored.as_deref(), Some(line), "after {first} and {second} points");
+            if passed < second {
+                break;
+            }
+            deaths += 1;
+        }
+    }
+    assert!(deaths > 100, "{deaths}");
 }

@@ -69,7 +69,7 @@ pub(super) fn key_of(inode: u64, kind: u8, generation: u64, number: u64) -> Vec<
     key
 }
 
-fn staged(inode: u64, generation: u64) -> PathBuf {
+pub(super) fn staged(inode: u64, generation: u64) -> PathBuf {
     Path::new(STAGING).join(format!("{inode:016x}.{generation}"))
 }
 

@@ -17,7 +17,7 @@ use crate::execution::journal::Kind;
 use crate::redact::{self, Level};
 
 use super::codec::Encoder;
-use super::desk::{Desk, OPERATION, key_of};
+use super::desk::{Desk, OPERATION, key_of, staged};
 use super::draft::{Draft, Operation, Store};
 use super::folder::{Sort, Stored};
 use super::node::{Node, What};
@@ -466,6 +466,8 @@ impl Events {
         new.generation = desk.draft.generation + 1;
         new.requests = desk.draft.requests;
         new.telling = std::mem::take(&mut desk.draft.telling);
+        // Of a pass that failed, or that a worker died over: the next one would take it for the file.
+        let _removed = self.folder.unlink(&staged(inode, new.generation));
         // The head first: a worker that finds the file longer than it says cuts it.
         self.save_with(inode, &mut new, desk.modified)?;
         let old = std::mem::replace(&mut desk.draft, new);

@@ -71,6 +71,10 @@ fn a_store_that_hangs_keeps_nobody_from_reading_secrets() {
     home.ok(&["execution", "end", "e"]);
     for n in 0..9 {
         let file = disk.0.join(format!("store/deploy-pipeline/prod/e/f{n}"));
+        // Complete when its agent has ended, or as soon after as the store lets it.
+        wait_until("the file is complete", LIMIT, || {
+            fs::read_to_string(&file).unwrap().contains("after\n")
+        });
         let stored = fs::read_to_string(&file).unwrap();
         // Nobody knows whether a write was done that got an error; never by halves.
         let left = stored.strip_prefix("before\n").unwrap_or(&stored).replace("while\n", "");
