@@ -195,12 +195,12 @@ impl Detector {
     pub(super) fn formats(&self, look: Look<'_>, open: Option<(Option<usize>, Going)>) -> Formats {
         let bytes = look.text.bytes;
         let mut found = Formats { tokens: Vec::new(), undecided: bytes.len(), open: None };
-        let at = self.go_through(look, open, &mut found);
+        let armoured = self.go_through(look, open, &mut found);
         if !look.text.end {
-            // The beginning of an armour at the very end, whatever else may begin inside it.
+            // The beginning of an armour at the very end, whatever it may be a part of as well.
             let cut = (1..pem::BEGIN.len())
                 .rev()
-                .find(|len| bytes.len() >= at + len && bytes.ends_with(&pem::BEGIN[..*len]));
+                .find(|len| bytes.len() >= armoured + len && bytes.ends_with(&pem::BEGIN[..*len]));
             if let Some(len) = cut {
                 found.undecided = found.undecided.min(bytes.len() - len);
             }
@@ -208,7 +208,7 @@ impl Detector {
         found
     }
 
-    /// Up to the first place that is undecided; returns where the last token ends.
+    /// Up to the first place that is undecided; returns where the last armour ends.
     fn go_through(
         &self,
         look: Look<'_>,
@@ -217,7 +217,8 @@ impl Detector {
     ) -> usize {
         let Look { text, runs, .. } = look;
         let bytes = text.bytes;
-        let mut at = 0;
+        // Tokens do not overlap, nor do armours; a token may run into an armour.
+        let (mut at, mut armoured) = (0, 0);
         if let Some((rule, going)) = open {
             let (end, next) = self.go_on(text, going);
             if end > 0 {
@@ -227,9 +228,12 @@ impl Detector {
             if let Some(going) = next {
                 found.undecided = end;
                 found.open = Some((rule, going));
-                return end;
+                return if matches!(going, Going::Armour(_)) { end } else { 0 };
             }
             at = end;
+            if matches!(going, Going::Armour(_)) {
+                armoured = end;
+            }
         }
         let mut begins = memmem::find_iter(bytes, pem::BEGIN).peekable();
         for run in runs {
@@ -240,31 +244,34 @@ impl Detector {
                 && let Some(quick) = quick(look, run)
             {
                 if !self.in_quick(look, run, quick, &mut at, found) {
-                    return at;
+                    return armoured;
                 }
                 continue;
             }
             while let Some(begin) = begins.next_if(|b| *b < run.end) {
-                if begin < at {
+                if begin < armoured {
                     continue;
                 }
-                if !self.in_run(look, run, here.max(at), begin, &mut at, found)
-                    || !Self::armour(text, begin, &mut at, found, self.private_key)
+                if !self.in_run(look, run, here.max(at).min(begin), begin, &mut at, found)
+                    || !Self::armour(text, begin, &mut armoured, found, self.private_key)
                 {
-                    return at;
+                    return armoured;
                 }
+                at = at.max(armoured);
                 here = run.start.max(begin + 1);
             }
             if !self.in_run(look, run, here.max(at), run.end, &mut at, found) {
-                return at;
+                return armoured;
             }
         }
         for begin in begins {
-            if begin >= at && !Self::armour(text, begin, &mut at, found, self.private_key) {
-                return at;
+            if begin >= armoured
+                && !Self::armour(text, begin, &mut armoured, found, self.private_key)
+            {
+                return armoured;
             }
         }
-        at
+        armoured
     }
 
     /// Where a token ends that goes on at the start, and how it goes on after the end of the text.
@@ -290,16 +297,16 @@ impl Detector {
         }
     }
 
-    /// What an armour is; false when it is undecided.
+    /// What an armour is, and where it ends; false when it is undecided.
     fn armour(
         text: &Text<'_>,
         start: usize,
-        at: &mut usize,
+        armoured: &mut usize,
         found: &mut Formats,
         rule: Option<usize>,
     ) -> bool {
         match pem::begin(text, start) {
-            Begin::No => *at = start + 1,
+            Begin::No => {}
             Begin::Maybe => {
                 found.undecided = start;
                 return false;
@@ -312,7 +319,7 @@ impl Detector {
                 };
                 let going = Going::Armour(Place::Inside);
                 found.tokens.push(Token { start, end, rule, continues: false, going });
-                *at = end;
+                *armoured = end;
                 if let Some(going) = open {
                     found.undecided = end;
                     found.open = Some((rule, going));

@@ -155,6 +155,31 @@ fn every_example_comes_out_the_same_at_every_cut() {
 }
 
 #[test]
+fn a_key_that_a_token_runs_into_is_found_at_every_cut() {
+    const KEY: &str =
+        "-----BEGIN RSA PRIVATE KEY-----\n<b64>\n<b64>\n<b30>==\n-----END RSA PRIVATE KEY-----";
+    for before in [
+        "sk-ant-<u150>",
+        "sl.<u90>",
+        "glpat-<a20>",
+        "BSA<a20>",
+        "password=<a150>",
+        "pa-<u30>",
+        "x<b64>",
+    ] {
+        let (text, parts) = make(&format!("a {before}{KEY} and\n"), 3);
+        for level in [Level::All, Level::Formats] {
+            let whole = one(text.as_bytes(), level);
+            assert!(parts[1..].iter().all(|part| !whole.contains(part)), "{whole}");
+            assert_eq!(by_bytes(text.as_bytes(), level), whole, "{text:?}");
+            for cut in 0..=text.len() {
+                assert_eq!(in_two(text.as_bytes(), cut, level), whole, "{cut} of {text:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn padding_is_part_of_what_it_pads_at_every_cut() {
     // A value may begin after any sign, and what is padded is named like one.
     let (text, _) = make("x <a60>a7Xpassword===<a20>9x<a20> y\n<a41>1b token==<a40>\n", 7);
