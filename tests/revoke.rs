@@ -79,13 +79,13 @@ fn processes_that_left_their_group_are_ended_too_and_what_could_hide_is_said() {
     let procs = hierarchy().join("cgroup.procs");
     let leave =
         format!("cat $CREDENTIALS_DIRECTORY/KEY >/dev/null; echo $$ > {};", procs.display());
+    let daemon =
+        format!("{leave} setsid sh -c 'echo $$ > @PID@; exec sleep 1000' & sleep 0.2; exit 0");
     for (name, script) in [
         ("itself", format!("{leave} echo $$ > @PID@; exec sleep 1000")),
         ("without marks", format!("{leave} echo $$ > @PID@; exec env -i sleep 1000")),
-        (
-            "a daemon",
-            format!("{leave} setsid sh -c 'echo $$ > @PID@; exec sleep 1000' & sleep 0.2; exit 0"),
-        ),
+        ("a daemon", daemon.clone()),
+        ("a daemon of an execution that is over", daemon),
         (
             "a child without marks",
             format!("{leave} env -i sh -c 'echo $$ > @PID@; exec sleep 1000' & wait"),
@@ -96,8 +96,11 @@ fn processes_that_left_their_group_are_ended_too_and_what_could_hide_is_said() {
         let script = script.replace("@PID@", file.to_str().unwrap());
         let mut child = rooted(&home, "a", &["--keep-background"], &script);
         let pid = pid_in(&file);
-        if name == "a daemon" {
+        if name.starts_with("a daemon") {
             child.wait().unwrap();
+        }
+        if name.ends_with("over") {
+            wait_until("it is over", LIMIT, || home.json(&["status"])["executions"] == 0);
         }
         assert!(lives(pid), "{name}");
         let answer = revoke(&home);

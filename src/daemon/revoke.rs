@@ -195,6 +195,8 @@ impl Daemon {
         over.retain(|id, ended| {
             let outside = strays.iter().filter(|s| s.execution == *id).count();
             ended.processes = (self.members_of(id).len() + outside) as u64;
+            // Who could leave its group may have others there.
+            ended.may_hide = outside > 0;
             ended.processes > 0
         });
         over
