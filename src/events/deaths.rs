@@ -9,10 +9,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::asked::{Killed, die_after, step};
+use super::tests::writer;
 use super::*;
 use crate::broker::Request;
 use crate::execution::state::State;
-use crate::redact::{Index, Level, Others, Value};
+use crate::redact::{Index, Others, Value};
 
 const VALUE: &str = "Zk8Wq2LmN5rT7yU0-of-the-agent";
 const NAME: &str = "f";
@@ -93,14 +94,7 @@ impl Ground {
         let view = View::new(&Arc::new(index), [(0, "KEY".into())].into(), Others::Unnamed);
         let (view, key) = (Arc::new(view), Arc::new(Key::random().unwrap()));
         let log = Arc::new(Log { view, key, recorded: Mutex::default() });
-        let place = Arc::new(Place {
-            folder: "c/-/x".to_owned(),
-            chain: "c".to_owned(),
-            environment: None,
-            execution: "x".to_owned(),
-        });
-        let (token, level) = (String::new(), Level::All);
-        let writer = Writer { principal: 1, place, token, uid: 0, gid: 0, level };
+        let writer = writer();
         let (dir, state) = (tempfile::tempdir().unwrap(), State::create().unwrap());
         Self { dir, state, log, writer }
     }

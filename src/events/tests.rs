@@ -38,6 +38,18 @@ impl Outside for Vault {
     fn name_refused(&self, _: &Place) {}
 }
 
+/// An agent of an execution of its own.
+pub(super) fn writer() -> Writer {
+    let place = Arc::new(Place {
+        folder: "c/-/x".to_owned(),
+        chain: "c".to_owned(),
+        environment: None,
+        execution: "x".to_owned(),
+    });
+    let (token, level) = (String::new(), Level::All);
+    Writer { principal: 1, place, token, uid: 0, gid: 0, level }
+}
+
 #[derive(Debug, Clone)]
 enum Step<'a> {
     Write(&'a str),
@@ -85,14 +97,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let (path, state) = (dir.path().join("events"), State::create().unwrap());
         let journal = Arc::new(Journal::open(&state));
-        let place = Arc::new(Place {
-            folder: "c/-/x".to_owned(),
-            chain: "c".to_owned(),
-            environment: None,
-            execution: "x".to_owned(),
-        });
-        let (token, level) = (String::new(), Level::All);
-        let writer = Writer { principal: 1, place, token, uid: 0, gid: 0, level };
+        let writer = writer();
         Self { _dir: dir, path, state, outside, journal, writer }
     }
 
