@@ -128,6 +128,34 @@ fn what_is_no_entry_is_an_error_with_a_hint_that_never_tells_it() {
 }
 
 #[test]
+fn each_entry_that_is_made_is_on_record_and_nothing_of_its_token_but_the_length() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    home.start();
+    let made = entry(&home, TOKEN);
+    let [_, key, len, tag] = made.split(':').collect::<Vec<_>>()[..] else { panic!("{made}") };
+    let records = home.records("allow_made");
+    assert_eq!(records.len(), 1, "{records:?}");
+    let record = &records[0];
+    assert_eq!(record["uid"], nix::unistd::getuid().as_raw(), "{record}");
+    assert!(record["user"].is_string(), "{record}");
+    assert_eq!(record["decision"], "granted");
+    assert_eq!(record["reason"], format!("a token of {len} bytes, key {key}"));
+    // Neither the token nor its tag, by which it could be tried.
+    let all = home.ok(&["audit", "query", "--json"]);
+    assert!(!all.contains(tag) && !all.contains(&TOKEN[4..12]), "{all}");
+    // One of another token differs in nothing that its bytes decide.
+    entry(&home, OTHER);
+    let records = home.records("allow_made");
+    assert_eq!((records.len(), &records[1]["reason"]), (2, &record["reason"]));
+    // What is no token makes no entry, and is on no record.
+    assert!(!home.run_with(&["allow"], "short\n").status.success());
+    assert_eq!(home.records("allow_made").len(), 2);
+}
+
+#[test]
 fn who_may_not_administer_makes_no_entry() {
     if !may_mount() {
         return;
@@ -157,6 +185,12 @@ fn who_may_not_administer_makes_no_entry() {
         .unwrap();
     assert_eq!(output.status.code(), Some(5), "{}", text(&output));
     assert!(output.stdout.is_empty(), "{}", text(&output));
+    // Both on record, and nothing as made.
+    let denied = home.records("role_denied");
+    let tried: Vec<_> = denied.iter().filter(|r| r["reason"] == "allow").collect();
+    assert_eq!(tried.len(), 2, "{denied:?}");
+    assert!(tried.iter().any(|r| r["uid"] == 54321), "{tried:?}");
+    assert!(home.records("allow_made").is_empty());
     let short = home.run_with(&["allow"], "short\n");
     assert_eq!(short.status.code(), Some(1), "{}", text(&short));
     assert!(text(&short).contains("a token has 8 to 8192 bytes"), "{}", text(&short));

@@ -375,10 +375,14 @@ fn a_directory_that_is_taken_away_stops_reads_and_heals() {
     common::wait_until("reads stop", LIMIT, || {
         !home.agent("TestRunner", "cat view/OPENAI_API_KEY").status.success()
     });
+    // What decides what is shown is not given out either.
+    let unmade = home.run_with(&["allow"], "ghp_q7Zk2Wm9Lx4Tb8Rv3Yd6Nc1Jf5Hg0Ps8UaEo\n");
+    assert!(!unmade.status.success() && unmade.stdout.is_empty(), "{}", text(&unmade));
     fs::rename(&away, &dir).unwrap();
     common::wait_until("reads again", LIMIT, || {
         home.agent("TestRunner", "cat view/OPENAI_API_KEY").status.success()
     });
+    assert!(home.records("allow_made").is_empty());
     let whole = verified(&home, &[]);
     assert_eq!(whole["ok"], true, "{whole}");
 }

@@ -41,6 +41,8 @@ events! {
     AlertFailed = "alert_failed",
     /// An alert was delivered.
     AlertSent = "alert_sent",
+    /// An entry of an allow list was made: a token may be shown.
+    AllowMade = "allow_made",
     /// Files of the log were removed.
     AuditPruned = "audit_pruned",
     /// A backup was written.

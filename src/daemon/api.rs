@@ -450,8 +450,8 @@ impl Api for Daemon {
         self.redeem_ticket(who, &req)
     }
 
-    fn allow(&self, _who: &Caller, req: proto::Allow) -> Result<proto::AllowMade, Problem> {
-        self.make_entry(&req)
+    fn allow(&self, who: &Caller, req: proto::Allow) -> Result<proto::AllowMade, Problem> {
+        self.make_entry(who, &req)
     }
 
     fn redact(&self, who: &Caller, req: proto::Redact) -> Result<Box<dyn Texts>, Problem> {

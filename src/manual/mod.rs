@@ -90,7 +90,8 @@
 //! `execution`, `uid`, `login_uid`, `pid`, `exe`, `via`, `decision`, `reason`, `count`, `revision`, `took_us`, and
 //! `link`: SHA-256 in hex over the previous link and the line up to it. A handle's first read, each read
 //! from the start, and every 15 minutes of continued reading are recorded; repeated refusals are counted
-//! and written once a minute.
+//! and written once a minute. An entry for `[redaction] allow` is an `allow_made` record before it is
+//! given out, with the token's length and the key's id as `reason`; a refused one is `role_denied`.
 //!
 //! A `checkpoint` record seals all up to `sealed_seq`: its `signature` (Ed25519) by `public_key`, which
 //! the one before announced as its `next_key`, is over its other own fields. Keys live in the vault;

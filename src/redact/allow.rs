@@ -163,6 +163,11 @@ impl Entry {
         Some(Self { key: tagger.key_id(), len, tag })
     }
 
+    /// What is on record of its making: no tag, by which who has the log and the key could try tokens.
+    pub fn told(&self) -> String {
+        format!("a token of {} bytes, key {}", self.len, crypto::hex(&self.key.0))
+    }
+
     /// Whether it was made with this key.
     pub fn is_of(&self, key: KeyId) -> bool {
         self.key == key
