@@ -120,7 +120,7 @@ fn running_clients_never_fail_to_log_in_while_their_password_is_rotated() {
         format!("postgres://{user}:{password}@127.0.0.1:{}/postgres", server.port)
     };
     home.ok_with(&["secret", "set", "ADMIN_URL"], &url("admin", "admin-password"));
-    home.ok_with(&["secret", "set", "DATABASE_URL"], &url("app_a", "first-password"));
+    home.ok_with(&["secret", "set", "prod/DATABASE_URL"], &url("app_a", "first-password"));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rotate-postgres.sh");
     let chain = include_str!("../examples/rotate-postgres.json")
         .replace("/usr/local/lib/strongroom/rotate-postgres.sh", script);
@@ -151,6 +151,8 @@ fn running_clients_never_fail_to_log_in_while_their_password_is_rotated() {
                 "app",
                 "--agent",
                 "client",
+                "--env",
+                "prod",
                 "--secrets-path",
             ])
             .args([view.to_str().unwrap(), "--", "sh", "-c", &script])
@@ -171,7 +173,7 @@ fn running_clients_never_fail_to_log_in_while_their_password_is_rotated() {
     };
 
     let old = client("old");
-    home.ok(&["rotation", "run", "DATABASE_URL"]);
+    home.ok(&["rotation", "run", "prod/DATABASE_URL"]);
     let new = client("new");
     // Both passwords work as long as someone holds the old one.
     stop("old");
@@ -183,7 +185,7 @@ fn running_clients_never_fail_to_log_in_while_their_password_is_rotated() {
     };
     wait_until("the old password gone at the provider", LIMIT, || gone("app_a"));
     assert!(!server.sql("app_a", "first-password", "SELECT 1").status.success());
-    home.ok(&["rotation", "run", "DATABASE_URL"]);
+    home.ok(&["rotation", "run", "prod/DATABASE_URL"]);
     stop("new");
     assert_eq!(text(&new.wait_with_output().unwrap()), "");
     assert_eq!(users("new"), ["app_b"]);

@@ -1,5 +1,5 @@
-//! The session that the README promises, line by line: as root, and as a plain user through
-//! fusermount3. Every line must succeed; what some print is looked at.
+//! The design's session line by line, as root and as a plain user through fusermount3, and the README's
+//! as it is, in a clone. Every line must succeed; what some print is looked at.
 
 mod common;
 
@@ -127,4 +127,77 @@ fn the_session_works_word_for_word_as_a_plain_user() {
         .unwrap();
     std::fs::remove_dir(&device_dir).unwrap();
     check(&output, false);
+}
+
+/// Lines that a test cannot type: it has its own build, and no agent of the reader's.
+const OF_THE_READERS: [&str; 2] = ["cargo install --path .", "./old-agent.sh "];
+
+/// The lines of the README's sessions, each told when it fails.
+fn sessions() -> String {
+    let readme = include_str!("../README.md");
+    let mut lines = String::new();
+    for title in ["Ten minutes with", "Rotate, and revoke", "Nothing leaves with"] {
+        let chapter = readme.split("\n## ").find(|chapter| chapter.starts_with(title));
+        let block = chapter.and_then(|c| c.split("```sh\n").nth(1)?.split("```").next());
+        for line in block.unwrap_or_else(|| panic!("no session in: {title}")).lines() {
+            if OF_THE_READERS.iter().any(|start| line.starts_with(start)) {
+                continue;
+            }
+            let command = line.split(" #").next().unwrap().trim_end();
+            // It tells by its status what a host does not have.
+            let also = if command.contains("doctor") { 8 } else { 0 };
+            lines.push_str(&format!(
+                "echo == {}\n{line}\ncase $? in 0|{also}) ;; *) exit 1;; esac\n",
+                command.replace(['"', '\'', '$', '|', ';', '>', '<', '&', '(', ')', '*'], "")
+            ));
+        }
+    }
+    lines
+}
+
+#[test]
+fn the_readmes_sessions_work_as_they_are_in_a_clone() {
+    if !may_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (clone, bin) = (dir.path().join("clone"), dir.path().join("bin"));
+    for made in [&clone, &clone.join("examples"), &bin] {
+        std::fs::create_dir(made).unwrap();
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for entry in std::fs::read_dir(root.join("examples")).unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, clone.join("examples").join(from.file_name().unwrap())).unwrap();
+    }
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_strongroom"), bin.join("strongroom")).unwrap();
+    // Whatever fails, nothing is left that serves.
+    let script = format!(
+        "trap 'strongroom down --force >/dev/null 2>&1' EXIT\nPATH={}:$PATH\n{}echo == end\n",
+        bin.display(),
+        sessions()
+    );
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(&clone)
+        .envs([
+            ("TMPDIR", dir.path().to_str().unwrap()),
+            ("OPENAI", "sk-proj-readme-0123456789abcdef"),
+            ("DB_DEV", "postgres://app:readme-dev-hunter2@db/dev"),
+            ("DB_PROD", "postgres://app:readme-prod-hunter2@db/prod"),
+            ("NEW", "postgres://app:readme-new-hunter2@db/prod"),
+        ])
+        .output()
+        .unwrap();
+    let all = text(&output);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.trim_end().ends_with("== end"), "{all}");
+    assert!(!all.contains("readme-"), "{all}");
+    // What the agents of the example print, and what is kept of it.
+    let trial = section(&told, "strongroom chain run deploy-pipeline --env dev --id trial");
+    for shown in ["a key of 41 bytes", "tests run against [REDACTED:DATABASE_URL]"] {
+        assert!(trial.contains(shown), "{all}");
+    }
+    let kept = section(&told, "cat strongroom events path trial/.log");
+    assert!(kept.contains("tests run against [REDACTED:DATABASE_URL]"), "{all}");
 }
