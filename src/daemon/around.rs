@@ -2,15 +2,13 @@
 //! for, the key that seals what is held back, records of what was taken out.
 //!
 //! Invariant: a locked vault gives no view, whatever was looked for before. Danger: somebody who writes
-//! guesses and looks for markers; many foreign values of one execution within a minute are noticed.
+//! guesses; see `probes`.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::audit::record::Event;
 use crate::broker::{Place, Refusal};
-use crate::clock::Timestamp;
 use crate::events::{Outside, Telling};
 use crate::execution::registry::Registry;
 use crate::redact::View;
@@ -18,46 +16,24 @@ use crate::vault::crypto::Key;
 
 use super::core::{Core, record_tag};
 use super::needles::{Named, Seen};
-
-/// So many foreign values in a minute are no accident.
-const PROBE_HITS: u64 = 20;
-const PROBE_SECS: i64 = 60;
-const MAX_PROBED: usize = 4096;
-
-/// Many markers of foreign values in what one execution writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probe {
-    /// The execution.
-    pub execution: String,
-    /// Its chain.
-    pub chain: String,
-    /// When it was noticed.
-    pub at: Timestamp,
-}
-
-#[derive(Default)]
-struct Probes {
-    counted: HashMap<String, (Timestamp, u64)>,
-    noticed: Vec<Probe>,
-}
+use super::probes::Probes;
 
 /// What the events directories need of everything else.
 pub struct Around {
     core: Arc<Core>,
     registry: Arc<Registry>,
-    probes: Mutex<Probes>,
+    probes: Probes,
 }
 
 impl Around {
     /// Puts the parts together.
     pub fn new(core: Arc<Core>, registry: Arc<Registry>) -> Self {
-        Self { core, registry, probes: Mutex::default() }
+        Self { core, registry, probes: Probes::default() }
     }
 
-    /// Bursts of foreign values since the last call.
-    pub fn take_probes(&self) -> Vec<Probe> {
-        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut probes.noticed)
+    /// Those who try to find out values of others.
+    pub fn probes(&self) -> &Probes {
+        &self.probes
     }
 
     /// What is looked for in an agent's output; see [`super::needles::Needles`].
@@ -91,22 +67,7 @@ impl Around {
 
     /// Counts values of others in what an execution writes.
     pub(super) fn count_foreign(&self, place: &Place, count: u64) {
-        let now = self.core.clock.now();
-        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |since: Timestamp| now.as_second() - since.as_second() >= PROBE_SECS;
-        if probes.counted.len() >= MAX_PROBED {
-            probes.counted.retain(|_, (since, _)| !is_over(*since));
-        }
-        let entry = probes.counted.entry(place.execution.clone()).or_insert((now, 0));
-        if is_over(entry.0) {
-            *entry = (now, 0);
-        }
-        let before = entry.1;
-        entry.1 += count;
-        if before < PROBE_HITS && entry.1 >= PROBE_HITS {
-            let (execution, chain) = (place.execution.clone(), place.chain.clone());
-            probes.noticed.push(Probe { execution, chain, at: now });
-        }
+        self.probes.count_values(place, count, self.core.clock.now());
     }
 
     fn record(
@@ -182,6 +143,14 @@ impl Outside for Around {
     fn name_refused(&self, place: &Place) {
         // The name itself holds a secret.
         self.record(Event::EventNameRefused, place, None, "", 1);
+    }
+
+    fn guessed(&self, place: &Place, count: u64) {
+        self.probes.count_guesses(place, count, self.core.clock.now());
+    }
+
+    fn is_guesser(&self, place: &Place) -> bool {
+        self.probes.is_guesser(place)
     }
 }
 

@@ -48,6 +48,11 @@ impl Daemon {
         if unseen > 0 {
             warnings.push(format!("{unseen} values are too weak to be looked for by redaction"));
         }
+        for chain in self.around.probes().guessers() {
+            warnings.push(format!(
+                "chain {chain} guesses values of others; its events are slow until strongroom reload"
+            ));
+        }
         if let Some((false, found, remedy)) = self.allow_list() {
             warnings.push(format!("allow list: {found}: {remedy}"));
         }

@@ -33,6 +33,7 @@ pub mod news;
 mod output;
 mod outputs;
 mod policy;
+mod probes;
 mod projects;
 mod repeat;
 mod resolution;
@@ -69,6 +70,7 @@ use crate::sys::process::Achieved;
 use crate::sys::shm::Region;
 
 use self::core::Core;
+use self::probes::Tried;
 
 /// For `status` and `health`.
 pub const NAME_AND_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -291,14 +293,23 @@ impl Daemon {
 impl Daemon {
     /// Tells of those who try to guess.
     fn tell_probes(&self) {
-        for probe in self.around.take_probes() {
+        for probe in self.around.probes().take() {
+            let (execution, chain) = (&probe.execution, &probe.chain);
+            let message = match probe.tried {
+                Tried::Values => format!(
+                    "execution {execution} of chain {chain} writes values that are not its own \
+                     again and again"
+                ),
+                Tried::Beginnings => format!(
+                    "execution {execution} of chain {chain} writes the beginnings of values that are \
+                     not its own again and again, as who guesses them does; the events of the chain \
+                     are slow from now on, until strongroom reload"
+                ),
+            };
             self.alert(alert::Alert {
                 event: "redaction_probe",
                 secret: None,
-                message: format!(
-                    "execution {} of chain {} writes values that are not its own again and again",
-                    probe.execution, probe.chain
-                ),
+                message,
                 reason: None,
                 at: probe.at,
             });

@@ -125,7 +125,13 @@ impl Events {
         let opened = match self.node(writer, inode).map(|node| node.what) {
             // The name has another number by now, which the kernel looks up.
             Ok(What::File { is_old: true, .. }) => Err(refusal(Errno::ESTALE)),
-            Ok(_) if writing => self.desk_of(inode, Some(of(writer)), new).map(drop),
+            Ok(_) if writing => self.desk_of(inode, Some(of(writer)), new).map(|shared| {
+                if let Some(shared) = shared
+                    && let Some(desk) = &mut *lock(&shared)
+                {
+                    self.note_use(&writer.place, &mut desk.draft);
+                }
+            }),
             other => other.map(drop),
         };
         match opened {
@@ -150,8 +156,9 @@ impl Events {
             return frozen.0.read(&frozen.1, at, size).map_err(|e| os(&e));
         }
         if let Some(shared) = self.desk(inode, None)? {
-            let guard = lock(&shared);
-            if let Some(desk) = &*guard {
+            let mut guard = lock(&shared);
+            if let Some(desk) = &mut *guard {
+                self.note_use(&writer.place, &mut desk.draft);
                 return desk.draft.read(&desk.store, at, size).map_err(|e| os(&e));
             }
         }
@@ -192,6 +199,7 @@ impl Events {
             return Ok(());
         }
         let outcome = self.write_to(inode, &writer.place, desk, (at, bytes), request);
+        self.tell_guesses(&writer.place, &mut desk.draft);
         self.keep(&mut guard, outcome)
     }
 
@@ -266,6 +274,7 @@ impl Events {
             }
             desk.store.sync().map_err(|e| os(&e))
         })();
+        self.note_use(&writer.place, &mut desk.draft);
         self.keep(&mut guard, outcome)
     }
 
@@ -407,6 +416,7 @@ impl Events {
         if desk.draft.held_bytes > self.limits.max_held {
             self.rebuild(inode, place, desk)?;
         }
+        self.note_use(place, &mut desk.draft);
         let mut plain = Encoder::with_capacity(32);
         match operation {
             Operation::Write(at, bytes) => {
@@ -431,6 +441,7 @@ impl Events {
         let shared = self.desk(inode, Some(of(writer)))?.ok_or(Refusal::Fault)?;
         let mut guard = lock(&shared);
         let desk = guard.as_mut().ok_or(Refusal::Fault)?;
+        self.note_use(&writer.place, &mut desk.draft);
         let outcome = self.truncate_to(inode, writer, desk, size);
         self.keep(&mut guard, outcome)
     }
@@ -541,6 +552,7 @@ impl Events {
             return Ok(());
         }
         let Some(desk) = guard.as_mut() else { return Ok(()) };
+        self.note_use(&node.place, &mut desk.draft);
         let outcome = self.settle(inode, &node.place, desk);
         self.keep(&mut guard, outcome)?;
         let Some(mut desk) = guard.take() else { return Ok(()) };

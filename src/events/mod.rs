@@ -83,6 +83,21 @@ pub trait Outside: Send + Sync + 'static {
 
     /// A name with a secret in it was refused.
     fn name_refused(&self, place: &Place);
+
+    /// So often a writer may have tried whether it wrote the beginning of a value of others.
+    fn guessed(&self, place: &Place, count: u64);
+
+    /// Whether a place's writers have tried that too often.
+    fn is_guesser(&self, place: &Place) -> bool;
+}
+
+/// How fast requests of a file or directory are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pace {
+    /// When they are done.
+    Free,
+    /// One after the other, each at the next of even times: how long it took tells nothing.
+    Even,
 }
 
 /// How much is allowed, in bytes.
@@ -267,6 +282,26 @@ impl Events {
         lock(&self.nodes).get(inode).is_some()
     }
 
+    /// The same: how fast its requests are answered.
+    pub fn pace(&self, inode: u64) -> Option<Pace> {
+        let nodes = lock(&self.nodes);
+        let is_guesser = self.outside.is_guesser(&nodes.get(inode)?.place);
+        Some(if is_guesser { Pace::Even } else { Pace::Free })
+    }
+
+    /// A use of a file that tells whether its end may be a value of others, to whoever takes the time.
+    fn note_use(&self, place: &Place, draft: &mut Draft) {
+        draft.count_use();
+        self.tell_guesses(place, draft);
+    }
+
+    fn tell_guesses(&self, place: &Place, draft: &mut Draft) {
+        let guesses = draft.take_guesses();
+        if guesses > 0 {
+            self.outside.guessed(place, guesses);
+        }
+    }
+
     fn new_inode(&self) -> Result<u64, Refusal> {
         loop {
             let mut bytes = [0; 8];
@@ -296,12 +331,21 @@ impl Events {
         }
     }
 
-    fn shown(&self, inode: u64, entry: Entry) -> Result<Attributes, Refusal> {
+    fn shown(&self, inode: u64, path: &Path, mut entry: Entry) -> Result<Attributes, Refusal> {
         let is_directory = entry.sort == Sort::Directory;
-        let (size, written) = match is_directory {
-            true => (Some(0), None),
-            false => self.seen(inode).map_or((None, None), |(size, time)| (Some(size), time)),
-        };
+        let (mut size, mut written) = (Some(0), None);
+        if !is_directory {
+            (size, written) =
+                self.seen(inode).map_or((None, None), |(size, time)| (Some(size), time));
+            // It may have become complete since the entry was read, and longer: who appends next
+            // would do so where the kernel believes that it ends.
+            if size.is_none()
+                && let Ok(now) = self.folder.entry(path)
+                && self.is_stored_as(inode, now)
+            {
+                entry = now;
+            }
+        }
         let is_unlinked = lock(&self.nodes).get(inode).is_some_and(Node::is_unlinked);
         Ok(Attributes {
             inode,
@@ -313,6 +357,12 @@ impl Events {
             changed: written.map_or(entry.changed, |written| written.max(entry.changed)),
             links: if is_unlinked { 0 } else { entry.links },
         })
+    }
+
+    /// Whether an entry of the store is that of the file.
+    fn is_stored_as(&self, inode: u64, entry: Entry) -> bool {
+        let is_it = |node: &Node| matches!(node.what, What::File { store_inode, .. } if store_inode == entry.inode);
+        lock(&self.nodes).get(inode).is_some_and(is_it)
     }
 
     /// The size of a file as those see it who have it open.

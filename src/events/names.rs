@@ -32,7 +32,7 @@ impl Events {
                 self.folder.entry(&path).map_err(|e| os(&e))?
             }
         };
-        self.shown(self.directory_inode(writer, &path)?, entry)
+        self.shown(self.directory_inode(writer, &path)?, &path, entry)
     }
 
     /// The number of the writer's own events directory, whether it is made yet or not.
@@ -72,7 +72,7 @@ impl Events {
             Sort::Directory => self.directory_inode(writer, path)?,
             Sort::File => self.file_inode(&writer.place, path, entry)?,
         };
-        self.shown(inode, entry)
+        self.shown(inode, path, entry)
     }
 
     /// Attributes of a number that the writer has.
@@ -82,7 +82,7 @@ impl Events {
     pub fn attributes(&self, writer: &Writer, inode: u64) -> Result<Attributes, Refusal> {
         let node = self.node(writer, inode)?;
         let entry = self.folder.entry(&node.path).map_err(|e| os(&e))?;
-        self.shown(inode, entry)
+        self.shown(inode, &node.path, entry)
     }
 
     /// Lists a directory: name, number, whether it is a directory.
@@ -315,18 +315,20 @@ impl Events {
         &self,
         place: &Arc<Place>,
         path: &Path,
-        entry: Entry,
+        mut entry: Entry,
     ) -> Result<u64, Refusal> {
-        let known = |nodes: &Nodes| {
+        let known = |nodes: &Nodes, entry: Entry| {
             let inode = nodes.file(path)?;
             let is_same = matches!(nodes.get(inode)?.what,
                 What::File { store_inode, .. } if store_inode == entry.inode);
             // While it is written its place in the store may just be changing.
             (is_same || lock(&self.desks).contains_key(&inode)).then_some(inode)
         };
-        if let Some(inode) = known(&lock(&self.nodes)) {
+        if let Some(inode) = known(&lock(&self.nodes), entry) {
             return Ok(inode);
         }
+        // It may have been made anew, and be complete, since the entry was read.
+        entry = self.folder.entry(path).map_err(|e| os(&e))?;
         let inode = self.new_inode()?;
         let node = Node {
             place: place.clone(),
@@ -334,7 +336,7 @@ impl Events {
             what: What::File { store_inode: entry.inode, kept: None, is_old: false },
         };
         let mut nodes = lock(&self.nodes);
-        match known(&nodes) {
+        match known(&nodes, entry) {
             Some(inode) => Ok(inode),
             None => nodes.put(inode, node).map(|()| inode).map_err(full),
         }

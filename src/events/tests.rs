@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::asked::take;
 use super::*;
@@ -21,6 +22,7 @@ const OWN: &str = "postgres://app:canary-hunter2@db.internal/prod";
 struct Vault {
     view: Arc<View>,
     key: Arc<Key>,
+    guesses: AtomicU64,
 }
 
 impl Outside for Vault {
@@ -36,6 +38,12 @@ impl Outside for Vault {
     fn unchecked(&self, _: &Place, _: &str, _: &str, _: &[u8]) {}
     fn noted(&self, _: &[u8]) {}
     fn name_refused(&self, _: &Place) {}
+    fn guessed(&self, _: &Place, count: u64) {
+        self.guesses.fetch_add(count, Ordering::Relaxed);
+    }
+    fn is_guesser(&self, _: &Place) -> bool {
+        self.guesses.load(Ordering::Relaxed) > 0
+    }
 }
 
 /// An agent of an execution of its own.
@@ -93,7 +101,8 @@ impl Bench {
         let index = Arc::new(Index::build(values.chain([own])));
         let names = [(1, Arc::from("DATABASE_URL"))].into();
         let view = Arc::new(View::new(&index, names, Others::Unnamed));
-        let outside = Arc::new(Vault { view, key: Arc::new(Key::random().unwrap()) });
+        let (key, guesses) = (Arc::new(Key::random().unwrap()), AtomicU64::new(0));
+        let outside = Arc::new(Vault { view, key, guesses });
         let dir = tempfile::tempdir().unwrap();
         let (path, state) = (dir.path().join("events"), State::create().unwrap());
         let journal = Arc::new(Journal::open(&state));
@@ -168,7 +177,7 @@ impl Bench {
 }
 
 /// The first bytes of a value, and the same with another last one of the same kind.
-fn guesses(value: &str, len: usize) -> [String; 2] {
+fn guesses_of(value: &str, len: usize) -> [String; 2] {
     let last = match value.as_bytes()[len - 1] {
         b'0'..=b'9' => '4',
         byte if byte.is_ascii_alphabetic() => 'q',
@@ -184,7 +193,7 @@ fn a_right_guess_asks_the_same_of_the_file_system_as_a_wrong_one() {
     let lens = [4, 9, 13, 21];
     let all = lens.iter().flat_map(|len| [(SIGNS, *len), (STRONG, *len)]);
     for (value, len) in all.chain([(LINES, 13)]) {
-        let plays = guesses(value, len).map(|guess| {
+        let plays = guesses_of(value, len).map(|guess| {
             let (begin, rest) = guess.split_at(len / 2);
             let single = guess.split("").filter(|part| !part.is_empty());
             let all: [Vec<Step<'_>>; 12] = [
@@ -223,4 +232,38 @@ fn a_right_guess_asks_the_same_of_the_file_system_as_a_wrong_one() {
         }
     }
     println!("{compared} steps compared");
+}
+
+#[test]
+fn long_beginnings_of_foreign_values_that_are_tried_are_counted_and_nothing_else() {
+    let guesses = |steps: &[Step<'_>]| {
+        let bench = Bench::new();
+        bench.play(steps);
+        bench.outside.guesses.load(Ordering::Relaxed)
+    };
+    for (value, len) in [(SIGNS, 16), (LINES, 16)] {
+        let [right, wrong] = guesses_of(value, len);
+        let (begin, rest) = (&value[..len], &value[len..]);
+        for (steps, expected) in [
+            // A right guess each time that it is given up, or made to take its time.
+            (vec![Write(&right), Close], 1),
+            (vec![Write(&right), Write(" no\n"), Close], 1),
+            (vec![Write(&right), Sync, Read, Read, Close], 4),
+            (vec![Write(&right), Close, Reopen, Close, Reopen, Write(" no"), Close], 5),
+            (vec![Write(&right), Over(0, "x"), Close], 2),
+            (vec![Write("a line\nand "), Write(&right), Stat, Sync, Crash, Sync, Close], 3),
+            (vec![Write("x\n"), Over(1, &right), Sync, Close], 2),
+            // Wrong ones, short ones, and whole values, in whatever pieces.
+            (vec![Write(&wrong), Sync, Read, Close, Reopen, Write("\n"), Close], 0),
+            (vec![Write(&value[..6]), Sync, Read, Close, Reopen, Close], 0),
+            (vec![Write(value), Sync, Read, Write("\n"), Sync, Close], 0),
+            (vec![Write(begin), Write(rest), Write("\n"), Sync, Close], 0),
+            (vec![Write(&begin[..8]), Write(&begin[8..]), Write(rest), Close], 0),
+            // What is its own is not guessed.
+            (vec![Write(&OWN[..30]), Sync, Read, Close, Reopen, Write(" no\n"), Close], 0),
+            (vec![Write("an ordinary line"), Sync, Read, Write(" goes on\n"), Close], 0),
+        ] {
+            assert_eq!(guesses(&steps), expected, "of {steps:?}");
+        }
+    }
 }

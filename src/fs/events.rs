@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::broker::{Broker, Refusal, Request, Standing, Writer};
 use crate::clock::Timestamp;
-use crate::events::{self, At, Change, Events};
+use crate::events::{self, At, Change, Events, Pace};
 use crate::identity::Caller;
 use crate::identity::attestor::PrincipalNumber;
 
@@ -43,6 +43,11 @@ impl<B: Broker> Tree<B> {
     /// Whether names may come and go in a directory.
     pub fn is_changeable(&self, inode: u64) -> bool {
         self.events_of(inode).is_some()
+    }
+
+    /// How fast requests of an inode are answered, if they may wait for the event store.
+    pub fn pace(&self, inode: u64) -> Option<Pace> {
+        self.events()?.pace(inode)
     }
 
     /// The caller as a user of its events directory.

@@ -25,11 +25,11 @@ use fuser::{
 use zeroize::Zeroizing;
 
 use crate::broker::{Broker, Range, Refusal};
-use crate::events::Change;
+use crate::events::{Change, Pace};
 use crate::fs::events::Write;
 use crate::fs::tree::{EVENTS_NAME, Kind, OpenFile, Tree};
 
-use super::gate::{Answer, Gate, Refuse};
+use super::gate::{Answer, Gate, Refuse, Task};
 use super::listings::Listings;
 use super::requests::{Operation, Requests};
 use super::translate::{
@@ -83,27 +83,36 @@ impl<B: Broker> Adapter<B> {
         self.inner.alarms.requests.count(operation);
     }
 
-    /// Whether requests of this inode may wait for the event store.
-    fn is_event(&self, inode: INodeNo) -> bool {
-        self.inner.tree.is_changeable(inode.0)
+    /// See [`Tree::pace`].
+    fn pace(&self, inode: INodeNo) -> Option<Pace> {
+        self.inner.tree.pace(inode.0)
     }
 
     /// Carries a request out: at once, or where it cannot keep others waiting.
     fn serve<R: Refuse>(
         &self,
-        is_event: bool,
+        pace: Option<Pace>,
         reply: R,
         work: impl FnOnce(&Inner<B>, Answer<R>) + Send + 'static,
     ) {
-        let Some(gate) = self.gate.as_ref().filter(|_| is_event) else {
+        self.serve_as(pace.map(|pace| Task { pace, bytes: 0, is_due: false }), reply, work);
+    }
+
+    fn serve_as<R: Refuse>(
+        &self,
+        task: Option<Task>,
+        reply: R,
+        work: impl FnOnce(&Inner<B>, Answer<R>) + Send + 'static,
+    ) {
+        let Some((gate, task)) = self.gate.as_ref().zip(task) else {
             return work(&self.inner, Answer::direct(reply));
         };
         let answer = gate.watch(reply);
-        match gate.pass() {
+        match gate.pass(task.pace) {
             Some(_pass) => work(&self.inner, answer),
             None => {
                 let inner = self.inner.clone();
-                gate.leave(answer, 0, move |answer| work(&inner, answer));
+                gate.leave(answer, task, move |answer| work(&inner, answer));
             }
         }
     }
@@ -135,7 +144,7 @@ impl<B: Broker> Adapter<B> {
     ) {
         self.count(Operation::Other);
         let (caller, request, name) = (caller(req), request(req), name.to_owned());
-        self.serve(self.is_event(parent), reply, move |to, answer| {
+        self.serve(self.pace(parent), reply, move |to, answer| {
             empty(to.guard(|| to.tree.remove(caller, parent.0, &name, kind, request)), answer);
         });
     }
@@ -159,9 +168,10 @@ impl<B: Broker> Filesystem for Adapter<B> {
     fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Operation::Lookup);
         // An agent's events directory is made in the store when it is first looked up.
-        let is_event = name == EVENTS_NAME || self.is_event(parent);
+        let is_root = name == EVENTS_NAME;
+        let pace = self.pace(parent).or(is_root.then_some(Pace::Free));
         let (caller, name) = (caller(req), name.to_owned());
-        self.serve(is_event, reply, move |to, answer| {
+        self.serve(pace, reply, move |to, answer| {
             entry(to.guard(|| to.tree.lookup(caller, parent.0, name.as_bytes())), answer);
         });
     }
@@ -178,7 +188,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Getattr);
         let caller = caller(req);
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             let found = to.guard(|| to.tree.attributes(caller, ino.0));
             answer.give(found, |reply, found| reply.attr(&found.timeout, &file_attr(&found)));
         });
@@ -207,7 +217,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         let change =
             Change { size, mode, accessed: atime.map(seconds), modified: mtime.map(seconds) };
         let caller = caller(req);
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             let found = to.guard(|| to.tree.change(caller, ino.0, change));
             let has_new_size = size.is_some() && found.is_ok();
             answer.give(found, |reply, found| reply.attr(&found.timeout, &file_attr(&found)));
@@ -241,7 +251,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Other);
         let (caller, request, name) = (caller(req), request(req), name.to_owned());
-        self.serve(self.is_event(parent), reply, move |to, answer| {
+        self.serve(self.pace(parent), reply, move |to, answer| {
             let made = to.guard(|| match mode & libc::S_IFMT {
                 libc::S_IFREG | 0 => to.tree.make_file(caller, parent.0, &name, request),
                 _ => to.tree.make_other(caller, parent.0).and(Err(Refusal::Unsupported)),
@@ -261,7 +271,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Other);
         let (caller, request, name) = (caller(req), request(req), name.to_owned());
-        self.serve(self.is_event(parent), reply, move |to, answer| {
+        self.serve(self.pace(parent), reply, move |to, answer| {
             entry(to.guard(|| to.tree.make_directory(caller, parent.0, &name, request)), answer);
         });
     }
@@ -305,8 +315,8 @@ impl<B: Broker> Filesystem for Adapter<B> {
         };
         let (caller, request) = (caller(req), request(req));
         let (old, new) = (name.to_owned(), newname.to_owned());
-        let is_event = self.is_event(parent) || self.is_event(newparent);
-        self.serve(is_event, reply, move |inner, answer| {
+        let pace = self.pace(parent).max(self.pace(newparent));
+        self.serve(pace, reply, move |inner, answer| {
             let (from, to) = ((parent.0, &*old), (newparent.0, &*new));
             let done = inner.guard(|| inner.tree.rename(caller, from, to, exclusive, request));
             empty(done, answer);
@@ -329,7 +339,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count(Operation::Open);
         let (caller, request) = (caller(req), request(req));
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             let opened = to.guard(|| to.tree.open(caller, ino.0, is_writing(flags), request));
             answer.give(opened, |reply, opened| {
                 reply.opened(FileHandle(opened.handle), open_flags(opened));
@@ -351,7 +361,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         self.count(Operation::Read);
         let (caller, request) = (caller(req), request(req));
         let file = OpenFile { inode: ino.0, handle: fh.0, owned: lock_owner.is_some() };
-        self.serve(self.is_event(ino), reply, move |to, mut answer| {
+        self.serve(self.pace(ino), reply, move |to, mut answer| {
             let mut send = |bytes: &[u8]| {
                 if let Some(reply) = answer.take() {
                     reply.data(bytes);
@@ -387,16 +397,17 @@ impl<B: Broker> Filesystem for Adapter<B> {
             let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
             answer.give(written, |reply, ()| reply.written(len));
         };
-        let Some(gate) = self.gate.as_ref().filter(|_| self.is_event(ino)) else {
+        let Some((gate, pace)) = self.gate.as_ref().zip(self.pace(ino)) else {
             return work(&self.inner, data, Answer::direct(reply));
         };
         let answer = gate.watch(reply);
-        match gate.pass() {
+        match gate.pass(pace) {
             Some(_pass) => work(&self.inner, data, answer),
             None => {
                 // The request's buffer is this thread's own.
                 let (inner, data) = (self.inner.clone(), Zeroizing::new(data.to_vec()));
-                gate.leave(answer, data.len(), move |answer| work(&inner, &data, answer));
+                let task = Task { pace, bytes: data.len(), is_due: false };
+                gate.leave(answer, task, move |answer| work(&inner, &data, answer));
             }
         }
     }
@@ -411,7 +422,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Flush);
         let caller = caller(req);
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             empty(to.guard(|| to.tree.flush(caller, ino.0, fh.0)), answer);
         });
     }
@@ -427,7 +438,9 @@ impl<B: Broker> Filesystem for Adapter<B> {
         reply: ReplyEmpty,
     ) {
         self.count(Operation::Release);
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        // Nobody waits for it, and it comes once: a file would never be complete without it.
+        let task = Task { pace: Pace::Free, bytes: 0, is_due: true };
+        self.serve_as(self.pace(ino).map(|_| task), reply, move |to, answer| {
             let released = to.guard(|| {
                 to.tree.release(fh.0);
                 Ok(())
@@ -446,7 +459,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Other);
         let caller = caller(req);
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             empty(to.guard(|| to.tree.sync(caller, ino.0, fh.0)), answer);
         });
     }
@@ -455,7 +468,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     fn opendir(&self, req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count(Operation::Opendir);
         let caller = caller(req);
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             let listed = to.guard(|| to.tree.list(caller, ino.0));
             answer.give(listed, |reply, _| {
                 reply.opened(FileHandle(to.listings.open()), FopenFlags::empty());
@@ -473,7 +486,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Readdir);
         let caller = caller(req);
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             let listed = to.guard(|| to.listings.listing(&to.tree, caller, (ino.0, fh.0), offset));
             answer.give(listed, |mut reply, listed| {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -590,7 +603,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
         self.count(Operation::Other);
         let how = (flags & libc::O_EXCL != 0, is_writing(OpenFlags(flags)));
         let (caller, request, name) = (caller(req), request(req), name.to_owned());
-        self.serve(self.is_event(parent), reply, move |to, answer| {
+        self.serve(self.pace(parent), reply, move |to, answer| {
             let made = to.guard(|| to.tree.create(caller, parent.0, &name, how, request));
             answer.give(made, |reply, (made, opened)| {
                 reply.created(
@@ -691,7 +704,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Other);
         let (caller, end) = (caller(req), offset.saturating_add(length));
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             empty(to.guard(|| to.tree.allocate(caller, ino.0, end, mode)), answer);
         });
     }
@@ -707,7 +720,7 @@ impl<B: Broker> Filesystem for Adapter<B> {
     ) {
         self.count(Operation::Other);
         let caller = caller(req);
-        self.serve(self.is_event(ino), reply, move |to, answer| {
+        self.serve(self.pace(ino), reply, move |to, answer| {
             let found = to.guard(|| {
                 let offset = u64::try_from(offset).map_err(|_| Refusal::Os(libc::ENXIO))?;
                 to.tree.seek(caller, ino.0, offset, whence)

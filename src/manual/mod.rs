@@ -155,8 +155,8 @@
 //! the new execution as well.
 //!
 //! **Alerts** (`[[alert]] name, on, command | webhook, timeout`): `rotation_due`, `rotation_failed`,
-//! `secret_revoked`, `secret_expired`, `verify_failed`, `unlock_failed`, `denied_burst` (20 refusals of
-//! one agent within a minute). `secret_expired` is of `expires_at`, and of a `valid_until` that leaves new
+//! `secret_revoked`, `secret_expired`, `verify_failed`, `unlock_failed`, `redaction_probe` (see the event
+//! store), `denied_burst` (20 refusals of one agent within a minute). `secret_expired` is of `expires_at`, and of a `valid_until` that leaves new
 //! executions without a version; like due notices it is told once, also when the end came while no
 //! daemon ran. Three tries each, recorded as `alert_sent` or `alert_failed`. Each place
 //! has a bounded queue and a thread of its own; what a killed worker did not deliver, the next one does.
@@ -297,6 +297,14 @@
 //! **A slow store.** At most half of the mount's threads carry out requests of events; the rest go to
 //! a bounded pool, and whatever is not done after `[events] patience` (20 s) gets `EIO`. Such a request
 //! may still be carried out when the store answers again.
+//!
+//! **Who guesses.** Twenty values of others in what an execution writes within a minute raise the alert
+//! `redaction_probe`. So do twenty beginnings of such values (of 32 bits and more; words, and what all of
+//! a kind begin with, count for nothing) that agents of one chain wrote and did not go on with, or that
+//! they had read, made durable or opened; one is forgiven each hour. The events of that chain are slow
+//! from then on, about twenty requests a second for all of its agents together, so that the clock tells
+//! nothing; `status` warns of it, and `strongroom reload` ends it. An agent that reports tokens of other
+//! chains in whole is not slowed down.
 //!
 //! **The oracle.** `tests/events` plays random steps of several agents on the mount and on a tmpfs, with
 //! values of a two-letter alphabet, and compares every complete file with what the redactor makes of

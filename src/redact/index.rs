@@ -14,6 +14,7 @@ use super::detect::{self, Detector};
 use super::lens::{self, Search};
 use super::part::{Hit, Part, Text};
 use super::prefixed::Prefixed;
+use super::strength;
 use crate::secret::SecretBytes;
 use crate::sys::base64::{Bytes, STRETCH_BYTES};
 
@@ -253,6 +254,21 @@ impl View {
         self
     }
 
+    /// The same, of which only what has a name is seen.
+    pub(super) fn named(&self) -> Self {
+        let layer = |layer: &Layer| Layer { parts: layer.parts.clone(), gone: layer.gone.clone() };
+        Self {
+            layers: self.layers.iter().map(layer).collect(),
+            names: self.names.clone(),
+            others: Others::Unseen,
+            longest: self.longest,
+            numbers: self.numbers,
+            made_of: self.made_of,
+            detector: self.detector.clone(),
+            allowed: self.allowed.clone(),
+        }
+    }
+
     pub(super) fn allowed(&self) -> Option<&Arc<Allowed>> {
         self.allowed.as_ref()
     }
@@ -342,7 +358,7 @@ impl Search for Needles<'_> {
         let mut all = Vec::new();
         for Layer { parts, gone } in &self.view.layers {
             let counts = |id: u32| self.view.names.contains_key(&id) && !gone.contains(&id);
-            all.extend((self.of)(parts).cut_off(text, from, &beyond_public, &counts));
+            all.extend((self.of)(parts).cut_off(text, from, &strength::beyond_public, &counts));
         }
         if let Some(first) = all.iter().map(|hit| hit.start).min() {
             all.retain(|hit| hit.start == first);
@@ -355,36 +371,4 @@ impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("View").field("named", &self.names.len()).finish_non_exhaustive()
     }
-}
-
-/// A part of this length says something of a value: 8 bytes beyond what all of its kind begin with.
-fn beyond_public(needle: &[u8]) -> usize {
-    const PUBLIC: &[&[u8]] = &[
-        b"-----BEGIN ",
-        b"AKIA",
-        b"SG.",
-        b"eyJhbGciOi",
-        b"ghp_",
-        b"github_pat_",
-        b"glpat-",
-        b"https://",
-        b"mongodb+srv://",
-        b"mysql://",
-        b"npm_",
-        b"postgres://",
-        b"postgresql://",
-        b"pypi-AgEIcHlwaS5vcmc",
-        b"redis://",
-        b"sk-ant-api03-",
-        b"sk-proj-",
-        b"sk_live_",
-        b"sk_test_",
-        b"xoxb-",
-    ];
-    if needle.starts_with(b"-----BEGIN ") {
-        // The whole first line.
-        return needle.iter().position(|b| *b == b'\n').unwrap_or(0) + 8;
-    }
-    let public = PUBLIC.iter().filter(|p| needle.starts_with(p)).map(|p| p.len()).max();
-    public.unwrap_or(0) + 8
 }

@@ -6,12 +6,24 @@
 //! `true` or `a` masks everything. See NIST SP 800-63B, 5.1.1.2; zxcvbn's idea of runs.
 #![forbid(unsafe_code)]
 
+use base64ct::{Base64Unpadded, Base64UrlUnpadded, Encoding};
+
 /// Values of at least this many bits by [`bits`] cannot be found by trying.
 const UNGUESSABLE_BITS: u32 = 64;
 /// A line or leaf of at least this many bits looks random enough to be hidden by itself.
 const RANDOM_BITS: u32 = 48;
 /// What all words of a value together may count for.
 const WORDS_BITS_MAX: u32 = 24;
+/// A beginning of at least this many bits is written by nobody who does not know the value or try.
+const TELLING_BITS: u32 = 32;
+/// No byte counts for more than four.
+const TELLING_BYTES_MIN: usize = TELLING_BITS as usize / 4;
+/// So much of it is looked at.
+const TOLD_BYTES: usize = 256;
+/// The longest header of a JSON web token that is recognised.
+const MAX_HEADER_BYTES: usize = 200;
+/// Shorter readable text is chance.
+const DECODED_BYTES_MIN: usize = 8;
 
 /// Why a value is not looked for as others are; for the warning of `secret set` and for `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,6 +253,100 @@ fn bits(value: &[u8]) -> u32 {
     // Few distinct bytes repeat: the whole is worth no more than twice their number.
     let ceiling = u32::try_from(distinct).unwrap_or(256) * 8;
     (rest + words.min(WORDS_BITS_MAX)).min(ceiling)
+}
+
+/// What all values of a kind begin with.
+const PUBLIC: &[&[u8]] = &[
+    b"AKIA",
+    b"IQoJb3JpZ2luX2Vj",
+    b"SG.",
+    b"eyJhbGciOi",
+    b"ghp_",
+    b"github_pat_",
+    b"glpat-",
+    b"https://",
+    b"mongodb+srv://",
+    b"mysql://",
+    b"npm_",
+    b"postgres://",
+    b"postgresql://",
+    b"pypi-AgEIcHlwaS5vcmc",
+    b"redis://",
+    b"sk-ant-api03-",
+    b"sk-proj-",
+    b"sk_live_",
+    b"sk_test_",
+    b"xoxb-",
+];
+
+/// Bytes at the start of `text` that say nothing of which value it is.
+fn public(text: &[u8]) -> usize {
+    if text.starts_with(b"-----BEGIN ") {
+        // The whole first line.
+        return text.iter().position(|b| *b == b'\n').unwrap_or(0);
+    }
+    if text.starts_with(b"eyJ") {
+        // The header of a JSON web token, RFC 7515.
+        let header = text.iter().take(MAX_HEADER_BYTES).position(|b| *b == b'.');
+        return header.unwrap_or(0).max(b"eyJhbGciOi".len().min(text.len()));
+    }
+    PUBLIC.iter().filter(|p| text.starts_with(p)).map(|p| p.len()).max().unwrap_or(0)
+}
+
+/// A part of this length says something of a value: 8 bytes beyond what all of its kind begin with.
+pub(super) fn beyond_public(needle: &[u8]) -> usize {
+    public(needle) + 8
+}
+
+/// Whether a text that is the beginning of a value, or of a form of it, is so much of it that nobody
+/// writes it by accident.
+pub(super) fn is_telling(text: &[u8]) -> bool {
+    // Most are nothing of the kind, and whoever looks at the clock is to see little of this.
+    if text.iter().filter(|b| b.is_ascii_alphanumeric()).count() < TELLING_BYTES_MIN {
+        return false;
+    }
+    let text = &text[..text.len().min(TOLD_BYTES)];
+    // UTF-16 has a zero in each character.
+    let mut text: Vec<u8> = text.iter().copied().filter(|b| *b != 0).collect();
+    if told_bits(&text) < TELLING_BITS {
+        return false;
+    }
+    // What words are, in whatever form, and what all of a kind have.
+    while let Some(inner) = decoded(&text) {
+        text = inner;
+    }
+    told_bits(&text[public(&text)..]) >= TELLING_BITS
+}
+
+/// The bits of those pieces that look random.
+fn told_bits(text: &[u8]) -> u32 {
+    let pieces = text.split(|b| !b.is_ascii_alphanumeric());
+    let is_random = |piece: &&[u8]| {
+        let has = |is: fn(&u8) -> bool| piece.iter().any(is);
+        let is_mixed =
+            has(u8::is_ascii_lowercase) && piece.iter().skip(1).any(u8::is_ascii_uppercase);
+        is_mixed || has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic)
+    };
+    pieces.filter(is_random).map(bits).sum()
+}
+
+/// The readable text that `text` is the base64 or hexadecimal form of, wherever in a group it begins.
+fn decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let is_readable = |bytes: &Vec<u8>| {
+        bytes.len() >= DECODED_BYTES_MIN && bytes.iter().all(|b| matches!(b, b' '..=b'~' | b'\n'))
+    };
+    let nibble = |b: &u8| (*b as char).to_digit(16);
+    let bytes = |pair: &[u8]| u8::try_from(nibble(&pair[0])? << 4 | nibble(&pair[1])?).ok();
+    if let Some(inner) = text.chunks_exact(2).map(bytes).collect::<Option<Vec<u8>>>() {
+        return Some(inner).filter(is_readable);
+    }
+    let text = std::str::from_utf8(text).ok()?;
+    (0..4).find_map(|skipped| {
+        let groups = text.get(skipped..)?;
+        let groups = groups.get(..groups.len() / 4 * 4)?;
+        let inner = Base64Unpadded::decode_vec(groups);
+        inner.or_else(|_| Base64UrlUnpadded::decode_vec(groups)).ok().filter(is_readable)
+    })
 }
 
 #[cfg(test)]

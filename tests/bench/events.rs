@@ -255,6 +255,10 @@ impl Outside for Known {
     fn noted(&self, _: &[u8]) {}
 
     fn name_refused(&self, _: &Place) {}
+    fn guessed(&self, _: &Place, _: u64) {}
+    fn is_guesser(&self, _: &Place) -> bool {
+        false
+    }
 }
 
 impl Redacted {

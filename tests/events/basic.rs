@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::common::{DB_PROD, Home, LIMIT, OPENAI, may_mount, text, wait_until};
 pub(crate) use crate::common::{in_execution as agent, printed as good};
+use crate::tools::script;
 
 /// Starts an execution and gives the directory that the orchestrator watches.
 pub(crate) fn execution(home: &Home, id: &str) -> PathBuf {
@@ -103,6 +104,35 @@ fn a_finished_line_is_in_the_store_while_the_file_is_open() {
     assert!(child.wait().unwrap().success());
     assert_eq!(stored(file), "first line\nhalf: [REDACTED:OPENAI_API_KEY]\n");
     home.ok(&["execution", "end", "live"]);
+}
+
+/// The kernel appends where it believes that the file ends: it is told so while the file becomes
+/// complete, which is after its close was answered.
+#[test]
+fn who_appends_right_after_a_close_does_so_at_the_end() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let store = execution(&home, "a");
+    // The ends of the first pieces could go on as a token, and are held back.
+    let appender = r#"
+import os
+for n in range(300):
+    for text in [b"build-2024-", b"0815-ab", b"cd\n"]:
+        name = os.environ["STRONGROOM_EVENTS_DIR"] + "/f%d" % n
+        f = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.write(f, text)
+        os.close(f)
+"#;
+    let appender = script(&home, "appender.py", appender);
+    let mut command = home.command(&["run", "--no-redact", "--execution", "a"]);
+    command.args(["--agent", "TestRunner", "--secrets-path"]).arg(home.dir.path().join("view"));
+    good(&command.args(["--", "/usr/bin/python3"]).arg(appender).output().unwrap());
+    home.ok(&["execution", "end", "a"]);
+    for n in 0..300 {
+        assert_eq!(stored(store.join(format!("f{n}"))), "build-2024-0815-abcd\n", "of file {n}");
+    }
 }
 
 #[test]

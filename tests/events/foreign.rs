@@ -229,3 +229,56 @@ fn values_of_others_in_number_raise_an_alert() {
     });
     assert_eq!(home.records("alert_sent").len(), 1);
 }
+
+/// Who tries beginnings of what it cannot know is told of, and learns nothing from the clock any more.
+#[test]
+fn who_tries_beginnings_of_foreign_values_is_answered_at_even_times_and_told_of() {
+    if !may_mount() {
+        return;
+    }
+    // Nothing else than the value itself has a reason to wait for what follows.
+    let signs = "Zk8!Wq2 %mN5,rT7 (U0;X3c =b9?Q1d )4g";
+    let home = Home::new();
+    home.start();
+    home.fill();
+    home.ok_with(&["secret", "set", "SIGNS", "--scope", "chain:elsewhere"], signs);
+    execution(&home, "p");
+    let mut agent = member(&home, "p", "TestRunner", &[]);
+    let warned = || home.ok(&["status"]).contains("chain deploy-pipeline guesses");
+    // What it takes to write to a file so often, and to close it; in milliseconds.
+    let mut tried = |file: &str, guess: &str, times: usize| -> u128 {
+        let script = format!(
+            "exec('import os, time\\nbegun = time.monotonic()\\nfor n in range({times}):\\n \
+             f = os.open(d + \"/events/{file}%d\" % n, os.O_CREAT | os.O_WRONLY)\\n \
+             os.write(f, b\"{guess}\")\\n os.close(f)\\n\
+             took = time.monotonic() - begun', globals()) or int(took * 1000)"
+        );
+        agent.ask(&script).parse().unwrap()
+    };
+    // Wrong guesses, and right ones that may be chance.
+    tried("wrong", &format!("{}q", &signs[..15]), 40);
+    tried("short", &signs[..6], 40);
+    tried("few", &signs[..16], 19);
+    assert!(!warned());
+    tried("one", &signs[..16], 1);
+    crate::common::wait_until("the warning", crate::common::LIMIT, warned);
+    // A creation, a write and a close each begin at a beat and are answered at the next, whatever
+    // they are; half a second is the least that these can take then.
+    for (file, text) in [("right", &signs[..17]), ("other", "0123456789abcdefg")] {
+        let took = tried(file, text, 10);
+        assert!(took >= 500, "{took} ms");
+    }
+    let status = home.ok(&["status"]);
+    assert_eq!(status.matches("guesses values of others").count(), 1, "{status}");
+    // A new worker begins anew.
+    home.ok(&["reload"]);
+    assert!(!warned());
+    drop(agent);
+    home.ok(&["execution", "end", "p"]);
+    let stored = |name: &str| {
+        fs::read_to_string(home.home().join("events/deploy-pipeline/prod/p").join(name)).unwrap()
+    };
+    assert_eq!(stored("few18"), signs[..16], "what is no value is stored");
+    assert_eq!(stored("right9"), signs[..17]);
+    assert_eq!(stored("other0"), "0123456789abcdefg");
+}

@@ -81,6 +81,10 @@ impl Outside for Log {
     fn noted(&self, _: &[u8]) {}
 
     fn name_refused(&self, _: &Place) {}
+    fn guessed(&self, _: &Place, _: u64) {}
+    fn is_guesser(&self, _: &Place) -> bool {
+        false
+    }
 }
 
 /// What outlives a worker.

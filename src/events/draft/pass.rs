@@ -105,6 +105,7 @@ impl Draft {
         new.forced = forced;
         new.forced.retain(|(_, end)| *end > reached);
         new.count();
+        new.is_guess = new.redactor.is_held_for_others();
         // Those of an earlier pass are on record, as far as they are still there.
         for (name, told) in &self.told {
             let there = new.counted.get(name).copied().unwrap_or(0);

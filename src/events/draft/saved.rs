@@ -127,6 +127,7 @@ impl Draft {
             });
         }
         (draft.len, draft.is_in_line) = (draft.streamed, draft.streamed > 0);
+        draft.is_guess = draft.redactor.is_held_for_others();
         Some((draft, parts))
     }
 

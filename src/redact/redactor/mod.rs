@@ -11,6 +11,7 @@
 mod allowing;
 #[cfg(test)]
 mod dense;
+mod foreign;
 mod state;
 mod stretch;
 #[cfg(test)]
@@ -425,25 +426,9 @@ impl Redactor {
         let len = stretch.bytes.len();
         let Some(watched) = self.watched.as_ref().filter(|_| from < len) else { return from };
         let (view, few) = (watched.view.clone(), watched.few);
-        let mut limit = detected.min(waiting);
-        let text = stretch.text(from, false);
-        let plain = view.plain();
         // The hits themselves are found already.
-        plain.find(text, &mut |hit| {
-            if hit.end > len {
-                limit = limit.min(hit.start);
-            }
-        });
-        limit = limit.min(plain.open_from(text.bytes, from));
-        if !view.is_empty() {
-            let lens = &mut self.scratch.lens;
-            limit = limit.min(lens.wrapped(text, &plain, &mut |_| {}));
-            if let Some(lines) = view.lines() {
-                limit = limit.min(lens.lines(text, &lines, &mut |_| {}));
-                limit = limit.min(view.find_prefixed(text, &mut |_| {}));
-            }
-            lens.forget();
-        }
+        let open = foreign::undecided(self, &view, stretch.text(from, false), &mut |_, _| {});
+        let mut limit = detected.min(waiting).min(open);
         if limit > from && stretch.is_escaped(limit) {
             limit -= 1;
         }
