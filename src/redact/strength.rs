@@ -306,6 +306,9 @@ pub(super) fn is_telling(text: &[u8]) -> bool {
         return false;
     }
     let text = &text[..text.len().min(TOLD_BYTES)];
+    if !text.contains(&0) && told_bits(text) < TELLING_BITS {
+        return false;
+    }
     // UTF-16 has a zero in each character.
     let mut text: Vec<u8> = text.iter().copied().filter(|b| *b != 0).collect();
     if told_bits(&text) < TELLING_BITS {
