@@ -395,7 +395,9 @@ mod tests {
             let hang = hang.clone();
             let answer = gate.watch(Told(tell.clone()));
             let task = Task { is_due: true, ..task(0) };
-            gate.leave(answer, task, move |_| drop(lock(&hang).recv()));
+            gate.leave(answer, task, move |_| {
+                let _released = lock(&hang).recv();
+            });
         }
         let begun = Arc::new(AtomicUsize::new(0));
         let (done, all_done) = channel::<()>();
