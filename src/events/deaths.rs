@@ -16,6 +16,8 @@ use crate::execution::state::State;
 use crate::redact::{Index, Others, Value};
 
 const VALUE: &str = "Zk8Wq2LmN5rT7yU0-of-the-agent";
+/// Of the other file.
+const OTHER_NAME: &str = "other";
 const NAME: &str = "f";
 /// So many points at the beginning, and at the end, are all tried.
 const MOST: u64 = 40;
@@ -77,9 +79,15 @@ enum Step {
     Remove,
     Release,
     ReleaseReader,
+    /// Of another file, which then takes the name of the first.
+    CreateOther,
+    LineOther,
+    ReleaseOther,
+    Replace,
 }
 use Step::{
-    Create, Flush, Lines, Open, Over, Read, ReadOn, Release, ReleaseReader, Remove, Sync, Truncate,
+    Create, CreateOther, Flush, LineOther, Lines, Open, Over, Read, ReadOn, Release, ReleaseOther,
+    ReleaseReader, Remove, Replace, Sync, Truncate,
 };
 
 /// What came of it: the stored file, and what is on record.
@@ -154,6 +162,19 @@ impl Ground {
             Sync => events.sync(writer, file.fh).unwrap(),
             Remove => events.unlink(writer, root, OsStr::new(NAME), request).unwrap(),
             Release => events.release(file.fh),
+            CreateOther => {
+                let name = OsStr::new(OTHER_NAME);
+                file.other = events.create(writer, root, name, false, true, request).unwrap().1;
+            }
+            LineOther => {
+                let at = At { offset: 0, append: false };
+                events.write(writer, file.other, at, b"the other file\n", request).unwrap();
+            }
+            ReleaseOther => events.release(file.other),
+            Replace => {
+                let [from, to] = [OTHER_NAME, NAME].map(|name| (root, OsStr::new(name)));
+                events.rename(writer, from, to, false, request).unwrap();
+            }
             ReleaseReader => events.release(file.reader),
         }
     }
@@ -221,6 +242,7 @@ struct File {
     inode: u64,
     fh: u64,
     reader: u64,
+    other: u64,
     len: u64,
     /// The last request.
     asked: u64,
@@ -316,4 +338,20 @@ fn what_a_pass_left_that_was_never_finished_is_not_taken_for_the_file_after_anot
         }
     }
     assert!(deaths > 100, "{deaths}");
+}
+
+#[test]
+fn a_file_that_another_replaces_is_written_on_and_neither_gets_what_is_the_others() {
+    let masked = "a line with *****";
+    let replaced = |more: &[Step]| [&[Create], &MANY[..], more].concat();
+    let other = [CreateOther, LineOther, ReleaseOther];
+    for more in [
+        [&other[..], &[Replace, Lines(3), Read(masked), Flush, Release]].concat(),
+        [&other[..], &[Lines(1), Replace, Release]].concat(),
+        [&[Flush, Release], &other[..], &[Replace]].concat(),
+        [&[CreateOther, LineOther, Replace, Lines(3), Release][..], &[ReleaseOther]].concat(),
+        [&[Remove], &other[..], &[Replace, Lines(2), Read(masked), Release]].concat(),
+    ] {
+        all_ends_as_if_nobody_had_died(&replaced(&more));
+    }
 }

@@ -26,6 +26,7 @@ mod search;
 mod stock;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -207,8 +208,16 @@ fn full(_: crate::execution::journal::Error) -> Refusal {
     refusal(Errno::ENOSPC)
 }
 
+const UNLINKED: &str = ".unlinked";
+
+/// Where a file lies that has lost its name.
 fn unlinked(inode: u64) -> PathBuf {
-    Path::new(STAGING).join(format!("{inode:016x}.unlinked"))
+    Path::new(STAGING).join(format!("{inode:016x}{UNLINKED}"))
+}
+
+/// The file that a name of [`unlinked`] is for.
+fn inode_of_unlinked(name: &OsStr) -> Option<u64> {
+    u64::from_str_radix(name.to_str()?.strip_suffix(UNLINKED)?, 16).ok()
 }
 
 impl Events {
@@ -225,10 +234,15 @@ impl Events {
         outside: Arc<dyn Outside>,
     ) -> io::Result<Self> {
         let folder = Arc::new(Folder::open(path, look)?);
-        let nodes = Nodes::open(journal.clone());
+        let mut nodes = Nodes::open(journal.clone());
         let mut leftovers: HashMap<u64, Vec<PathBuf>> = HashMap::new();
         for (name, ..) in folder.list(Path::new(STAGING))? {
             let path = Path::new(STAGING).join(&name);
+            if let Some(inode) = inode_of_unlinked(&name) {
+                // Killed between the move of the file and the note of it.
+                nodes.move_file(inode, &path).map_err(io::Error::other)?;
+                continue;
+            }
             match desk::inode_of_staged(&name) {
                 Some(inode) if nodes.get(inode).is_some() => {
                     leftovers.entry(inode).or_default().push(path);

@@ -241,25 +241,13 @@ impl Events {
     /// Takes the file at `path` out of its directory: away, or where those find it who have it open.
     pub(super) fn detach(&self, path: &Path) -> io::Result<()> {
         let known = lock(&self.nodes).file(path);
-        let old: Vec<u64> = {
-            let nodes = lock(&self.nodes);
-            let all = nodes.get(known.unwrap_or(0)).map(|n| nodes.of_folder(&n.place.folder));
-            let at = |inode: &u64| nodes.get(*inode).is_some_and(|n| n.path == path);
-            all.unwrap_or_default().into_iter().filter(at).collect()
-        };
         let len = self.folder.entry(path)?.len;
         match known.filter(|inode| self.is_open(*inode)) {
             Some(inode) => {
                 self.begin_move();
                 let moved = self.folder.rename(path, &unlinked(inode), false).and_then(|()| {
-                    let mut nodes = lock(&self.nodes);
-                    for inode_there in old {
-                        if let Some(mut node) = nodes.get(inode_there).cloned() {
-                            node.path = unlinked(inode);
-                            nodes.put(inode_there, node).map_err(io::Error::other)?;
-                        }
-                    }
-                    Ok(())
+                    let moved = lock(&self.nodes).move_file(inode, &unlinked(inode));
+                    moved.map_err(io::Error::other)
                 });
                 self.end_move(&unlinked(inode));
                 moved?;
@@ -267,7 +255,8 @@ impl Events {
             None => {
                 self.folder.unlink(path)?;
                 self.shrink(len);
-                for inode in old {
+                let old = known.map(|inode| lock(&self.nodes).numbers_of(inode));
+                for inode in old.unwrap_or_default() {
                     self.forget_draft(inode).map_err(io::Error::other)?;
                     if !self.is_open(inode) {
                         lock(&self.nodes).remove(inode).map_err(io::Error::other)?;

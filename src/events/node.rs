@@ -169,6 +169,8 @@ impl Nodes {
 
     /// Notes a number, new or changed.
     pub(super) fn put(&mut self, inode: u64, node: Node) -> Result<(), journal::Error> {
+        #[cfg(test)]
+        super::asked::step();
         self.journal.put(Kind::EventNode, &inode.to_be_bytes(), &node.encode().0)?;
         self.unindex(inode);
         self.index(inode, node);
@@ -177,6 +179,8 @@ impl Nodes {
 
     /// Forgets a number.
     pub(super) fn remove(&mut self, inode: u64) -> Result<(), journal::Error> {
+        #[cfg(test)]
+        super::asked::step();
         self.journal.remove(Kind::EventNode, &inode.to_be_bytes())?;
         self.unindex(inode);
         Ok(())
@@ -194,6 +198,32 @@ impl Nodes {
             let below = node.path.strip_prefix(from).unwrap_or(Path::new("")).to_owned();
             node.path = if below.as_os_str().is_empty() { to.to_owned() } else { to.join(below) };
             self.put(inode, node)?;
+        }
+        Ok(())
+    }
+
+    /// All numbers of a file, also those for who had it open before: they have one path.
+    pub(super) fn numbers_of(&self, inode: u64) -> Vec<u64> {
+        let Some(file) = self.get(inode) else { return Vec::new() };
+        let is_it = |(_, node): &(&u64, &Node)| {
+            node.path == file.path && matches!(node.what, What::File { .. })
+        };
+        self.by_inode.iter().filter(is_it).map(|(inode, _)| *inode).collect()
+    }
+
+    /// A file is at `to` now, under all its numbers.
+    pub(super) fn move_file(&mut self, inode: u64, to: &Path) -> Result<(), journal::Error> {
+        if self.get(inode).is_none_or(|node| node.path == to) {
+            return Ok(());
+        }
+        let mut all = self.numbers_of(inode);
+        // The last to be moved is the one by which a worker that dies here is followed by another.
+        all.sort_by_key(|number| *number == inode);
+        for number in all {
+            if let Some(mut node) = self.get(number).cloned() {
+                node.path = to.to_owned();
+                self.put(number, node)?;
+            }
         }
         Ok(())
     }
