@@ -47,74 +47,6 @@ impl Set {
 /// Bytes that one mask tells of.
 pub const BLOCK_BYTES: usize = 64;
 
-/// Words that are looked for by their first three bytes, in groups.
-#[derive(Debug, Clone, Copy)]
-pub struct Heads {
-    /// For each place, and each low and each high half of a byte, the groups that have it there.
-    rows: [[[u8; 16]; 2]; HEAD_BYTES],
-}
-
-const HEAD_BYTES: usize = 3;
-const GROUPS: usize = 8;
-
-impl Heads {
-    /// What such words begin with; of shorter ones all that is behind them fits.
-    pub fn of<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut heads: Vec<_> =
-            words.into_iter().map(|word| &word[..word.len().min(HEAD_BYTES)]).collect();
-        heads.sort_unstable();
-        heads.dedup();
-        let mut rows = [[[0; 16]; 2]; HEAD_BYTES];
-        // Neighbours are alike, so that a group has few bytes at each place.
-        let most = heads.len().div_ceil(GROUPS).max(1);
-        for (group, heads) in heads.chunks(most).enumerate() {
-            for head in heads {
-                for (place, [low, high]) in rows.iter_mut().enumerate() {
-                    match head.get(place) {
-                        Some(byte) => {
-                            low[usize::from(byte & 15)] |= 1 << group;
-                            high[usize::from(byte >> 4)] |= 1 << group;
-                        }
-                        None => low.iter_mut().chain(high).for_each(|row| *row |= 1 << group),
-                    }
-                }
-            }
-        }
-        Self { rows }
-    }
-
-    /// Whether one may stand here, by the bytes from here on.
-    fn may_begin(&self, text: &[u8]) -> bool {
-        let groups = text
-            .iter()
-            .zip(&self.rows)
-            .map(|(byte, [low, high])| low[usize::from(byte & 15)] & high[usize::from(byte >> 4)]);
-        groups.fold(u8::MAX, |all, groups| all & groups) != 0
-    }
-}
-
-/// For each 64 bytes of the text one bit for each byte: whether a word may begin there, also one that
-/// the text's end cuts. What `out` held is replaced; bits beyond the text are zero.
-pub fn heads(text: &[u8], heads: &Heads, out: &mut Vec<u64>) {
-    out.resize(text.len().div_ceil(BLOCK_BYTES), 0);
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has the instructions.
-        let done = unsafe { vector::heads(text, heads, out) };
-        return heads_portably(text, heads, &mut out[done..], done * BLOCK_BYTES);
-    }
-    heads_portably(text, heads, out, 0);
-}
-
-fn heads_portably(text: &[u8], heads: &Heads, out: &mut [u64], mut at: usize) {
-    for mask in out {
-        let to = text.len().min(at + BLOCK_BYTES);
-        let bit = |sum, place: usize| sum << 1 | u64::from(heads.may_begin(&text[place..]));
-        *mask = (at..to).rev().fold(0, bit);
-        at = to;
-    }
-}
-
 /// For each 64 bytes of the text, and for each set, one bit for each byte: whether it is in the set.
 /// What `out` held is replaced; bits beyond the text are zero.
 pub fn masks<const N: usize>(text: &[u8], sets: &[Set; N], out: &mut Vec<[u64; N]>) {
@@ -210,7 +142,7 @@ mod vector {
         _mm256_srli_epi16,
     };
 
-    use super::{BLOCK_BYTES, HEAD_BYTES, Heads, Set, after_runs_portably};
+    use super::{BLOCK_BYTES, Set, after_runs_portably};
 
     #[target_feature(enable = "avx2")]
     pub(super) fn after_runs(masks: &[[u64; 2]], out: &mut [u64]) {
@@ -231,38 +163,6 @@ mod vector {
         bytes[..16].copy_from_slice(rows);
         bytes[16..].copy_from_slice(rows);
         load(&bytes)
-    }
-
-    /// Fills masks as far as whole vectors go; how many.
-    #[target_feature(enable = "avx2")]
-    pub(super) fn heads(text: &[u8], heads: &Heads, out: &mut [u64]) -> usize {
-        let rows = heads.rows.map(|[low, high]| [twice(&low), twice(&high)]);
-        let halves = _mm256_set1_epi8(15);
-        let mut done = 0;
-        for mask in out {
-            let block = text.get(done * BLOCK_BYTES..);
-            let block = block.and_then(<[u8]>::first_chunk::<{ BLOCK_BYTES + HEAD_BYTES - 1 }>);
-            let Some(block) = block else { break };
-            *mask = 0;
-            for half in 0..BLOCK_BYTES / VECTOR_BYTES {
-                let mut groups = _mm256_set1_epi8(-1);
-                for (place, [low, high]) in rows.iter().enumerate() {
-                    let Some(bytes) = block[half * VECTOR_BYTES + place..].first_chunk() else {
-                        break;
-                    };
-                    let bytes = load(bytes);
-                    let above = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), halves);
-                    let low = _mm256_shuffle_epi8(*low, _mm256_and_si256(bytes, halves));
-                    let both = _mm256_and_si256(low, _mm256_shuffle_epi8(*high, above));
-                    groups = _mm256_and_si256(groups, both);
-                }
-                let none = _mm256_cmpeq_epi8(groups, _mm256_setzero_si256());
-                let some = !_mm256_movemask_epi8(none) as u32;
-                *mask |= u64::from(some) << (VECTOR_BYTES * half);
-            }
-            done += 1;
-        }
-        done
     }
 
     #[target_feature(enable = "avx2")]
@@ -362,37 +262,6 @@ mod tests {
             4,
         ),
     ];
-
-    #[test]
-    fn no_beginning_of_a_word_is_missed_with_vectors_and_without() {
-        let words: [&[u8]; 6] = [b"ab", b"sk-proj", b"ghp_", b"xox", b"eyJ", b"\xc3\xa4x"];
-        let some = Heads::of(words);
-        for len in [0_usize, 1, 2, 3, 63, 64, 65, 66, 67, 128, 130, 1000] {
-            let text: Vec<u8> = (0..len as u32)
-                .map(|n| b"abskghpxoeyJ-_\xc3\xa4"[(n.wrapping_mul(0x9e37_79b9) >> 28) as usize])
-                .collect();
-            let (mut out, mut portable) = (vec![7; 3], vec![0; len.div_ceil(BLOCK_BYTES)]);
-            heads(&text, &some, &mut out);
-            heads_portably(&text, &some, &mut portable, 0);
-            assert_eq!(out, portable, "{len}");
-            let mut count = 0;
-            for at in 0..out.len() * BLOCK_BYTES {
-                let bit = out[at / BLOCK_BYTES] >> (at % BLOCK_BYTES) & 1 != 0;
-                let there = &text[at.min(len)..];
-                let fits = |word: &&[u8]| {
-                    let known = word.len().min(there.len()).min(3);
-                    word[..known] == there[..known]
-                };
-                assert!(bit || at >= len || !words.iter().any(fits), "{at}");
-                assert!(!bit || at < len, "{at}");
-                count += usize::from(bit);
-            }
-            assert!(count * 2 < len.max(8), "{count} of {len}");
-        }
-        let mut out = Vec::new();
-        heads(b"abcdef", &Heads::of([]), &mut out);
-        assert_eq!(out, [0]);
-    }
 
     #[test]
     fn what_stands_behind_a_run_is_told_with_vectors_and_without() {

@@ -124,6 +124,53 @@ impl Pairs {
     }
 }
 
+/// What words begin with: their first [`FIRST_BYTES`] bytes, or two of a shorter one, which more bytes
+/// of a token follow.
+pub(super) struct Firsts(Box<[u64; FIRSTS / 64]>);
+
+const FIRST_BYTES: usize = 3;
+/// A power of two: a thousand beginnings leave most of so many free.
+const FIRSTS: usize = 1 << 16;
+
+impl Firsts {
+    pub(super) fn none() -> Self {
+        Self(Box::new([0; FIRSTS / 64]))
+    }
+
+    pub(super) fn add(&mut self, word: &[u8]) {
+        match *word {
+            [first, second, third, ..] => self.put([first, second, third]),
+            [first, second] => {
+                let thirds = (0..=u8::MAX).filter(|third| is_token(*third));
+                thirds.for_each(|third| self.put([first, second, third]));
+            }
+            _ => {}
+        }
+    }
+
+    fn put(&mut self, bytes: [u8; FIRST_BYTES]) {
+        let [first, second, third] = bytes;
+        let slot = Self::slot([first, second, third, 0]);
+        self.0[slot / 64] |= 1 << (slot % 64);
+    }
+
+    /// Where the first three of four bytes are.
+    fn slot(four: [u8; 4]) -> usize {
+        let three = u32::from_le_bytes(four) << 8;
+        // The golden ratio spreads neighbours.
+        (three.wrapping_mul(0x9e37_79b1) >> (32 - FIRSTS.trailing_zeros())) as usize
+    }
+
+    /// Whether a word may begin at `at`, also one that the text's end cuts.
+    #[inline]
+    pub(super) fn may_begin(&self, text: &[u8], at: usize) -> bool {
+        text[at..].first_chunk().is_none_or(|four| {
+            let slot = Self::slot(*four);
+            self.0[slot / 64] >> (slot % 64) & 1 == 1
+        })
+    }
+}
+
 /// A text with what stands before it.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'a> {

@@ -16,13 +16,12 @@ use super::class::{
 use super::jwt::jwt;
 use super::pattern::{DECIDING_BYTES, Match};
 use super::pem::{self, Begin, Place, Reach};
-use super::quick::{Quick, quick};
+use super::quick::Quick;
 use super::random::{is_placeholder, is_varied, is_wordy};
 use super::rules::Coded;
 use super::value::Scheming;
 use super::{Compiled, Detector, Look};
 use crate::redact::masks::bits;
-use crate::sys::simd::BLOCK_BYTES;
 
 /// How a token goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +139,7 @@ pub(super) fn each_place(
     to: usize,
     mut each: impl FnMut(usize, Begins) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
-    let Look { text, marks, heads, .. } = look;
+    let Look { text, marks, firsts, .. } = look;
     let may_open = run.may_open(text);
     for (block, before, masks, inside) in marks.blocks(from, to) {
         let before = |set: usize| before.map_or(0, |masks| masks[set]);
@@ -162,10 +161,13 @@ pub(super) fn each_place(
             let near = (run.start + ESCAPE_BYTES_MAX + 1).saturating_sub(block);
             places |= if near < 64 { inside & ((1 << near) - 1) } else { inside };
         }
-        let head = heads.get(block / BLOCK_BYTES).copied().unwrap_or(u64::MAX);
-        let value = !(plain & after_body);
-        for bit in bits(places & (head | value)) {
+        let values = !(plain & after_body);
+        for bit in bits(places) {
             let place = block + bit;
+            let (head, value) = (firsts.may_begin(text.bytes, place), values >> bit & 1 == 1);
+            if !(head || value) {
+                continue;
+            }
             let is_plain = plain >> bit & 1 == 1;
             if !is_plain {
                 let near = may_open && place - run.start <= ESCAPE_BYTES_MAX
@@ -174,7 +176,7 @@ pub(super) fn each_place(
                     continue;
                 }
             }
-            each(place, Begins { head: head >> bit & 1 == 1, value: value >> bit & 1 == 1 })?;
+            each(place, Begins { head, value })?;
         }
     }
     ControlFlow::Continue(())
@@ -192,10 +194,15 @@ impl Detector {
     }
 
     /// Goes through all of the text.
-    pub(super) fn formats(&self, look: Look<'_>, open: Option<(Option<usize>, Going)>) -> Formats {
+    pub(super) fn formats(
+        &self,
+        look: Look<'_>,
+        quick: &[Option<Quick>],
+        open: Option<(Option<usize>, Going)>,
+    ) -> Formats {
         let bytes = look.text.bytes;
         let mut found = Formats { tokens: Vec::new(), undecided: bytes.len(), open: None };
-        let armoured = self.go_through(look, open, &mut found);
+        let armoured = self.go_through(look, quick, open, &mut found);
         if !look.text.end {
             // The beginning of an armour at the very end, whatever it may be a part of as well.
             let cut = (1..pem::BEGIN.len())
@@ -212,6 +219,7 @@ impl Detector {
     fn go_through(
         &self,
         look: Look<'_>,
+        quick: &[Option<Quick>],
         open: Option<(Option<usize>, Going)>,
         found: &mut Formats,
     ) -> usize {
@@ -236,14 +244,14 @@ impl Detector {
             }
         }
         let mut begins = memmem::find_iter(bytes, pem::BEGIN).peekable();
-        for run in runs {
+        for (run, quick) in runs.iter().zip(quick) {
             // Armours before the run, and inside it.
             let mut here = run.start.max(at);
             if here == run.start
                 && begins.peek().is_none_or(|begin| *begin >= run.end)
-                && let Some(quick) = quick(look, run)
+                && let Some(quick) = quick
             {
-                if !self.in_quick(look, run, quick, &mut at, found) {
+                if !self.in_quick(look, run, *quick, &mut at, found) {
                     return armoured;
                 }
                 continue;
@@ -398,27 +406,18 @@ impl Detector {
         scheme: &mut Scheming,
     ) -> (Option<usize>, Outcome) {
         if begins.head {
-            let bytes = look.text.bytes;
-            let (first, second) = (bytes[at], bytes.get(at + 1).copied());
-            if second.is_none_or(|second| self.pairs[usize::from(first)].has(second)) {
-                match self.headed(look.text, at, first, second) {
-                    (_, Outcome::No) => {}
-                    found => return found,
-                }
+            match self.headed(look.text, at) {
+                (_, Outcome::No) => {}
+                found => return found,
             }
         }
         if begins.value { self.value(look, run, at, scheme) } else { (None, Outcome::No) }
     }
 
-    /// What begins at a place by its first two bytes.
+    /// What begins at a place as patterns do.
     #[inline(never)]
-    fn headed(
-        &self,
-        text: &Text<'_>,
-        at: usize,
-        first: u8,
-        second: Option<u8>,
-    ) -> (Option<usize>, Outcome) {
+    fn headed(&self, text: &Text<'_>, at: usize) -> (Option<usize>, Outcome) {
+        let (first, second) = (text.bytes[at], text.bytes.get(at + 1).copied());
         let four = text.bytes[at..].first_chunk().map(|four| u32::from_le_bytes(*four));
         for head in &self.heads[usize::from(first)] {
             let fits = match four {

@@ -140,6 +140,7 @@ impl Detector {
     pub(super) fn guesses(
         &self,
         look: Look<'_>,
+        quick: &[Option<Quick>],
         quiet: &[(usize, usize)],
         limit: usize,
         going: Going,
@@ -149,22 +150,23 @@ impl Detector {
             Guesses { parts: Vec::new(), undecided: text.bytes.len(), open: Going::None };
         let Some(mut at) = found.take_up(text, going) else { return found };
         let mut quiet = quiet.iter().peekable();
-        for run in runs {
-            let may_open = run.may_open(text);
-            let start = if may_open { text.token_start(run.start, run.end) } else { run.start };
-            let mut here = start.max(at);
-            while quiet.next_if(|(_, end)| *end <= here).is_some() {}
-            if here == run.start
+        for (run, quick) in runs.iter().zip(quick) {
+            while quiet.next_if(|(_, end)| *end <= run.start.max(at)).is_some() {}
+            if let Some(quick) = quick
+                && at <= run.start
                 && run.end <= limit
                 && quick::is_short(run)
                 && quiet.peek().is_none_or(|(start, _)| *start >= run.end)
-                && let Some(quick) = quick::quick(look, run)
             {
-                if !self.guess_quick(look, run, quick, &mut found) {
+                // No escape stands at its start.
+                if quick.keywords != 0 && !self.guess_quick(look, run, *quick, &mut found) {
                     return found;
                 }
                 continue;
             }
+            let may_open = run.may_open(text);
+            let start = if may_open { text.token_start(run.start, run.end) } else { run.start };
+            let mut here = start.max(at);
             let ways = Ways {
                 may_escape: may_open || class::has(marks, OF_PERCENT, run.start, run.end),
                 may_be_long: run.is_open || run.end - run.start >= ENTROPY_BYTES_MIN,
@@ -304,6 +306,12 @@ impl Detector {
                     return None;
                 }
                 return Some(stop);
+            }
+            // Of a block in several parts one alone does not tell what the others are.
+            let is_parted = random.is_some_and(|(first, last)| first > 0 || last < block.len());
+            if is_parted && (here + 1..to).contains(&limit) {
+                found.undecided = here;
+                return None;
             }
             match random {
                 Some((first, last)) if is_long && last == block.len() => {

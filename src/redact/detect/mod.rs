@@ -30,7 +30,6 @@ use self::pattern::Pattern;
 use self::rules::{Coded, How};
 use super::{Level, allow};
 use crate::config::{self, Redaction};
-use crate::sys::simd::{self, Heads};
 
 pub use pattern::BadPattern;
 pub(super) use within::Token;
@@ -234,8 +233,9 @@ impl BadRules {
 #[derive(Default)]
 pub struct Room {
     marks: class::Marks,
-    heads: Vec<u64>,
     runs: Vec<class::Run>,
+    /// What masks leave of those, one for each.
+    quick: Vec<Option<quick::Quick>>,
     names: label::Names,
 }
 
@@ -245,8 +245,7 @@ struct Look<'a> {
     text: &'a Text<'a>,
     runs: &'a [class::Run],
     marks: &'a class::Marks,
-    /// Where something may begin as patterns do.
-    heads: &'a [u64],
+    firsts: &'a class::Firsts,
     names: &'a RefCell<label::Names>,
 }
 
@@ -294,9 +293,8 @@ pub struct Detector {
     patterns: Vec<Compiled>,
     /// Patterns by their first byte, in the table's order.
     heads: Vec<Vec<Head>>,
-    /// What patterns and coded formats begin with, and its first two bytes.
-    all_heads: Heads,
-    pairs: Box<[class::Pairs; 256]>,
+    /// What patterns and coded formats begin with.
+    firsts: class::Firsts,
     /// Words in names, by their first byte, with the patterns of the values.
     words: Vec<Vec<(&'static str, usize)>>,
     /// The first two bytes of those.
@@ -350,8 +348,7 @@ impl Detector {
             coded: [None; rules::CODED],
             patterns: Vec::new(),
             heads: vec![Vec::new(); 256],
-            all_heads: Heads::of([]),
-            pairs: Box::new([class::Pairs::default(); 256]),
+            firsts: class::Firsts::none(),
             words: vec![Vec::new(); 256],
             word_pairs: vec![class::Pairs::default(); 256],
             private_key: None,
@@ -412,13 +409,7 @@ impl Detector {
         let on = detector.heads.iter().flatten();
         let patterns = on.map(|head| detector.patterns[head.pattern].pattern.head());
         let jwt = detector.coded(Coded::Jwt).map(|_| jwt::HEAD);
-        let all: Vec<_> = patterns.chain(jwt).collect();
-        for head in &all {
-            if let [first, second, ..] = head {
-                detector.pairs[usize::from(*first)].add(*second);
-            }
-        }
-        detector.all_heads = Heads::of(all);
+        patterns.chain(jwt).for_each(|head| detector.firsts.add(head));
         Ok(detector)
     }
 
@@ -504,12 +495,13 @@ impl Detector {
         let text = Text { before, bytes: text, end };
         let room = &mut *room;
         class::runs(&text, &mut room.marks, &mut room.runs);
-        simd::heads(text.bytes, &self.all_heads, &mut room.heads);
         room.names.are_of(self.number);
         let names = RefCell::new(std::mem::take(&mut room.names));
-        let Room { marks, heads, runs, .. } = &*room;
-        let look = Look { text: &text, runs, marks, heads, names: &names };
-        let formats = self.formats(look, open.format);
+        let Room { marks, runs, quick, .. } = room;
+        let look = Look { text: &text, runs, marks, firsts: &self.firsts, names: &names };
+        quick.clear();
+        quick.extend(runs.iter().map(|run| quick::quick(look, run)));
+        let formats = self.formats(look, quick, open.format);
         let mut limit = formats.undecided;
         let mut parts = Vec::new();
         let mut guess = guesses::Going::None;
@@ -517,7 +509,7 @@ impl Detector {
             let armoured = |t: &&formats::Token| matches!(t.going, formats::Going::Armour(_));
             let quiet: Vec<_> =
                 formats.tokens.iter().filter(armoured).map(|t| (t.start, t.end)).collect();
-            let found = self.guesses(look, &quiet, limit, open.guess);
+            let found = self.guesses(look, quick, &quiet, limit, open.guess);
             limit = limit.min(found.undecided);
             guess = if limit == found.undecided { found.open } else { guesses::Going::None };
             for part in &found.parts {

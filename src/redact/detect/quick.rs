@@ -37,7 +37,7 @@ pub(super) struct Quick {
 /// Of a run that all is known of; none if the masks do not tell.
 #[inline]
 pub(super) fn quick(look: Look<'_>, run: &Run) -> Option<Quick> {
-    let Look { text, marks, heads, .. } = look;
+    let Look { text, marks, firsts, .. } = look;
     let len = run.end - run.start;
     // What stands before is all in the text, and is no escape.
     if run.is_open || len > RUN_BYTES_MAX || run.start < BLOCK_BYTES {
@@ -79,24 +79,14 @@ pub(super) fn quick(look: Look<'_>, run: &Run) -> Option<Quick> {
     let keywords = after_sign & up_to_last(digits) & room(KEYWORD_BYTES_MIN);
     let (lower, upper) = (of(OF_ALNUM) & !of(OF_STRIKING), of(OF_STRIKING) & !digits);
     let may_strike = lower != 0 && upper != 0 || of(OF_SPECIAL) != 0;
-    let head = window(heads, run.start);
-    Some(Quick { heads: places & head, values: kept, keywords, may_strike })
+    let head = |place| u64::from(firsts.may_begin(text.bytes, run.start + place)) << place;
+    let heads = bits(places).fold(0, |heads, place| heads | head(place));
+    Some(Quick { heads, values: kept, keywords, may_strike })
 }
 
 /// Whether a run is too short to be judged by itself.
 pub(super) fn is_short(run: &Run) -> bool {
     run.end - run.start < ENTROPY_BYTES_MIN
-}
-
-/// The bits of 64 bytes from `at` on.
-fn window(words: &[u64], at: usize) -> u64 {
-    let (number, bit) = (at / BLOCK_BYTES, at % BLOCK_BYTES);
-    let word = |number: usize| words.get(number).copied().unwrap_or(0);
-    if bit == 0 {
-        word(number)
-    } else {
-        word(number) >> bit | word(number + 1) << (BLOCK_BYTES - bit)
-    }
 }
 
 #[cfg(test)]
@@ -108,7 +98,26 @@ mod tests {
     use super::super::value::Scheming;
     use super::super::{Detector, label};
     use super::*;
-    use crate::sys::simd;
+
+    #[test]
+    fn no_beginning_of_a_pattern_is_missed_and_little_else_is_looked_at() {
+        let detector = Detector::usual();
+        let firsts = &detector.firsts;
+        let heads = detector.heads.iter().flatten();
+        for head in heads.map(|head| detector.patterns[head.pattern].pattern.head()) {
+            for next in [b'0', b'A', b'_', b'z', b'~'] {
+                let text = [b".", head, &[next; 9]].concat();
+                assert!(firsts.may_begin(&text, 1), "{}", String::from_utf8_lossy(head));
+            }
+            for cut in 1..=head.len() {
+                assert!(firsts.may_begin(&head[..cut], 0), "{}", String::from_utf8_lossy(head));
+            }
+        }
+        let all = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-./_".iter();
+        let texts = || all.clone().flat_map(|a| all.clone().map(move |b| [*a, *b, b'k', b'3']));
+        let passed = texts().filter(|text| firsts.may_begin(text, 0)).count();
+        assert!(passed * 20 < texts().count(), "{passed} of {}", texts().count());
+    }
 
     #[test]
     fn nothing_begins_at_a_place_that_is_left_out() {
@@ -139,7 +148,7 @@ mod tests {
             "@host",
         ];
         let detector = Detector::usual();
-        let (mut marks, mut runs, mut heads) = (class::Marks::default(), vec![], vec![]);
+        let (mut marks, mut runs) = (class::Marks::default(), vec![]);
         let (mut left_out, mut seen, mut state) = (0, 0, 1_u64);
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -152,11 +161,10 @@ mod tests {
             }
             let text = Text { before: b"", bytes: &bytes, end: true };
             class::runs(&text, &mut marks, &mut runs);
-            simd::heads(&bytes, &detector.all_heads, &mut heads);
             let names = RefCell::new(label::Names::default());
             names.borrow_mut().are_of(detector.number);
-            let look =
-                Look { text: &text, runs: &runs, marks: &marks, heads: &heads, names: &names };
+            let firsts = &detector.firsts;
+            let look = Look { text: &text, runs: &runs, marks: &marks, firsts, names: &names };
             for run in &runs {
                 let Some(quick) = quick(look, run) else { continue };
                 let whole = each_place(look, run, run.start, run.end, |place, _| {

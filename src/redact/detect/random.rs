@@ -416,7 +416,12 @@ fn is_path(run: &[u8]) -> bool {
     if memchr_iter(b'/', run).nth(2).is_none() {
         return false;
     }
-    let parts = || run.split(|b| *b == b'/').filter(|part| part.len() >= 2);
+    let parts = || {
+        let mut start = 0;
+        let ends = memchr_iter(b'/', run).chain([run.len()]);
+        let all = ends.map(move |end| &run[std::mem::replace(&mut start, end + 1)..end]);
+        all.filter(|part| part.len() >= 2)
+    };
     // More of them that are none decide as well.
     let all = parts().count();
     let (mut words, mut others) = (0, 0);

@@ -192,6 +192,21 @@ fn padding_is_part_of_what_it_pads_at_every_cut() {
 }
 
 #[test]
+fn what_is_random_beside_an_undecided_token_comes_out_the_same_at_every_cut() {
+    // Both alphabets of base64 in one block of 256 bytes, in which a token may begin.
+    for template in ["<a61>-<a66>+eyJhIjoi<a118>-<a90> y\n", "<a40>_<a87>/eyJhIjoi<a118>-<a90> y\n"]
+    {
+        let (text, _) = make(template, 7);
+        let whole = one(text.as_bytes(), Level::All);
+        assert!(whole.contains("high-entropy") && whole.len() > 60, "{whole}");
+        assert_eq!(by_bytes(text.as_bytes(), Level::All), whole);
+        for cut in 1..text.len() {
+            assert_eq!(in_two(text.as_bytes(), cut, Level::All), whole, "{cut}");
+        }
+    }
+}
+
+#[test]
 fn there_are_many_rules_and_each_has_an_id_of_its_own() {
     let mut ids: Vec<_> = Detector::rules().map(|(id, _)| id).collect();
     assert!(ids.len() >= 90, "{}", ids.len());

@@ -17,7 +17,6 @@ use super::formats::{Going, Outcome, each_place};
 use super::pem::{self, Begin};
 use super::value::Scheming;
 use super::{Detector, Look, Room};
-use crate::sys::simd;
 
 /// A token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,11 +39,10 @@ impl Detector {
     ) -> usize {
         let text = Text { before: &[], bytes, end };
         class::runs(&text, &mut room.marks, &mut room.runs);
-        simd::heads(bytes, &self.all_heads, &mut room.heads);
         room.names.are_of(self.number);
         let names = RefCell::new(std::mem::take(&mut room.names));
-        let Room { marks, heads, runs, .. } = &*room;
-        let look = Look { text: &text, runs, marks, heads, names: &names };
+        let Room { marks, runs, .. } = &*room;
+        let look = Look { text: &text, runs, marks, firsts: &self.firsts, names: &names };
         let mut undecided = bytes.len();
         if let Some(rule) = self.private_key {
             for begin in memmem::find_iter(bytes, pem::BEGIN).filter(|begin| *begin >= from) {
