@@ -20,9 +20,14 @@ fn scan(dir: &Path, args: &[&str]) -> Output {
 }
 
 fn scan_with(dir: &Path, args: &[&str], input: &[u8]) -> Output {
+    alone(dir, "scan", args, input)
+}
+
+/// The program without a home, a daemon, or anything else of its environment.
+fn alone(dir: &Path, verb: &str, args: &[&str], input: &[u8]) -> Output {
     use std::io::Write;
     let mut child = Command::new(env!("CARGO_BIN_EXE_strongroom"))
-        .arg("scan")
+        .arg(verb)
         .args(args)
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
@@ -318,19 +323,7 @@ fn sarif_is_as_its_standard_has_it() {
 
 /// Makes an entry in a list, without home or daemon.
 fn allow(dir: &Path, args: &[&str], input: &[u8]) -> Output {
-    use std::io::Write;
-    let mut child = Command::new(env!("CARGO_BIN_EXE_strongroom"))
-        .arg("allow")
-        .args(args)
-        .env_clear()
-        .current_dir(dir)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _written = child.stdin.take().unwrap().write_all(input);
-    child.wait_with_output().unwrap()
+    alone(dir, "allow", args, input)
 }
 
 /// Another one, of no account either.

@@ -138,7 +138,7 @@ impl Range {
 
 /// Values of one rank cover the same bytes: they are one value under several names, or have a form that
 /// is the same there. All of their names are told; which versions they are of decides nothing, or it would
-/// be hidden that a name has the value too.
+/// be hidden that a name has the value too; nor their order, which would tell a writer of a rotation.
 fn rank(found: &Found) -> (bool, Grade, u64, std::cmp::Reverse<u64>) {
     // A token may come in pieces, so its length would tell of cuts: of tokens the first one names.
     let len = if found.grade > Grade::Format { found.end - found.start } else { 0 };

@@ -74,7 +74,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::super::allow::{Allowed, Entry, Keyed, Tagger};
-    use super::super::super::{Index, Level, Others, Sink, Value, View};
+    use super::super::super::{Collect, Index, Level, Others, Value, View};
+    use super::super::tests::in_pieces;
     use super::*;
     use crate::vault::crypto::Key;
 
@@ -110,45 +111,6 @@ mod tests {
         let names = values().map(|(id, _)| (id, format!("N{id}").into())).collect();
         let view = View::new(&Arc::new(index), names, Others::Unseen);
         Arc::new(view.with_allowed(list(allowed)))
-    }
-
-    #[derive(Default)]
-    struct Out(Vec<u8>);
-
-    impl Sink for Out {
-        fn clear(&mut self, bytes: &[u8]) {
-            self.0.extend_from_slice(bytes);
-        }
-        fn hidden(&mut self, _raw: &[u8]) {}
-        fn marker(&mut self, text: &str, _raw_len: u64) {
-            self.0.extend_from_slice(text.as_bytes());
-        }
-    }
-
-    fn in_pieces(
-        view: &Arc<View>,
-        level: Level,
-        text: &[u8],
-        pieces: &[usize],
-        save: bool,
-    ) -> Vec<u8> {
-        let mut redactor = Redactor::new(view.clone(), level);
-        let mut out = Out::default();
-        let (mut at, mut turn) = (0, 0);
-        while at < text.len() {
-            let len = pieces[turn % pieces.len()].min(text.len() - at);
-            redactor.push(&text[at..at + len], &mut out);
-            assert!(redactor.held() <= view.longest() + 601, "{}", redactor.held());
-            if save {
-                let state = redactor.save();
-                redactor = Redactor::resume(view.clone(), level, &state).unwrap();
-            }
-            at += len;
-            turn += 1;
-        }
-        redactor.finish(&mut out);
-        assert_eq!(redactor.held(), 0);
-        out.0
     }
 
     /// With every cut into two, and in small pieces; all give the same.
@@ -250,7 +212,7 @@ mod tests {
         let (bare, listed) = (view(&[], &[]), view(&[], &[OPEN_END]));
         let held = |view: &Arc<View>, text: &str| {
             let mut redactor = Redactor::new(view.clone(), Level::All);
-            redactor.push(text.as_bytes(), &mut Out::default());
+            redactor.push(text.as_bytes(), &mut Collect(Vec::new()));
             redactor.held()
         };
         // Known to be one, so what comes of it is swallowed; one that may be allowed waits.
@@ -259,7 +221,7 @@ mod tests {
         assert_eq!(held(&listed, OPEN_END), OPEN_END.len());
         assert_eq!(held(&listed, &more), 0);
         let mut redactor = Redactor::new(listed, Level::All);
-        let mut out = Out::default();
+        let mut out = Collect(Vec::new());
         redactor.push(OPEN_END.as_bytes(), &mut out);
         let state = redactor.save();
         redactor = Redactor::resume(bare, Level::All, &state).unwrap();
@@ -273,7 +235,7 @@ mod tests {
         let (before, after) = (view(&[], &[OPEN_END]), view(&[&OPEN_END[12..40]], &[OPEN_END]));
         for cut in 1..=OPEN_END.len() {
             let mut redactor = Redactor::new(before.clone(), Level::All);
-            let mut out = Out::default();
+            let mut out = Collect(Vec::new());
             redactor.push(&OPEN_END.as_bytes()[..cut], &mut out);
             redactor.set_view(after.clone());
             redactor.push(&OPEN_END.as_bytes()[cut..], &mut out);
@@ -291,7 +253,7 @@ mod tests {
         let text = format!("t={OPEN_END} {GITHUB} x");
         for cut in 0..text.len() {
             let mut redactor = Redactor::new(bare.clone(), Level::All);
-            let mut out = Out::default();
+            let mut out = Collect(Vec::new());
             redactor.push(&text.as_bytes()[..cut], &mut out);
             let mut state = redactor.save();
             // As the program before saved it.
