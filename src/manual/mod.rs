@@ -483,7 +483,7 @@
 //! | a write of 200 bytes, 10,000 needles | 230 to 276 ns | 250 ns, on the line |
 //! | build of 10,000; 100,000; 1,000,000 needles | 3.4; 44; 973 to 1,250 ms | 1,000 ms, on the line |
 //! | memory for each needle beside its own bytes, 10,000; 1,000,000 | 157; 143 bytes | 160 |
-//! | adding one value to 100,000 needles; one of 500 that follow each other, at worst | 0.006; 2.3 ms | 1 ms, at worst missed |
+//! | adding one value to 100,000 needles; one of 500 that follow each other, at worst | 0.006; 0.23 to 0.27 ms | 1 ms |
 //!
 //! `cargo bench --bench mount -- events` (same host, calm, one CPU; 1,000 secrets, the store on a tmpfs,
 //! one writer of a log without secrets; medians of three), against a bare fuser server that writes

@@ -2,12 +2,14 @@
 //!
 //! An [`Index`] is shared by everybody and holds what nobody can guess, or what the caller puts into
 //! it; a [`View`] adds the values of one writer's own and says which of all have a name for him.
-//! Invariant: a value that a view does not see changes neither the output nor what is held back.
+//! Invariant: a value that a view does not see changes neither the output nor what is held back; one
+//! that was added is looked for by the index that [`Index::with`] returns. Danger: an add that pays for
+//! all that were added before; what many of them become is made behind.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::allow::Allowed;
 use super::detect::{self, Detector};
@@ -30,19 +32,48 @@ pub struct Value<'a> {
     pub bytes: &'a [u8],
 }
 
-/// So many values are added before they are put together with those that were added earlier.
+/// So many values are added before they are put together with those that were added earlier, behind.
 const MAX_RECENT: usize = 32;
+/// So many, and whoever adds does it himself: his adds would cost more and more where it is late.
+const MAX_WAITING: usize = 128;
+/// Of the thread that does it; it has no deep calls, and memory that is locked is all used.
+const STACK_BYTES: usize = 512 << 10;
 
 /// A set of values. Cheap to share, and to extend by a few.
+#[derive(Clone)]
 pub struct Index {
     main: Arc<Parts>,
     /// What was added since: most of it, and the last few, which are quick to make anew.
     older: Arc<Parts>,
     recent: Arc<Parts>,
     /// What those two were made of, and how much of it is in the first.
-    added: Arc<Vec<Arc<(u32, SecretBytes)>>>,
+    added: Added,
     merged: usize,
+    /// What the first is to become.
+    coming: Option<Arc<Coming>>,
     gone: Arc<HashSet<u32>>,
+}
+
+type Added = Arc<Vec<Arc<(u32, SecretBytes)>>>;
+
+/// What a thread makes of the first so many values that were added.
+struct Coming {
+    len: usize,
+    made: OnceLock<Arc<Parts>>,
+}
+
+impl Coming {
+    /// Begins it; none where there is no thread for it.
+    fn begin(added: &Added) -> Option<Arc<Self>> {
+        let coming = Arc::new(Self { len: added.len(), made: OnceLock::new() });
+        let (filled, added) = (coming.clone(), added.clone());
+        let thread = std::thread::Builder::new().name("needles".into()).stack_size(STACK_BYTES);
+        let started = thread.spawn(move || {
+            // Nobody else fills it.
+            let _filled = filled.made.set(Parts::of(&added[..filled.len]));
+        });
+        started.is_ok().then_some(coming)
+    }
 }
 
 /// Needles of the same values: in what is written, in what a lens shows of several lines, and behind
@@ -62,6 +93,10 @@ impl Parts {
         Arc::new(Self { plain: Part::build(values), lines, prefixed })
     }
 
+    fn of(added: &[Arc<(u32, SecretBytes)>]) -> Arc<Self> {
+        Self::build(added.iter().map(|one| Value { id: one.0, bytes: one.1.expose() }))
+    }
+
     fn both(&self) -> [&Part; 2] {
         [&self.plain, &self.lines]
     }
@@ -77,6 +112,7 @@ impl Index {
             recent: none,
             added: Arc::default(),
             merged: 0,
+            coming: None,
             gone: Arc::default(),
         }
     }
@@ -84,37 +120,37 @@ impl Index {
     /// This and a few more. What an id stood for before it still does.
     #[must_use]
     pub fn with<'a>(&self, more: impl IntoIterator<Item = Value<'a>>) -> Self {
-        let (mut gone, mut added) = (self.gone.clone(), Vec::clone(&self.added));
+        let mut next = self.clone();
+        let added = Arc::make_mut(&mut next.added);
         for value in more {
-            if gone.contains(&value.id) {
-                Arc::make_mut(&mut gone).remove(&value.id);
+            if next.gone.contains(&value.id) {
+                Arc::make_mut(&mut next.gone).remove(&value.id);
             }
             added.push(Arc::new((value.id, SecretBytes::copy_of(value.bytes))));
         }
-        let made = |of: &[Arc<(u32, SecretBytes)>]| {
-            Parts::build(of.iter().map(|one| Value { id: one.0, bytes: one.1.expose() }))
-        };
-        let (mut older, mut merged) = (self.older.clone(), self.merged);
-        if added.len() - merged > MAX_RECENT {
-            (older, merged) = (made(&added), added.len());
+        if let Some(coming) = &self.coming
+            && let Some(made) = coming.made.get()
+        {
+            (next.older, next.merged, next.coming) = (made.clone(), coming.len, None);
         }
-        let recent = made(&added[merged..]);
-        Self { main: self.main.clone(), older, recent, added: Arc::new(added), merged, gone }
+        let waiting = next.added.len() - next.merged;
+        if waiting > MAX_RECENT && waiting <= MAX_WAITING && next.coming.is_none() {
+            next.coming = Coming::begin(&next.added);
+        }
+        if waiting > MAX_WAITING || waiting > MAX_RECENT && next.coming.is_none() {
+            next.older = Parts::of(&next.added);
+            (next.merged, next.coming) = (next.added.len(), None);
+        }
+        next.recent = Parts::of(&next.added[next.merged..]);
+        next
     }
 
     /// This without some.
     #[must_use]
     pub fn without(&self, ids: &[u32]) -> Self {
-        let mut gone = self.gone.clone();
-        Arc::make_mut(&mut gone).extend(ids);
-        Self {
-            main: self.main.clone(),
-            older: self.older.clone(),
-            recent: self.recent.clone(),
-            added: self.added.clone(),
-            merged: self.merged,
-            gone,
-        }
+        let mut next = self.clone();
+        Arc::make_mut(&mut next.gone).extend(ids);
+        next
     }
 
     /// How many values were added or removed since it was built: many make it worth building anew.
@@ -370,5 +406,65 @@ impl Search for Needles<'_> {
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("View").field("named", &self.names.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redact::{self, Level};
+
+    fn bytes(number: u32) -> Vec<u8> {
+        format!("Zk8Wq2LmN5{number:04}rT7yU0pX3c").into_bytes()
+    }
+
+    fn with(index: &Index, numbers: std::ops::Range<u32>) -> Index {
+        let values: Vec<_> = numbers.map(|number| (number, bytes(number))).collect();
+        index.with(values.iter().map(|(id, bytes)| Value { id: *id, bytes }))
+    }
+
+    /// Those that are not looked for.
+    fn missed(index: &Index, of: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        let view = Arc::new(View::of([index], HashMap::new(), Others::Unnamed));
+        let text = |number| redact::redact(&view, Level::Values, &bytes(number));
+        of.into_iter().filter(|number| text(*number) != b"[REDACTED]").collect()
+    }
+
+    #[test]
+    fn what_was_added_is_put_together_behind_and_each_is_looked_for_meanwhile() {
+        let mut index = Index::build([]);
+        for number in 0..300 {
+            index = with(&index, number..number + 1);
+            assert_eq!(missed(&index, [0, number / 2, number]), [0; 0]);
+            assert!(index.added.len() - index.merged <= MAX_WAITING);
+        }
+        assert!(index.merged > 0);
+        assert_eq!(missed(&index.without(&[7, 299]), 0..300), [7, 299]);
+    }
+
+    #[test]
+    fn whoever_adds_makes_only_the_last_few_anew_once_the_rest_was_put_together() {
+        let mut index = Index::build([]);
+        for number in 0..33 {
+            assert!(index.coming.is_none());
+            index = with(&index, number..number + 1);
+        }
+        let coming = index.coming.clone().expect("a thread is at it");
+        // Whoever still has an index from before finds what it has.
+        let before = index.clone();
+        coming.made.wait();
+        index = with(&index, 33..34);
+        assert_eq!((index.merged, index.added.len()), (33, 34));
+        assert!(Arc::ptr_eq(&index.older, coming.made.get().unwrap()));
+        assert_eq!(missed(&index, 0..34), [0; 0]);
+        assert_eq!(missed(&before, 0..34), [33]);
+    }
+
+    #[test]
+    fn many_at_once_are_put_together_at_once() {
+        let index = with(&with(&Index::build([]), 0..5), 5..400);
+        assert_eq!((index.merged, index.recent.plain.len()), (400, 0));
+        assert!(index.coming.is_none());
+        assert_eq!(missed(&index, 0..400), [0; 0]);
     }
 }

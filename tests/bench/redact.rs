@@ -569,6 +569,14 @@ fn build() {
     }
 }
 
+const ROUNDS: usize = 9;
+
+/// What this thread has worked.
+fn thread_ms() -> f64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map_or(0.0, |time| time.tv_sec() as f64 * 1e3 + time.tv_nsec() as f64 / 1e6)
+}
+
 fn add() {
     for size in SIZES {
         let index = Set::new(size).index();
@@ -577,22 +585,34 @@ fn add() {
         let one = nanos(|| {
             drop(black_box(index.with([Value { id: u32::MAX, bytes: &first }])));
         }) / 1e6;
-        let mut grown = index.with([]);
         let many: Vec<Vec<u8>> = (0..500).map(|_| value(numbers)).collect();
+        // Others on the machine disturb the worst of one round; what the caller works, hardly.
+        let mut worst = Vec::new();
         let start = Instant::now();
-        let mut worst = 0.0_f64;
-        for (id, bytes) in (1_000_000..).zip(&many) {
-            let now = Instant::now();
-            grown = grown.with([Value { id, bytes }]);
-            worst = worst.max(now.elapsed().as_secs_f64() * 1e3);
+        for _ in 0..ROUNDS {
+            let mut grown = index.with([]);
+            let (mut by_clock, mut by_cpu) = (0.0_f64, 0.0_f64);
+            for (id, bytes) in (1_000_000..).zip(&many) {
+                let (now, used) = (Instant::now(), thread_ms());
+                grown = grown.with([Value { id, bytes }]);
+                by_cpu = by_cpu.max(thread_ms() - used);
+                by_clock = by_clock.max(now.elapsed().as_secs_f64() * 1e3);
+            }
+            worst.push((by_clock, by_cpu));
         }
-        let mean = start.elapsed().as_secs_f64() * 1e3 / many.len() as f64;
+        let mean = start.elapsed().as_secs_f64() * 1e3 / (ROUNDS * many.len()) as f64;
+        let median = |of: fn(&(f64, f64)) -> f64| {
+            let mut all: Vec<f64> = worst.iter().map(of).collect();
+            all.sort_unstable_by(f64::total_cmp);
+            all[ROUNDS / 2]
+        };
+        let (worst, worst_cpu) = (median(|w| w.0), median(|w| w.1));
         print!(
             "adding one value to {size} needles: {one:.3} ms; 500 one by one: mean {mean:.3} ms, \
-             worst {worst:.3} ms"
+             worst {worst:.3} ms (the caller's own work {worst_cpu:.3} ms), median of {ROUNDS} rounds"
         );
         if size == 100_000 {
-            println!("; aim <= 1 ms ({})", met(one <= 1.0));
+            println!("; aim <= 1 ms ({})", met(worst <= 1.0));
         } else {
             println!();
         }
