@@ -355,3 +355,269 @@ fn a_file_that_another_replaces_is_written_on_and_neither_gets_what_is_the_other
         all_ends_as_if_nobody_had_died(&replaced(&more));
     }
 }
+
+/// Processes that use files by their names, as the kernel asks for it; a worker dies at some point.
+struct Processes {
+    ground: Ground,
+    events: Arc<Events>,
+    asked: u64,
+    /// Files are released by other threads, as the kernel does: nobody waits for it.
+    is_late: bool,
+    releases: Vec<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Debug, Clone)]
+enum Deed {
+    Append(usize, &'static str),
+    Over(usize, u64, &'static str),
+    Remove(usize),
+    Rename(usize, usize),
+    Save(usize, &'static str),
+    Truncate(usize, u64),
+}
+
+impl Processes {
+    fn new() -> Self {
+        let ground = Ground::new();
+        let events = Arc::new(ground.worker());
+        Self { ground, events, asked: 0, is_late: false, releases: Vec::new() }
+    }
+
+    /// The same, of what cannot fail.
+    fn tell(&mut self, tell: impl Fn(&Events)) {
+        let told = self.ask(|events, _| {
+            tell(events);
+            Ok(())
+        });
+        told.unwrap();
+    }
+
+    fn release(&mut self, fh: u64) {
+        if !self.is_late {
+            return self.tell(|events| events.release(fh));
+        }
+        let events = self.events.clone();
+        self.releases.push(std::thread::spawn(move || events.release(fh)));
+    }
+
+    /// One request; asked again when the worker dies over it.
+    fn ask<T>(
+        &mut self,
+        ask: impl Fn(&Events, Request) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        self.asked += 2;
+        let mut request = Request { id: self.asked, resent: false };
+        match catch_unwind(AssertUnwindSafe(|| ask(&self.events, request))) {
+            Ok(outcome) => outcome,
+            Err(panic) => {
+                assert!(panic.is::<Killed>(), "a panic");
+                self.events = Arc::new(self.ground.worker());
+                request.resent = true;
+                ask(&self.events, request)
+            }
+        }
+    }
+
+    fn name(file: usize) -> String {
+        format!("f{file}")
+    }
+
+    fn root(&mut self) -> u64 {
+        let writer = self.ground.writer.clone();
+        self.ask(|events, _| events.root(&writer)).unwrap().inode
+    }
+
+    fn look(&mut self, file: usize) -> Result<Attributes, Refusal> {
+        let (writer, root, name) = (self.ground.writer.clone(), self.root(), Self::name(file));
+        self.ask(|events, _| events.lookup(&writer, root, OsStr::new(&name)))
+    }
+
+    fn open(&mut self, file: usize, writing: bool) -> Result<(Attributes, u64), Refusal> {
+        let writer = self.ground.writer.clone();
+        loop {
+            let found = self.look(file)?;
+            match self
+                .ask(|events, request| events.open_file(&writer, found.inode, writing, request))
+            {
+                Err(refused) if refused == stale() => {}
+                opened => return opened.map(|fh| (found, fh)),
+            }
+        }
+    }
+
+    fn write(&mut self, fh: u64, at: At, text: &str) {
+        let writer = self.ground.writer.clone();
+        self.ask(|events, request| events.write(&writer, fh, at, text.as_bytes(), request))
+            .unwrap();
+    }
+
+    fn close(&mut self, fh: u64) {
+        let writer = self.ground.writer.clone();
+        self.ask(|events, _| events.flush(&writer, fh)).unwrap();
+        self.release(fh);
+    }
+
+    fn truncate(&mut self, inode: u64, size: u64) {
+        let writer = self.ground.writer.clone();
+        let change = Change { size: Some(size), ..Change::default() };
+        self.ask(|events, _| events.change(&writer, inode, change)).unwrap();
+        self.tell(|events| events.changed(inode));
+    }
+
+    fn run(&mut self, deed: &Deed, files: &mut BTreeMap<usize, String>) {
+        let writer = self.ground.writer.clone();
+        let root = self.root();
+        match *deed {
+            Deed::Save(file, text) => {
+                let name = Self::name(file);
+                let fh = match files.contains_key(&file) {
+                    true => {
+                        let (found, fh) = self.open(file, true).unwrap();
+                        self.truncate(found.inode, 0);
+                        fh
+                    }
+                    false => {
+                        let create = |events: &Events, request| {
+                            events.create(&writer, root, OsStr::new(&name), false, true, request)
+                        };
+                        self.ask(create).unwrap().1
+                    }
+                };
+                self.write(fh, At { offset: 0, append: false }, text);
+                self.close(fh);
+                files.insert(file, text.to_owned());
+            }
+            Deed::Append(file, text) => {
+                let Some(before) = files.get_mut(&file) else { return };
+                let (found, fh) = self.open(file, true).unwrap();
+                assert_eq!(found.size_bytes, before.len() as u64, "of {deed:?}");
+                self.write(fh, At { offset: found.size_bytes, append: true }, text);
+                self.close(fh);
+                before.push_str(text);
+            }
+            Deed::Over(file, at, text) => {
+                let Some(before) = files.get_mut(&file) else { return };
+                let at = at.min(before.len() as u64);
+                let (_, fh) = self.open(file, true).unwrap();
+                self.write(fh, At { offset: at, append: false }, text);
+                self.close(fh);
+                let at = usize::try_from(at).unwrap();
+                let end = before.len().min(at + text.len());
+                before.replace_range(at..end, text);
+            }
+            Deed::Truncate(file, size) => {
+                let Some(before) = files.get_mut(&file) else { return };
+                let inode = self.look(file).unwrap().inode;
+                self.truncate(inode, size);
+                let size = usize::try_from(size).unwrap();
+                before.truncate(size);
+                before.extend(std::iter::repeat_n('\0', size - before.len()));
+            }
+            Deed::Rename(from, to) => {
+                if from == to || !files.contains_key(&from) {
+                    return;
+                }
+                self.look(from).unwrap();
+                let names = [from, to].map(Self::name);
+                self.ask(|events, request| {
+                    let [from, to] = [0, 1].map(|n| (root, OsStr::new(&names[n])));
+                    events.rename(&writer, from, to, false, request)
+                })
+                .unwrap();
+                let moved = files.remove(&from).unwrap();
+                files.insert(to, moved);
+            }
+            Deed::Remove(file) => {
+                if files.remove(&file).is_none() {
+                    return;
+                }
+                let name = Self::name(file);
+                self.ask(|events, request| {
+                    events.unlink(&writer, root, OsStr::new(&name), request)
+                })
+                .unwrap();
+            }
+        }
+    }
+
+    fn check(&mut self, files: &BTreeMap<usize, String>) {
+        let writer = self.ground.writer.clone();
+        for (file, text) in files {
+            let (found, fh) = self.open(*file, false).unwrap();
+            let read = self.ask(|events, _| events.read(&writer, fh, 0, 4096)).unwrap();
+            assert_eq!(String::from_utf8_lossy(&read), *text, "of file {file}");
+            assert_eq!(found.size_bytes, text.len() as u64, "of file {file}");
+            self.release(fh);
+        }
+    }
+}
+
+fn deed() -> impl proptest::strategy::Strategy<Value = Deed> {
+    use proptest::prelude::*;
+    let text = || {
+        proptest::sample::select(vec![
+            "a line\n",
+            "build-2024-",
+            "x",
+            "08-15",
+            "\n",
+            "done: 100% ",
+            "/usr/lib/x86",
+            "== ",
+            "\"q\": 1,\n",
+            "\\",
+            "",
+        ])
+    };
+    let file = || 0_usize..3;
+    prop_oneof![
+        3 => (file(), text()).prop_map(|(file, text)| Deed::Save(file, text)),
+        4 => (file(), text()).prop_map(|(file, text)| Deed::Append(file, text)),
+        2 => (file(), 0_u64..20, text()).prop_map(|(file, at, text)| Deed::Over(file, at, text)),
+        1 => file().prop_map(Deed::Remove),
+        2 => (file(), file()).prop_map(|(from, to)| Deed::Rename(from, to)),
+        2 => (file(), 0_u64..20).prop_map(|(file, size)| Deed::Truncate(file, size)),
+    ]
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(
+        std::env::var("STRONGROOM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
+    ))]
+
+    #[test]
+    fn files_have_by_their_names_what_was_written_wherever_a_worker_dies(
+        deeds in proptest::collection::vec(deed(), 1..12), share in 0_u64..1000, tidy: bool,
+    ) {
+        let play = |point: u64| {
+            let (mut processes, mut files) = (Processes::new(), BTreeMap::new());
+            die_after(Some(point));
+            for deed in &deeds {
+                processes.run(deed, &mut files);
+                if tidy {
+                    processes.tell(Events::tidy);
+                }
+                processes.check(&files);
+            }
+            die_after(None)
+        };
+        let points = u64::MAX - play(u64::MAX).unwrap();
+        play(points * share / 1000);
+    }
+
+    #[test]
+    fn files_have_by_their_names_what_was_written_however_late_they_are_released(
+        deeds in proptest::collection::vec(deed(), 1..40),
+    ) {
+        let (mut processes, mut files) = (Processes::new(), BTreeMap::new());
+        processes.is_late = true;
+        for deed in &deeds {
+            processes.run(deed, &mut files);
+        }
+        processes.check(&files);
+        for release in std::mem::take(&mut processes.releases) {
+            release.join().unwrap();
+        }
+        processes.check(&files);
+    }
+}

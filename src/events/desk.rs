@@ -22,7 +22,7 @@ use super::draft::{Draft, Kept, Operation, Store};
 use super::folder::{STAGING, Stored};
 use super::node::What;
 use super::packs::Filed;
-use super::{At, Events, Shared, full, lock, os, stale};
+use super::{At, Events, Shared, full, lock, os};
 
 /// Keys of a draft's entries in the runtime state, after its inode number.
 pub(super) const HEAD: u8 = 0;
@@ -227,15 +227,19 @@ impl Events {
             draft.collect(&operation);
         }
         draft.complete(&parts);
-        // Killed between the new head and the new file's name.
-        let staging = staged(inode, draft.generation);
-        if self.folder.entry(&staging).is_ok() {
-            self.folder.rename(&staging, &node.path, false).map_err(|e| os(&e))?;
-        }
-        let store = self.folder.file(&node.path).map_err(|e| os(&e))?;
-        let store = self.filed(store, (inode, draft.generation));
+        let store = {
+            let _stay = self.stay();
+            let path = self.now(inode)?.path;
+            // Killed between the new head and the new file's name.
+            let staging = staged(inode, draft.generation);
+            if self.folder.entry(&staging).is_ok() {
+                self.folder.rename(&staging, &path, false).map_err(|e| os(&e))?;
+            }
+            let store = self.folder.file(&path).map_err(|e| os(&e))?;
+            self.note_store(inode, &store)?;
+            self.filed(store, (inode, draft.generation))
+        };
         draft.add_packs(&store, &parts).map_err(|e| os(&e))?;
-        self.note_store(inode, &store)?;
         // Killed between the store and the note of it: what is behind was not acknowledged.
         if store.len().map_err(|e| os(&e))? > draft.stored_len() {
             store.set_len(draft.stored_len()).map_err(|e| os(&e))?;
@@ -253,13 +257,16 @@ impl Events {
         level: Level,
         new: Option<Stored>,
     ) -> Result<Desk, Refusal> {
-        let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
         let view = self.outside.view(place)?;
-        let store = match new {
-            Some(new) => new,
-            None => self.folder.file(&node.path).map_err(|e| os(&e))?,
+        let (node, store) = {
+            let _stay = self.stay();
+            let node = self.now(inode)?;
+            let store = match new {
+                Some(new) => new,
+                None => self.folder.file(&node.path).map_err(|e| os(&e))?,
+            };
+            (node, self.filed(store, (inode, 0)))
         };
-        let store = self.filed(store, (inode, 0));
         let kept = match &node.what {
             What::File { kept: Some((stored, tail, sealed)), .. } => {
                 let key = self.outside.key()?;
@@ -390,7 +397,6 @@ impl Events {
         place: &Place,
         desk: &mut Desk,
     ) -> Result<(), Refusal> {
-        let path = lock(&self.nodes).get(inode).map(|n| n.path.clone()).ok_or_else(stale)?;
         let view = self.outside.view(place)?;
         let staging = staged(inode, desk.draft.generation + 1);
         // Of an earlier try that failed.
@@ -412,10 +418,13 @@ impl Events {
                 return Err(refusal);
             }
         };
-        self.folder.rename(&staging, &path, false).map_err(|e| os(&e))?;
+        {
+            let _stay = self.stay();
+            self.folder.rename(&staging, &self.now(inode)?.path, false).map_err(|e| os(&e))?;
+            self.note_store(inode, &target)?;
+        }
         let old = std::mem::replace(&mut desk.draft, new);
         std::mem::replace(&mut desk.store, target).unlink_packs();
-        self.note_store(inode, &desk.store)?;
         self.count(old.weight(), desk.draft.weight());
         self.forget_generation(inode, old.generation, (old.segments(), old.operations))
             .map_err(full)

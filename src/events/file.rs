@@ -19,7 +19,7 @@ use crate::redact::{self, Level};
 use super::codec::Encoder;
 use super::desk::{Desk, OPERATION, key_of, staged};
 use super::draft::{Draft, Operation, Store};
-use super::folder::{Sort, Stored};
+use super::folder::{Entry, Sort, Stored};
 use super::node::{Node, What};
 use super::{At, Attributes, Change, Events, full, lock, os, refusal, stale};
 
@@ -47,8 +47,9 @@ impl Events {
         writing: bool,
         request: Request,
     ) -> Result<(Attributes, u64), Refusal> {
-        let (made, new) = self.make(writer, parent, name, exclusive, request)?;
-        let fh = self.open_as(writer, made.inode, writing, new, request)?;
+        let (inode, entry, new) = self.make(writer, parent, name, exclusive, request)?;
+        let made = self.shown(inode, entry)?;
+        let fh = self.open_as(writer, inode, writing, new, request)?;
         Ok((made, fh))
     }
 
@@ -64,7 +65,8 @@ impl Events {
         exclusive: bool,
         request: Request,
     ) -> Result<Attributes, Refusal> {
-        self.make(writer, parent, name, exclusive, request).map(|(made, _)| made)
+        let (inode, entry, _) = self.make(writer, parent, name, exclusive, request)?;
+        self.shown(inode, entry)
     }
 
     fn make(
@@ -74,8 +76,9 @@ impl Events {
         name: &OsStr,
         exclusive: bool,
         request: Request,
-    ) -> Result<(Attributes, Option<Stored>), Refusal> {
+    ) -> Result<(u64, Entry, Option<Stored>), Refusal> {
         self.check_name(writer, name)?;
+        let _stay = self.stay();
         let path = self.directory_node(writer, parent)?.path.join(name);
         let new = match self.folder.create(&path) {
             Err(e)
@@ -85,11 +88,11 @@ impl Events {
             }
             other => Some(other.map_err(|e| os(&e))?),
         };
-        let entry = self.folder.entry(&path).map_err(|e| os(&e))?;
+        let (inode, entry) = self.found(writer, &path)?;
         if entry.sort == Sort::Directory {
             return Err(refusal(Errno::EISDIR));
         }
-        Ok((self.found(writer, &path, entry)?, new))
+        Ok((inode, entry, new))
     }
 
     /// Opens a file.
@@ -162,11 +165,14 @@ impl Events {
                 return desk.draft.read(&desk.store, at, size).map_err(|e| os(&e));
             }
         }
-        let node = self.node(writer, inode)?;
-        if matches!(node.what, What::File { is_old: true, .. }) {
-            return Err(refusal(Errno::ESTALE));
-        }
-        let store = self.folder.reader(&node.path).map_err(|e| os(&e))?;
+        let store = {
+            let _stay = self.stay();
+            let node = self.node(writer, inode)?;
+            if matches!(node.what, What::File { is_old: true, .. }) {
+                return Err(refusal(Errno::ESTALE));
+            }
+            self.folder.reader(&node.path).map_err(|e| os(&e))?
+        };
         let mut buffer = vec![0; size];
         let mut done = 0;
         while done < size {
@@ -218,7 +224,8 @@ impl Events {
         if let Some(mode) = change.mode
             && is_file
         {
-            self.folder.set_mode(&node.path, mode).map_err(|e| os(&e))?;
+            let _stay = self.stay();
+            self.folder.set_mode(&self.now(inode)?.path, mode).map_err(|e| os(&e))?;
         }
         if let Some(size) = change.size {
             if !is_file {
@@ -231,8 +238,12 @@ impl Events {
             let sort = if is_file { Sort::File } else { Sort::Directory };
             let shared = if is_file { self.desk(inode, None)? } else { None };
             let mut guard = shared.as_ref().map(|s| lock(s));
-            let times = self.folder.set_times(&node.path, sort, change.accessed, change.modified);
-            times.map_err(|e| os(&e))?;
+            {
+                let _stay = self.stay();
+                let path = self.now(inode)?.path;
+                let times = self.folder.set_times(&path, sort, change.accessed, change.modified);
+                times.map_err(|e| os(&e))?;
+            }
             if let Some(desk) = guard.as_mut().and_then(|g| g.as_mut())
                 && change.modified.is_some()
             {
@@ -568,6 +579,12 @@ impl Events {
             desk.store.set_modified(modified).map_err(|e| os(&e))?;
         }
         self.count(desk.draft.weight(), desk.draft.stored_len());
+        let _stay = self.stay();
+        let Ok(node) = self.now(inode) else {
+            // Nobody had it open, and its name was given to another meanwhile, or to none.
+            desk.store.unlink_packs();
+            return self.forget_draft(inode).map_err(full);
+        };
         let kept = desk.draft.kept();
         let sealed = self.seal(&*self.outside.key()?, b"event tail", &kept.state)?;
         let kept = Some((kept.stored, kept.tail, sealed));

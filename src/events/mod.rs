@@ -5,7 +5,8 @@
 //! state, answer; each step can be repeated, so that a worker that dies in between loses and doubles
 //! nothing. When the last writer has closed a file, its end is decided and it is complete.
 //!
-//! Invariant: no unredacted byte reaches the store. Lock order: a draft, then `nodes`, `openers`.
+//! Invariant: no unredacted byte reaches the store. Lock order: a draft, then `moves`, then `nodes`,
+//! `openers`.
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
@@ -30,7 +31,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -171,6 +172,9 @@ pub struct Events {
     journal: Arc<Journal>,
     handles: Arc<Handles>,
     outside: Arc<dyn Outside>,
+    /// Held for reading while what a name stands for is used, for writing while names change: what the
+    /// store has and what `nodes` says are one thing then.
+    moves: RwLock<()>,
     nodes: Mutex<Nodes>,
     openers: Mutex<HashMap<u64, Openers>>,
     /// Drafts in memory; none in it: to be read from the runtime state.
@@ -266,6 +270,7 @@ impl Events {
             journal,
             handles,
             outside,
+            moves: RwLock::default(),
             nodes: Mutex::new(nodes),
             openers: Mutex::new(openers),
             desks: Mutex::default(),
@@ -328,8 +333,24 @@ impl Events {
         }
     }
 
+    /// No name changes while the guard is held. Not to be asked for twice by one thread, nor before a
+    /// draft's lock.
+    fn stay(&self) -> RwLockReadGuard<'_, ()> {
+        self.moves.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names change, by this thread alone.
+    fn change_names(&self) -> RwLockWriteGuard<'_, ()> {
+        self.moves.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a number stands for now.
+    fn now(&self, inode: u64) -> Result<Node, Refusal> {
+        lock(&self.nodes).get(inode).cloned().ok_or_else(stale)
+    }
+
     fn node(&self, writer: &Writer, inode: u64) -> Result<Node, Refusal> {
-        let node = lock(&self.nodes).get(inode).cloned().ok_or_else(stale)?;
+        let node = self.now(inode)?;
         if node.place.folder != writer.place.folder {
             return Err(Refusal::ForeignHandle);
         }
@@ -345,7 +366,7 @@ impl Events {
         }
     }
 
-    fn shown(&self, inode: u64, path: &Path, mut entry: Entry) -> Result<Attributes, Refusal> {
+    fn shown(&self, inode: u64, mut entry: Entry) -> Result<Attributes, Refusal> {
         let is_directory = entry.sort == Sort::Directory;
         let (mut size, mut written) = (Some(0), None);
         if !is_directory {
@@ -353,11 +374,14 @@ impl Events {
                 self.seen(inode).map_or((None, None), |(size, time)| (Some(size), time));
             // It may have become complete since the entry was read, and longer: who appends next
             // would do so where the kernel believes that it ends.
-            if size.is_none()
-                && let Ok(now) = self.folder.entry(path)
-                && self.is_stored_as(inode, now)
-            {
-                entry = now;
+            if size.is_none() {
+                let _stay = self.stay();
+                if let Ok(node) = self.now(inode)
+                    && let Ok(now) = self.folder.entry(&node.path)
+                    && matches!(node.what, What::File { store_inode, .. } if store_inode == now.inode)
+                {
+                    entry = now;
+                }
             }
         }
         let is_unlinked = lock(&self.nodes).get(inode).is_some_and(Node::is_unlinked);
@@ -371,12 +395,6 @@ impl Events {
             changed: written.map_or(entry.changed, |written| written.max(entry.changed)),
             links: if is_unlinked { 0 } else { entry.links },
         })
-    }
-
-    /// Whether an entry of the store is that of the file.
-    fn is_stored_as(&self, inode: u64, entry: Entry) -> bool {
-        let is_it = |node: &Node| matches!(node.what, What::File { store_inode, .. } if store_inode == entry.inode);
-        lock(&self.nodes).get(inode).is_some_and(is_it)
     }
 
     /// The size of a file as those see it who have it open.

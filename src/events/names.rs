@@ -32,7 +32,7 @@ impl Events {
                 self.folder.entry(&path).map_err(|e| os(&e))?
             }
         };
-        self.shown(self.directory_inode(writer, &path)?, &path, entry)
+        self.shown(self.directory_inode(writer, &path)?, entry)
     }
 
     /// The number of the writer's own events directory, whether it is made yet or not.
@@ -56,23 +56,22 @@ impl Events {
         if name.len() > MAX_NAME_BYTES {
             return Err(Refusal::NameTooLong);
         }
-        let parent = self.directory_node(writer, parent)?;
-        let path = parent.path.join(name);
-        let entry = self.folder.entry(&path).map_err(|e| os(&e))?;
-        self.found(writer, &path, entry)
+        let (inode, entry) = {
+            let _stay = self.stay();
+            let path = self.directory_node(writer, parent)?.path.join(name);
+            self.found(writer, &path)?
+        };
+        self.shown(inode, entry)
     }
 
-    pub(super) fn found(
-        &self,
-        writer: &Writer,
-        path: &Path,
-        entry: Entry,
-    ) -> Result<Attributes, Refusal> {
+    /// What is at a path, and its number. Only while names stay.
+    pub(super) fn found(&self, writer: &Writer, path: &Path) -> Result<(u64, Entry), Refusal> {
+        let entry = self.folder.entry(path).map_err(|e| os(&e))?;
         let inode = match entry.sort {
             Sort::Directory => self.directory_inode(writer, path)?,
             Sort::File => self.file_inode(&writer.place, path, entry)?,
         };
-        self.shown(inode, path, entry)
+        Ok((inode, entry))
     }
 
     /// Attributes of a number that the writer has.
@@ -80,9 +79,12 @@ impl Events {
     /// # Errors
     /// See [`Refusal`].
     pub fn attributes(&self, writer: &Writer, inode: u64) -> Result<Attributes, Refusal> {
-        let node = self.node(writer, inode)?;
-        let entry = self.folder.entry(&node.path).map_err(|e| os(&e))?;
-        self.shown(inode, &node.path, entry)
+        let entry = {
+            let _stay = self.stay();
+            let node = self.node(writer, inode)?;
+            self.folder.entry(&node.path).map_err(|e| os(&e))?
+        };
+        self.shown(inode, entry)
     }
 
     /// Lists a directory: name, number, whether it is a directory.
@@ -90,6 +92,7 @@ impl Events {
     /// # Errors
     /// See [`Refusal`].
     pub fn list(&self, writer: &Writer, inode: u64) -> Result<Vec<(OsString, u64, bool)>, Refusal> {
+        let _stay = self.stay();
         let node = self.directory_node(writer, inode)?;
         let names = self.folder.list(&node.path).map_err(|e| os(&e))?;
         let nodes = lock(&self.nodes);
@@ -122,13 +125,16 @@ impl Events {
         request: Request,
     ) -> Result<Attributes, Refusal> {
         self.check_name(writer, name)?;
-        let path = self.directory_node(writer, parent)?.path.join(name);
-        match self.folder.make_directory(&path) {
-            Err(e) if request.resent && e.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other.map_err(|e| os(&e))?,
-        }
-        let entry = self.folder.entry(&path).map_err(|e| os(&e))?;
-        self.found(writer, &path, entry)
+        let (inode, entry) = {
+            let _stay = self.stay();
+            let path = self.directory_node(writer, parent)?.path.join(name);
+            match self.folder.make_directory(&path) {
+                Err(e) if request.resent && e.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(|e| os(&e))?,
+            }
+            self.found(writer, &path)?
+        };
+        self.shown(inode, entry)
     }
 
     /// Removes an empty directory.
@@ -142,6 +148,7 @@ impl Events {
         name: &OsStr,
         request: Request,
     ) -> Result<(), Refusal> {
+        let _changes = self.change_names();
         let path = self.directory_node(writer, parent)?.path.join(name);
         match self.folder.remove_directory(&path) {
             Err(e) if request.resent && e.kind() == io::ErrorKind::NotFound => {}
@@ -167,6 +174,7 @@ impl Events {
         name: &OsStr,
         request: Request,
     ) -> Result<(), Refusal> {
+        let _changes = self.change_names();
         let path = self.directory_node(writer, parent)?.path.join(name);
         match self.folder.entry(&path) {
             Ok(Entry { sort: Sort::Directory, .. }) => return Err(refusal(Errno::EISDIR)),
@@ -189,6 +197,12 @@ impl Events {
         request: Request,
     ) -> Result<(), Refusal> {
         self.check_name(writer, new_name)?;
+        let path = self.directory_node(writer, parent)?.path.join(name);
+        let inode = lock(&self.nodes).file(&path);
+        if let Some(inode) = inode {
+            self.settle_for_rename(writer, inode)?;
+        }
+        let _changes = self.change_names();
         let from = self.directory_node(writer, parent)?.path.join(name);
         let to = self.directory_node(writer, new_parent)?.path.join(new_name);
         let moved = match self.folder.entry(&from) {
@@ -207,10 +221,6 @@ impl Events {
         }
         if to.starts_with(&from) {
             return Err(refusal(Errno::EINVAL));
-        }
-        let inode = lock(&self.nodes).file(&from).filter(|_| moved.sort == Sort::File);
-        if let Some(inode) = inode {
-            self.settle_for_rename(writer, inode)?;
         }
         match (self.folder.entry(&to), moved.sort) {
             (Ok(_), _) if exclusive => return Err(refusal(Errno::EEXIST)),
@@ -238,7 +248,8 @@ impl Events {
         renamed
     }
 
-    /// Takes the file at `path` out of its directory: away, or where those find it who have it open.
+    /// Takes the file at `path` out of its directory: away, or where those find it who have it open. Only
+    /// while names change.
     pub(super) fn detach(&self, path: &Path) -> io::Result<()> {
         let known = lock(&self.nodes).file(path);
         let len = self.folder.entry(path)?.len;
@@ -299,7 +310,7 @@ impl Events {
         }
     }
 
-    /// The number of a file; a file that was replaced from outside gets a new one.
+    /// The number of a file; a file that was replaced from outside gets a new one. Only while names stay.
     pub(super) fn file_inode(
         &self,
         place: &Arc<Place>,

@@ -214,12 +214,15 @@ impl Events {
             return Ok(false);
         }
         drop(store);
-        let entry = self.folder.entry(path).map_err(|e| os(&e))?;
-        let place = match known.and_then(|inode| lock(&self.nodes).get(inode).cloned()) {
+        let place = match known.and_then(|inode| self.now(inode).ok()) {
             Some(node) => node.place,
             None => Arc::new(place.clone()),
         };
-        let inode = self.file_inode(&place, path, entry)?;
+        let (inode, entry) = {
+            let _stay = self.stay();
+            let entry = self.folder.entry(path).map_err(|e| os(&e))?;
+            (self.file_inode(&place, path, entry)?, entry)
+        };
         let shared = self.desk(inode, Some((&place, level)))?.ok_or_else(stale)?;
         let mut guard = lock(&shared);
         let desk = guard.as_mut().ok_or_else(stale)?;

@@ -244,6 +244,7 @@ impl Events {
             return Err(refusal(Errno::EBUSY));
         }
         let going = Path::new(STAGING).join(format!("{GOING}{:016x}", self.new_inode()?));
+        let _changes = self.change_names();
         self.folder.rename(Path::new(&kept.folder), &going, true).map_err(|e| os(&e))?;
         self.count(kept.bytes, 0);
         let mut nodes = lock(&self.nodes);
@@ -300,6 +301,7 @@ impl Events {
         if inode.is_some_and(|inode| self.is_unfinished(inode)) {
             return Ok(None);
         }
+        let _changes = self.change_names();
         // What is no file, as a link from outside, has no bytes of ours.
         let len = self.folder.entry(&path).map_or(0, |entry| entry.len);
         match self.folder.unlink(&path) {
