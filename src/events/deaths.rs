@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::asked::{Killed, die_after, step};
 use super::tests::writer;
@@ -606,15 +607,30 @@ proptest::proptest! {
     }
 
     #[test]
-    fn files_have_by_their_names_what_was_written_however_late_they_are_released(
+    fn files_have_by_their_names_what_was_written_however_late_they_are_released_and_whoever_looks(
         deeds in proptest::collection::vec(deed(), 1..40),
     ) {
         let (mut processes, mut files) = (Processes::new(), BTreeMap::new());
         processes.is_late = true;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let looker = {
+            let (events, is_over) = (processes.events.clone(), is_over.clone());
+            std::thread::spawn(move || {
+                let writer = writer();
+                let root = events.root(&writer).unwrap().inode;
+                while !is_over.load(Ordering::Relaxed) {
+                    for file in 0..3 {
+                        let _found = events.lookup(&writer, root, OsStr::new(&Processes::name(file)));
+                    }
+                }
+            })
+        };
         for deed in &deeds {
             processes.run(deed, &mut files);
         }
         processes.check(&files);
+        is_over.store(true, Ordering::Relaxed);
+        looker.join().unwrap();
         for release in std::mem::take(&mut processes.releases) {
             release.join().unwrap();
         }
