@@ -668,6 +668,27 @@ fn known_formats_in_base64_are_found_at_every_cut() {
     }
 }
 
+/// A token without a known end takes the next line along, which has one as well, also where a cut
+/// leaves that line too short to be one.
+#[test]
+fn a_token_in_base64_goes_on_over_a_line_with_another_one_at_every_cut() {
+    let view = Arc::new(View::empty());
+    let jwt = format!("{}.{}", base64(b"{\"alg\":\"HS256\"}").trim_end_matches('='), drawn(40, 9));
+    let first = base64(format!("a {jwt} {jwt}!").as_bytes());
+    let second = base64(format!("{} {}", drawn(2, 3), &jwt[..33]).as_bytes());
+    let (first, second) = (&first[..first.len() / 4 * 4], &second[..48]);
+    let input = format!(" {first}\n  {second}");
+    let whole = text(&redact(&view, Level::All, input.as_bytes()));
+    assert!(whole.ends_with("[REDACTED:jwt]") && !whole.contains('\n'), "{whole}");
+    for cut in 1..input.len() {
+        for pieces in [vec![cut, input.len()], vec![cut, 1]] {
+            let out =
+                in_pieces(&view, Level::All, input.as_bytes(), &pieces, cut % 2 == 0, |_, _| {});
+            assert_eq!(text(&out), whole, "{pieces:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(1_000))]
 

@@ -397,16 +397,18 @@ impl Redactor {
                 self.rest = None;
             }
         }
-        let mut begun = None;
+        // The first in the text: of those that are undecided, which are found again, the last line's
+        // come first.
+        let mut begun: Option<(u64, u64, Arc<str>)> = None;
         for token in self.scratch.tokens.drain(..) {
             let end = token.end.unwrap_or_else(|| {
                 let rest = chain::rest(text, token.start);
                 if rest.goes_on {
                     limit = limit.min(rest.end);
-                    begun.get_or_insert_with(|| {
-                        let at = [token.start, rest.end].map(|place| stretch.position(place));
-                        (at[0], at[1], token.rule.clone())
-                    });
+                    let [at, to] = [token.start, rest.end].map(|place| stretch.position(place));
+                    if begun.as_ref().is_none_or(|(first, ..)| at < *first) {
+                        begun = Some((at, to, token.rule.clone()));
+                    }
                 }
                 rest.end
             });
