@@ -44,15 +44,16 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// Where a write begins.
-    pub(super) fn begin(&mut self, at: At) -> u64 {
+    /// Where a write begins. `is_told` says whether the kernel may believe that the file is so long.
+    pub(super) fn begin(&mut self, at: At, is_told: impl Fn(u64) -> bool) -> u64 {
         let end = self.draft.len();
         if !at.append {
             return at.offset;
         }
-        // The kernel appends under its own lock, with the size that it was last told. Any other
-        // offset is the writer's own, unless the kernel could not be told.
-        let lags = self.kernel_may_lag && self.draft.was_so_long(at.offset);
+        // The kernel appends under its own lock, with the size that it believes in. Any other offset is
+        // the writer's own.
+        let could_not_be_told = self.kernel_may_lag && self.draft.was_so_long(at.offset);
+        let lags = could_not_be_told || at.offset < end && is_told(at.offset);
         let is_end = at.offset == end || lags;
         self.kernel_may_lag &= at.offset != end;
         if is_end { end } else { at.offset }

@@ -381,8 +381,13 @@ impl Events {
         request: Request,
     ) -> Result<(), Refusal> {
         let before = desk.draft.len();
-        let at = desk.begin(at);
+        let believed = at.offset;
+        let at = desk.begin(at, |len| lock(&self.lengths).has(inode, len));
         let end = at.checked_add(bytes.len() as u64).ok_or_else(|| refusal(Errno::EFBIG))?;
+        if at != believed {
+            // What it believes when this is answered.
+            lock(&self.lengths).tell(inode, believed.saturating_add(bytes.len() as u64));
+        }
         let grows = end.saturating_sub(desk.draft.len());
         if end > self.limits.max_file
             || self.total.load(Ordering::Relaxed).saturating_add(grows) > self.limits.max_total

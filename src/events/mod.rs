@@ -18,6 +18,7 @@ mod draft;
 mod emit;
 mod file;
 mod folder;
+mod lengths;
 mod names;
 mod node;
 mod overlay;
@@ -52,6 +53,7 @@ use desk::{Desk, HEAD, key_of};
 use draft::Draft;
 pub use draft::Telling;
 use folder::{Entry, Folder, STAGING, Sort};
+use lengths::Lengths;
 use node::{Node, Nodes, What};
 use packs::Filed;
 
@@ -187,7 +189,8 @@ pub struct Events {
     leftovers: Mutex<HashMap<u64, Vec<PathBuf>>>,
     /// Bytes in the store.
     total: AtomicU64,
-    /// Innermost.
+    /// Innermost, both.
+    lengths: Mutex<Lengths>,
     sweep: Mutex<search::Sweep>,
 }
 
@@ -278,6 +281,7 @@ impl Events {
             idle: Mutex::default(),
             leftovers: Mutex::new(leftovers),
             total: AtomicU64::new(0),
+            lengths: Mutex::default(),
             sweep: Mutex::default(),
         })
     }
@@ -384,12 +388,16 @@ impl Events {
                 }
             }
         }
+        let size = size.unwrap_or(entry.len);
+        if !is_directory {
+            lock(&self.lengths).tell(inode, size);
+        }
         let is_unlinked = lock(&self.nodes).get(inode).is_some_and(Node::is_unlinked);
         Ok(Attributes {
             inode,
             is_directory,
             mode: entry.mode,
-            size_bytes: size.unwrap_or(entry.len),
+            size_bytes: size,
             modified: written.unwrap_or(entry.modified),
             accessed: entry.accessed,
             changed: written.map_or(entry.changed, |written| written.max(entry.changed)),

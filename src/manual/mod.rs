@@ -251,7 +251,8 @@
 //! (`ESTALE` from then on). Opened anew, it starts
 //! from its stored bytes, and a secret that a later append completes is still caught.
 //! Appending is judged by each write: `O_APPEND` as the descriptor has it now, `RWF_APPEND`,
-//! and `RWF_NOAPPEND` by its offset. A size that is changed by name is complete when it is answered.
+//! and `RWF_NOAPPEND` by its offset, unless that is a length that the file had before: the kernel may
+//! append there when several processes do so, and that goes to the end. A size that is changed by name is complete when it is answered.
 //!
 //! Refused: symbolic and hard links, devices, fifos (`EPERM`), extended attributes (`EOPNOTSUPP`),
 //! shared mmap (`ENODEV`), a read that would fill the page cache (`EINVAL`), moving anything in or out

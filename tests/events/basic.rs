@@ -135,6 +135,61 @@ for n in range(300):
     }
 }
 
+/// The kernel may believe an earlier length of a file that several processes make, rename and append to.
+#[test]
+fn lines_of_several_processes_are_neither_lost_nor_doubled_while_their_file_is_renamed() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::deployed();
+    let store = execution(&home, "l");
+    let writers = r#"
+import os, random
+d = os.environ["STRONGROOM_EVENTS_DIR"]
+def write(me):
+    rnd, kept = random.Random(me), None
+    for n in range(2500):
+        line = ("%d %d " % (me, n) + "x" * rnd.randint(0, 30) + "\n").encode()
+        f = kept or os.open(d + "/log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        assert os.write(f, line) == len(line)
+        kept = f if rnd.random() < .4 else os.close(f)
+        if rnd.random() < .02:
+            try:
+                os.rename(d + "/log", d + "/log.%d.%d" % (me, n))
+            except FileNotFoundError:
+                pass
+    os._exit(0)
+children = [os.fork() or write(me) for me in range(4)]
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+# Elsewhere than at the end although the descriptor appends (RWF_NOAPPEND, Linux 6.9).
+f = os.open(d + "/over", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+os.write(f, b"0123456789")
+try:
+    os.pwritev(f, [b"abc"], 4, 0x20)
+except OSError:
+    os.pwrite(os.open(d + "/over", os.O_WRONLY), b"abc", 4)
+"#;
+    let writers = script(&home, "writers.py", writers);
+    let mut command = home.command(&["run", "--no-redact", "--execution", "l"]);
+    command.args(["--agent", "TestRunner", "--secrets-path"]).arg(home.dir.path().join("view"));
+    good(&command.args(["--", "/usr/bin/python3"]).arg(writers).output().unwrap());
+    home.ok(&["execution", "end", "l"]);
+    let mut lines = Vec::new();
+    for file in fs::read_dir(&store).unwrap() {
+        let path = file.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("log") {
+            lines.extend(stored(path).lines().map(|line| {
+                let mut words = line.split(' ').map(|word| word.parse::<u32>());
+                (words.next().unwrap().unwrap(), words.next().unwrap().unwrap())
+            }));
+        }
+    }
+    lines.sort_unstable();
+    let all: Vec<_> = (0..4).flat_map(|me| (0..2500).map(move |n| (me, n))).collect();
+    assert!(lines == all, "{} lines of {}", lines.len(), all.len());
+    assert_eq!(stored(store.join("over")), "0123abc789");
+}
+
 #[test]
 fn names_links_and_devices_with_or_as_a_way_out_are_refused() {
     if !may_mount() {

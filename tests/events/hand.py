@@ -52,7 +52,10 @@ def attempt(which, root, name, args):
         # Python passes these flags on as they are.
         return os.pwritev(fd, [bytes.fromhex(args[1])], 0, RWF_APPEND)
     if name == "noappend":
-        return os.pwritev(fd, [bytes.fromhex(args[2])], args[1], RWF_NOAPPEND)
+        # At the end or behind it: what lies before may be a length that the file once had, which is
+        # taken for an append.
+        at = os.fstat(held[args[0]][1]).st_size + args[1] % 7
+        return os.pwritev(fd, [bytes.fromhex(args[2])], at, RWF_NOAPPEND)
     if name == "read":
         return os.read(fd, args[1]).hex()
     if name == "pread":
