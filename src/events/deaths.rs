@@ -364,6 +364,8 @@ struct Processes {
     asked: u64,
     /// Files are released by other threads, as the kernel does: nobody waits for it.
     is_late: bool,
+    /// What is written has values in it, and is not read as it was written.
+    has_values: bool,
     releases: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -381,7 +383,7 @@ impl Processes {
     fn new() -> Self {
         let ground = Ground::new();
         let events = Arc::new(ground.worker());
-        Self { ground, events, asked: 0, is_late: false, releases: Vec::new() }
+        Self { ground, events, asked: 0, is_late: false, has_values: false, releases: Vec::new() }
     }
 
     /// The same, of what cannot fail.
@@ -491,7 +493,9 @@ impl Processes {
             Deed::Append(file, text) => {
                 let Some(before) = files.get_mut(&file) else { return };
                 let (found, fh) = self.open(file, true).unwrap();
-                assert_eq!(found.size_bytes, before.len() as u64, "of {deed:?}");
+                if !self.has_values {
+                    assert_eq!(found.size_bytes, before.len() as u64, "of {deed:?}");
+                }
                 self.write(fh, At { offset: found.size_bytes, append: true }, text);
                 self.close(fh);
                 before.push_str(text);
@@ -541,14 +545,18 @@ impl Processes {
         }
     }
 
-    fn check(&mut self, files: &BTreeMap<usize, String>) {
+    fn read(&mut self, file: usize) -> String {
         let writer = self.ground.writer.clone();
+        let (found, fh) = self.open(file, false).unwrap();
+        let read = self.ask(|events, _| events.read(&writer, fh, 0, 4096)).unwrap();
+        assert_eq!(found.size_bytes, read.len() as u64, "of file {file}");
+        self.release(fh);
+        String::from_utf8(read).unwrap()
+    }
+
+    fn check(&mut self, files: &BTreeMap<usize, String>) {
         for (file, text) in files {
-            let (found, fh) = self.open(*file, false).unwrap();
-            let read = self.ask(|events, _| events.read(&writer, fh, 0, 4096)).unwrap();
-            assert_eq!(String::from_utf8_lossy(&read), *text, "of file {file}");
-            assert_eq!(found.size_bytes, text.len() as u64, "of file {file}");
-            self.release(fh);
+            assert_eq!(self.read(*file), *text, "of file {file}");
         }
     }
 }
@@ -581,6 +589,32 @@ fn deed() -> impl proptest::strategy::Strategy<Value = Deed> {
     ]
 }
 
+/// The pieces make the value.
+fn adding() -> impl proptest::strategy::Strategy<Value = Deed> {
+    use proptest::prelude::*;
+    let text = || {
+        let (first, second) = VALUE.split_at(13);
+        proptest::sample::select(vec![
+            "a line\n",
+            "x",
+            first,
+            second,
+            VALUE,
+            "sk-ant-api03-",
+            "AbCdEfGh1JkLmN0pQrStUv",
+            "\n",
+        ])
+    };
+    let file = || 0_usize..2;
+    prop_oneof![
+        2 => (file(), text()).prop_map(|(file, text)| Deed::Save(file, text)),
+        6 => (file(), text()).prop_map(|(file, text)| Deed::Append(file, text)),
+        1 => (file(), file()).prop_map(|(from, to)| Deed::Rename(from, to)),
+    ]
+}
+
+use proptest::prelude::prop_assert_eq;
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(
         std::env::var("STRONGROOM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
@@ -604,6 +638,29 @@ proptest::proptest! {
         };
         let points = u64::MAX - play(u64::MAX).unwrap();
         play(points * share / 1000);
+    }
+
+    #[test]
+    fn what_was_begun_in_a_file_goes_on_wherever_a_worker_dies(
+        deeds in proptest::collection::vec(adding(), 1..10), share in 0_u64..1000, tidy: bool,
+    ) {
+        let play = |point: u64| {
+            let (mut processes, mut files) = (Processes::new(), BTreeMap::new());
+            processes.has_values = true;
+            die_after(Some(point));
+            for deed in &deeds {
+                processes.run(deed, &mut files);
+                if tidy {
+                    processes.tell(Events::tidy);
+                }
+            }
+            let read: Vec<_> = files.keys().map(|file| processes.read(*file)).collect();
+            (die_after(None), read)
+        };
+        let (left, expected) = play(u64::MAX);
+        let points = u64::MAX - left.unwrap();
+        let (_, read) = play(points * share / 1000);
+        prop_assert_eq!(read, expected);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::draft::{Draft, Kept, Operation, Store};
 use super::folder::{STAGING, Stored};
 use super::node::What;
 use super::packs::Filed;
-use super::{At, Events, Shared, full, lock, os};
+use super::{At, Events, Shared, full, lock, os, stale};
 
 /// Keys of a draft's entries in the runtime state, after its inode number.
 pub(super) const HEAD: u8 = 0;
@@ -203,6 +203,11 @@ impl Events {
         let at = key_of(inode, HEAD, 0, 0);
         let Some(entry) = self.journal.get(Kind::EventDraft, &at) else { return Ok(None) };
         let node = lock(&self.nodes).get(inode).cloned().ok_or(Refusal::Fault)?;
+        if matches!(node.what, What::File { is_old: true, .. }) {
+            // It was complete: killed before it was forgotten.
+            self.forget_draft(inode).map_err(full)?;
+            return Ok(None);
+        }
         let (key, view) = (self.outside.key()?, self.outside.view(&node.place)?);
         let mut fields = Decoder(&entry);
         let fault = || Refusal::Fault;
@@ -262,6 +267,10 @@ impl Events {
         let (node, store) = {
             let _stay = self.stay();
             let node = self.now(inode)?;
+            if matches!(node.what, What::File { is_old: true, .. }) {
+                // Completed while this waited: the name has another number by now.
+                return Err(stale());
+            }
             let store = match new {
                 Some(new) => new,
                 None => self.folder.file(&node.path).map_err(|e| os(&e))?,

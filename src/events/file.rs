@@ -603,14 +603,14 @@ impl Events {
             let new = self.new_inode()?;
             let reader = self.folder.reader(&node.path).map_err(|e| os(&e))?;
             let mut nodes = lock(&self.nodes);
+            // First, so that what the next writer needs is known to whoever takes over in between.
+            nodes.put(new, complete).map_err(full)?;
             if self.is_open(inode) {
-                let what = What::File { store_inode, kept: None, is_old: true };
-                nodes.put(inode, Node { what, ..node }).map_err(full)?;
+                nodes.make_old(inode).map_err(full)?;
                 lock(&self.frozen).insert(inode, Arc::new((frozen, desk.store.with(reader))));
             } else {
                 nodes.remove(inode).map_err(full)?;
             }
-            nodes.put(new, complete).map_err(full)?;
         } else {
             lock(&self.nodes).put(inode, complete).map_err(full)?;
         }

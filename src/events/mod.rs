@@ -265,6 +265,20 @@ impl Events {
                 if handle.writing { &mut openers.writers } else { &mut openers.readers }.insert(fh);
             }
         }
+        for (one, other) in nodes.twins() {
+            // The earlier number is the one that still has a draft.
+            let has_draft =
+                |inode: u64| journal.get(Kind::EventDraft, &key_of(inode, HEAD, 0, 0)).is_some();
+            let (earlier, later) = if has_draft(other) { (other, one) } else { (one, other) };
+            if openers.contains_key(&earlier) {
+                nodes.make_old(earlier).map_err(io::Error::other)?;
+            } else {
+                nodes.remove(earlier).map_err(io::Error::other)?;
+            }
+            if let Some(node) = nodes.get(later).cloned() {
+                nodes.put(later, node).map_err(io::Error::other)?;
+            }
+        }
         let decoy = Arc::new(Decoy::new(&folder));
         Ok(Self {
             folder,

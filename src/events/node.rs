@@ -228,6 +228,28 @@ impl Nodes {
         Ok(())
     }
 
+    /// A later number has the file's name.
+    pub(super) fn make_old(&mut self, inode: u64) -> Result<(), journal::Error> {
+        let Some(mut node) = self.get(inode).cloned() else { return Ok(()) };
+        if let What::File { is_old, kept, .. } = &mut node.what {
+            (*is_old, *kept) = (true, None);
+        }
+        self.put(inode, node)
+    }
+
+    /// Files that have two numbers: a worker died when it had given the later one.
+    pub(super) fn twins(&self) -> Vec<(u64, u64)> {
+        let mut by_path: HashMap<&Path, u64> = HashMap::new();
+        let mut twins = Vec::new();
+        for (inode, node) in &self.by_inode {
+            let is_current = matches!(node.what, What::File { is_old: false, .. });
+            if is_current && let Some(other) = by_path.insert(&node.path, *inode) {
+                twins.push((other, *inode));
+            }
+        }
+        twins
+    }
+
     /// Numbers of a folder whose agents are gone.
     pub(super) fn of_folder(&self, folder: &str) -> Vec<u64> {
         let of = |(_, node): &(&u64, &Node)| node.place.folder == folder;
