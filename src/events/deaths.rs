@@ -357,6 +357,9 @@ fn a_file_that_another_replaces_is_written_on_and_neither_gets_what_is_the_other
     }
 }
 
+/// What another process writes.
+const ANOTHER: &str = "of another\n";
+
 /// Processes that use files by their names, as the kernel asks for it; a worker dies at some point.
 struct Processes {
     ground: Ground,
@@ -417,6 +420,35 @@ impl Processes {
                 self.events = Arc::new(self.ground.worker());
                 request.resent = true;
                 ask(&self.events, request)
+            }
+        }
+    }
+
+    /// The same of a request that takes a file's name away; when the worker dies over it and the name is
+    /// free, another process makes a file of that name before it is asked again. Whether one did.
+    fn ask_beside_another(
+        &mut self,
+        file: usize,
+        ask: impl Fn(&Events, Request) -> Result<(), Refusal>,
+    ) -> bool {
+        self.asked += 2;
+        let mut request = Request { id: self.asked, resent: false };
+        match catch_unwind(AssertUnwindSafe(|| ask(&self.events, request))) {
+            Ok(outcome) => {
+                outcome.unwrap();
+                false
+            }
+            Err(panic) => {
+                assert!(panic.is::<Killed>(), "a panic");
+                self.events = Arc::new(self.ground.worker());
+                let is_free = !self.has_values && self.look(file).is_err();
+                if is_free {
+                    let mut other = BTreeMap::new();
+                    self.run(&Deed::Save(file, ANOTHER), &mut other);
+                }
+                request.resent = true;
+                ask(&self.events, request).unwrap();
+                is_free
             }
         }
     }
@@ -524,23 +556,27 @@ impl Processes {
                 }
                 self.look(from).unwrap();
                 let names = [from, to].map(Self::name);
-                self.ask(|events, request| {
+                let is_made = self.ask_beside_another(from, |events, request| {
                     let [from, to] = [0, 1].map(|n| (root, OsStr::new(&names[n])));
                     events.rename(&writer, from, to, false, request)
-                })
-                .unwrap();
+                });
                 let moved = files.remove(&from).unwrap();
                 files.insert(to, moved);
+                if is_made {
+                    files.insert(from, ANOTHER.to_owned());
+                }
             }
             Deed::Remove(file) => {
                 if files.remove(&file).is_none() {
                     return;
                 }
                 let name = Self::name(file);
-                self.ask(|events, request| {
+                let is_made = self.ask_beside_another(file, |events, request| {
                     events.unlink(&writer, root, OsStr::new(&name), request)
-                })
-                .unwrap();
+                });
+                if is_made {
+                    files.insert(file, ANOTHER.to_owned());
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 //! state, answer; each step can be repeated, so that a worker that dies in between loses and doubles
 //! nothing. When the last writer has closed a file, its end is decided and it is complete.
 //!
-//! Invariant: no unredacted byte reaches the store. Lock order: a draft, then `moves`, then `nodes`,
+//! Invariant: no unredacted byte reaches the store. Lock order: a draft, then `names`, then `nodes`,
 //! `openers`.
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ mod emit;
 mod file;
 mod folder;
 mod lengths;
+mod moves;
 mod names;
 mod node;
 mod overlay;
@@ -54,6 +55,7 @@ use draft::Draft;
 pub use draft::Telling;
 use folder::{Entry, Folder, STAGING, Sort};
 use lengths::Lengths;
+use moves::Moves;
 use node::{Node, Nodes, What};
 use packs::Filed;
 
@@ -176,7 +178,8 @@ pub struct Events {
     outside: Arc<dyn Outside>,
     /// Held for reading while what a name stands for is used, for writing while names change: what the
     /// store has and what `nodes` says are one thing then.
-    moves: RwLock<()>,
+    names: RwLock<()>,
+    moves: Moves,
     nodes: Mutex<Nodes>,
     openers: Mutex<HashMap<u64, Openers>>,
     /// Drafts in memory; none in it: to be read from the runtime state.
@@ -265,6 +268,7 @@ impl Events {
                 if handle.writing { &mut openers.writers } else { &mut openers.readers }.insert(fh);
             }
         }
+        let moves = Moves::open(journal.clone(), &folder, &mut nodes).map_err(io::Error::other)?;
         for (one, other) in nodes.twins() {
             // The earlier number is the one that still has a draft.
             let has_draft =
@@ -287,7 +291,8 @@ impl Events {
             journal,
             handles,
             outside,
-            moves: RwLock::default(),
+            names: RwLock::default(),
+            moves,
             nodes: Mutex::new(nodes),
             openers: Mutex::new(openers),
             desks: Mutex::default(),
@@ -354,12 +359,12 @@ impl Events {
     /// No name changes while the guard is held. Not to be asked for twice by one thread, nor before a
     /// draft's lock.
     fn stay(&self) -> RwLockReadGuard<'_, ()> {
-        self.moves.read().unwrap_or_else(PoisonError::into_inner)
+        self.names.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Names change, by this thread alone.
     fn change_names(&self) -> RwLockWriteGuard<'_, ()> {
-        self.moves.write().unwrap_or_else(PoisonError::into_inner)
+        self.names.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a number stands for now.

@@ -15,6 +15,7 @@ use crate::broker::{Place, Refusal, Request, Writer};
 use crate::redact;
 
 use super::folder::{Entry, Sort};
+use super::moves::Move;
 use super::node::{Node, Nodes, What};
 use super::{Attributes, Events, MAX_NAME_BYTES, full, lock, os, refusal, unlinked};
 
@@ -175,13 +176,35 @@ impl Events {
         request: Request,
     ) -> Result<(), Refusal> {
         let _changes = self.change_names();
+        if request.resent && self.moves.has_done(request.id) {
+            return Ok(());
+        }
         let path = self.directory_node(writer, parent)?.path.join(name);
-        match self.folder.entry(&path) {
+        let entry = match self.folder.entry(&path) {
             Ok(Entry { sort: Sort::Directory, .. }) => return Err(refusal(Errno::EISDIR)),
             Err(e) if request.resent && e.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(|e| os(&e))?,
         };
-        self.detach(&path).map_err(|e| os(&e))
+        let change = Move { from: path, to: None, store_inode: entry.inode };
+        self.carry_out(request, &change, || self.detach(&change.from))
+    }
+
+    /// Changes a name in the store and in the numbers, which is noted before and after.
+    fn carry_out(
+        &self,
+        request: Request,
+        change: &Move,
+        both: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), Refusal> {
+        self.moves.begin(request.id, change).map_err(full)?;
+        if let Err(error) = both() {
+            // Where the store has it already the next worker follows.
+            if !change.is_stored(&self.folder) {
+                self.moves.give_up(request.id).map_err(full)?;
+            }
+            return Err(os(&error));
+        }
+        self.moves.end(request.id, change).map_err(full)
     }
 
     /// Renames; replaces what is at the new name, unless `exclusive`.
@@ -203,6 +226,9 @@ impl Events {
             self.settle_for_rename(writer, inode)?;
         }
         let _changes = self.change_names();
+        if request.resent && self.moves.has_done(request.id) {
+            return Ok(());
+        }
         let from = self.directory_node(writer, parent)?.path.join(name);
         let to = self.directory_node(writer, new_parent)?.path.join(new_name);
         let moved = match self.folder.entry(&from) {
@@ -242,8 +268,12 @@ impl Events {
             _ => {}
         }
         self.begin_move();
-        let renamed = self.folder.rename(&from, &to, exclusive).map_err(|e| os(&e));
-        let renamed = renamed.and_then(|()| lock(&self.nodes).rename(&from, &to).map_err(full));
+        let store_inode = moved.inode;
+        let change = Move { from: from.clone(), to: Some(to.clone()), store_inode };
+        let renamed = self.carry_out(request, &change, || {
+            self.folder.rename(&from, &to, exclusive)?;
+            lock(&self.nodes).rename(&from, &to).map_err(io::Error::other)
+        });
         self.end_move(&to);
         renamed
     }

@@ -56,6 +56,8 @@ pub enum Kind {
     Outputs = 13,
     /// What is on record of outputs that are being searched, by the agent's number and its own.
     OutputFound = 14,
+    /// A change of a name in an events directory that has begun, or is over, by its request.
+    EventMove = 15,
 }
 
 impl Kind {
@@ -75,6 +77,7 @@ impl Kind {
             12 => Self::Answer,
             13 => Self::Outputs,
             14 => Self::OutputFound,
+            15 => Self::EventMove,
             _ => return None,
         })
     }
