@@ -365,7 +365,7 @@ impl Events {
 
     /// Removes a draft from memory and the runtime state.
     pub(super) fn forget_draft(&self, inode: u64) -> Result<(), crate::execution::journal::Error> {
-        let desk = lock(&self.desks).remove(&inode);
+        let desk = lock(&self.desks).get(&inode).cloned();
         // Who completes it holds its lock, and removes them.
         let packs = desk.as_ref().and_then(|desk| {
             let desk = desk.try_lock().ok()?;
@@ -384,6 +384,8 @@ impl Events {
         for (key, _) in self.journal.below(Kind::EventDraft, &inode.to_be_bytes()) {
             self.journal.remove(Kind::EventDraft, &key)?;
         }
+        // Last: whoever finds none in memory takes up what the runtime state has.
+        lock(&self.desks).remove(&inode);
         Ok(())
     }
 

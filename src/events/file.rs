@@ -454,12 +454,15 @@ impl Events {
         if size > self.limits.max_file {
             return Err(refusal(Errno::EDQUOT));
         }
-        let shared = self.desk(inode, Some(of(writer)))?.ok_or(Refusal::Fault)?;
-        let mut guard = lock(&shared);
-        let desk = guard.as_mut().ok_or(Refusal::Fault)?;
-        self.note_use(&writer.place, &mut desk.draft);
-        let outcome = self.truncate_to(inode, writer, desk, size);
-        self.keep(&mut guard, outcome)
+        loop {
+            let shared = self.desk(inode, Some(of(writer)))?.ok_or(Refusal::Fault)?;
+            let mut guard = lock(&shared);
+            // Nobody needs to have it open: a close may have made it complete meanwhile.
+            let Some(desk) = guard.as_mut() else { continue };
+            self.note_use(&writer.place, &mut desk.draft);
+            let outcome = self.truncate_to(inode, writer, desk, size);
+            return self.keep(&mut guard, outcome);
+        }
     }
 
     /// Completes a file whose size was changed by its name, while nobody writes it. Called when the

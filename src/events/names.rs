@@ -12,8 +12,10 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use crate::broker::{Place, Refusal, Request, Writer};
+use crate::execution::journal::Kind;
 use crate::redact;
 
+use super::desk::{HEAD, key_of};
 use super::folder::{Entry, Sort};
 use super::moves::Move;
 use super::node::{Node, Nodes, What};
@@ -351,8 +353,13 @@ impl Events {
             let inode = nodes.file(path)?;
             let is_same = matches!(nodes.get(inode)?.what,
                 What::File { store_inode, .. } if store_inode == entry.inode);
-            // While it is written its place in the store may just be changing.
-            (is_same || lock(&self.desks).contains_key(&inode)).then_some(inode)
+            // While it is written its place in the store may just be changing, or have been when a
+            // worker died.
+            let is_written = || {
+                lock(&self.desks).contains_key(&inode)
+                    || self.journal.get(Kind::EventDraft, &key_of(inode, HEAD, 0, 0)).is_some()
+            };
+            (is_same || is_written()).then_some(inode)
         };
         if let Some(inode) = known(&lock(&self.nodes), entry) {
             return Ok(inode);
